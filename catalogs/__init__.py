@@ -1,0 +1,1 @@
+"""Descriptions of STAC providers, one YAML file each; data only."""

@@ -1,0 +1,125 @@
+"""The ``stcln-geo`` command: mounts the verbs and turns errors into sentences."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+__all__ = ["app", "run"]
+
+_GROUPS = {
+    "catalogs": "List and show the STAC providers that are described.",
+    "cube": "Plan, build, check and look at cubes.",
+    "labels": "Burn field labels into a cube and split them by field.",
+    "checkpoint": "Import published weights; describe and export checkpoints.",
+    "cog": "Check cloud-optimized GeoTIFFs.",
+}
+_VERBS = {
+    "demo": "Run the whole path on a simulated region, or on a catalog folder.",
+    "simulate": "Write a simulated Sentinel-2 archive.",
+    "pretrain": "Pre-train the network on a cube without labels.",
+    "finetune": "Fine-tune the network on few labelled fields.",
+    "evaluate": "Score a fine-tuned network on held-out fields.",
+    "predict": "Map a whole region into cloud-optimized GeoTIFFs.",
+}
+_ORDER = (
+    "demo", "simulate", "catalogs", "cube", "labels", "pretrain", "finetune", "evaluate",
+    "predict", "checkpoint", "cog",
+)  # fmt: skip
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a verb's module when the verb is used; the overview needs none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List the verbs in the order of the data's path."""
+        return list(_ORDER)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a verb, importing its module only to run or describe it."""
+        if cmd_name not in _ORDER:
+            return super().get_command(ctx, cmd_name)
+        return load_command(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the overview from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, {**_GROUPS, **_VERBS}[name]) for name in _ORDER])
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a verb and return its click command."""
+    module = importlib.import_module(f".{name}", __package__)
+    if name in _GROUPS:
+        command = typer.main.get_group(module.app)
+    else:
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name=name)(getattr(module, name))
+        command = typer.main.get_command(single)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    name="stcln-geo",
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        typer.echo(f"stcln-geo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """From a STAC search to a crop map of a whole region, with few labels."""
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted."""
+    sys.exit(invoke(sys.argv[1:] if arguments is None else arguments))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command in this process and return its exit code."""
+    from ..errors import StclnGeoError, TaskError
+
+    command = typer.main.get_command(app)
+    try:
+        outcome = command.main(args=arguments, prog_name="stcln-geo", standalone_mode=False)
+    except StclnGeoError as error:
+        _complain(str(error))
+        return 1 if isinstance(error, TaskError) else 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("Interrupted. Run the same command again: it continues where it stopped.")
+        return 130
+    except Exception as error:
+        shown = getattr(error, "show", None)
+        if shown is None:
+            raise
+        shown()  # click's own complaint about a wrong flag or a missing argument
+        return int(getattr(error, "exit_code", 2))
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _complain(text: str) -> None:
+    from ._common import console
+
+    console(stderr=True).print(f"Error: {text}", style="red", markup=False)

@@ -1,0 +1,363 @@
+"""Descriptions of STAC providers: where they are, how they name bands, what their numbers mean.
+
+A provider is a YAML file (the shipped ones lie in `stcln_geo.catalogs`; users write their own in
+the same form), or a static STAC catalog, whose description is found out from its items.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import CatalogError
+
+__all__ = [
+    "Access",
+    "BandAsset",
+    "BaselineRule",
+    "Catalog",
+    "CollectionProfile",
+    "ItemProperties",
+    "OffsetRule",
+    "load_catalog",
+    "read_json",
+    "shipped_catalogs",
+]
+
+_REFUSED = {
+    "catalogue.dataspace.copernicus.eu": (
+        "its search stops at 10 000 items and repeats some. Use --catalog cdse"
+    ),
+}
+"""Hosts whose search is known to be wrong, with the reason and the remedy."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BandAsset(_Model):
+    """Which asset of an item holds a band."""
+
+    asset: str
+    resolution: float = Field(gt=0)
+    """Pixel size (metres)."""
+
+
+class BaselineRule(_Model):
+    """An offset that pixels carry from a processing baseline on."""
+
+    since: str = Field(pattern=r"^\d{2}\.\d{2}$")
+    offset: float
+    """Reflectance to add."""
+
+
+class OffsetRule(_Model):
+    """How to know the offset (reflectance to add) of an item's pixels."""
+
+    applied_property: str | None = None
+    """Item property that is true where the pixels already have the offset removed."""
+    declared: bool = False
+    """True where the offset that reflectance assets declare (raster extension) is right."""
+    baseline: BaselineRule | None = None
+    """Used where nothing is declared."""
+
+
+class ItemProperties(_Model):
+    """Names of item properties, in order of preference."""
+
+    baseline: tuple[str, ...] = ()
+    tile: tuple[str, ...] = ()
+    orbit: tuple[str, ...] = ()
+    product: tuple[str, ...] = ()
+    datatake: tuple[str, ...] = ()
+    datastrip: tuple[str, ...] = ()
+    generation: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ()
+
+
+class CollectionProfile(_Model):
+    """A collection: its bands, their radiometry, and where items say what."""
+
+    title: str = ""
+    bands: dict[str, BandAsset] = Field(default_factory=dict)
+    """Common band name -> asset; empty: found out from the items."""
+    scl: BandAsset | None = None
+    nodata: int = 0
+    scale: float = Field(default=1e-4, gt=0)
+    """Reflectance per source number, where an asset does not declare it."""
+    offset: OffsetRule = OffsetRule()
+    properties: ItemProperties = ItemProperties()
+
+
+class Access(_Model):
+    """What reading pixels needs."""
+
+    kind: Literal["open", "sas", "s3"] = "open"
+    token_url: str | None = None
+    """Where a token is fetched, with {account} and {container} (kind sas)."""
+    max_connections: int | None = Field(default=None, ge=1)
+    """Most simultaneous reads of one process."""
+    gdal: dict[str, str] = Field(default_factory=dict)
+    """GDAL options set while reading."""
+
+    @model_validator(mode="after")
+    def _needs_token_url(self) -> Access:
+        if self.kind == "sas" and not self.token_url:
+            raise ValueError("access of kind 'sas' needs token_url")
+        return self
+
+
+class Catalog(_Model):
+    """A STAC provider."""
+
+    name: str
+    title: str = ""
+    kind: Literal["api", "static"]
+    endpoint: str | None = None
+    """Address of the STAC API, or path or address of the static catalog."""
+    page_limit: int = Field(default=100, ge=1)
+    """Items asked for per page."""
+    access: Access = Access()
+    collections: dict[str, CollectionProfile] = Field(default_factory=dict)
+    """By id; empty: `defaults` serve for every collection."""
+    defaults: CollectionProfile = CollectionProfile()
+
+    @field_validator("endpoint")
+    @classmethod
+    def _not_refused(cls, endpoint: str | None) -> str | None:
+        host = urlparse(endpoint or "").hostname
+        if host in _REFUSED:
+            raise ValueError(f"{endpoint} cannot be used: {_REFUSED[host]}")
+        return endpoint
+
+    @model_validator(mode="after")
+    def _needs_endpoint(self) -> Catalog:
+        if self.kind == "api" and not self.endpoint:
+            raise ValueError("a catalog of kind 'api' needs an endpoint")
+        return self
+
+    def profile(self, collection: str | None) -> CollectionProfile:
+        """Return the description of a collection.
+
+        Raises
+        ------
+        CatalogError
+            If this catalog lists its collections and the one asked for is not among them.
+        """
+        if not self.collections:
+            return self.defaults
+        if collection not in self.collections:
+            raise CatalogError(
+                f"Cannot use the collection {collection!r} of catalog '{self.name}': it describes "
+                f"{', '.join(self.collections)}. Give one of them with --collection, or describe "
+                "the collection in a YAML file of your own (stcln-geo catalogs show "
+                f"{self.name} prints one to start from)."
+            )
+        return self.collections[collection]
+
+    def default_collection(self) -> str | None:
+        """Return the collection to use where none is named, or None where the items decide.
+
+        Raises
+        ------
+        CatalogError
+            If there are several.
+        """
+        if len(self.collections) > 1:
+            raise CatalogError(
+                f"Cannot choose a collection of catalog '{self.name}': it has "
+                f"{', '.join(self.collections)}. Give one with --collection."
+            )
+        return next(iter(self.collections), None)
+
+
+def shipped_catalogs() -> dict[str, Catalog]:
+    """Return the catalogs that come with the package, by name."""
+    folder = resources.files("stcln_geo.catalogs")
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if file.name.endswith(".yaml"):
+            found[file.name.removesuffix(".yaml")] = _parse_yaml(
+                file.read_text(encoding="utf-8"), file.name
+            )
+    return found
+
+
+def load_catalog(source: str | Path) -> Catalog:
+    """Return the catalog that a name, a file, a folder or an address stands for.
+
+    Parameters
+    ----------
+    source
+        A shipped name (`shipped_catalogs`), a YAML file, a static ``catalog.json``, a folder
+        that holds one, or the address of a static catalog or of a STAC API.
+    """
+    text = str(source)
+    if text.startswith(("http://", "https://")):
+        return _from_address(text)
+    path = Path(text).expanduser()
+    shipped = shipped_catalogs()
+    if text in shipped and not path.is_dir():
+        return _shipped(shipped[text])
+    if path.is_dir():
+        return _from_folder(path)
+    if not path.is_file():
+        raise CatalogError(
+            f"Cannot find the catalog {text!r}: it is neither a file or folder nor one of "
+            f"{', '.join(shipped)}. Give one of these names, a YAML file, a folder with "
+            "catalog.json, or an address that starts with https://."
+        )
+    if path.suffix.lower() in {".yaml", ".yml"}:
+        return _parse_yaml(_read_text(path), str(path))
+    return _static(str(path.resolve()), read_json(str(path)))
+
+
+def read_json(location: str) -> dict[str, Any]:
+    """Return the JSON object at a path or an http address.
+
+    Raises
+    ------
+    CatalogError
+        If it cannot be fetched or is not a JSON object.
+    """
+    if location.startswith(("http://", "https://")):
+        text = _fetch(location)
+    elif "://" in location:
+        raise CatalogError(
+            f"Cannot read {location}: catalogs are read from files and from http(s) addresses. "
+            "Copy it to a folder, or give its https address."
+        )
+    else:
+        text = _read_text(Path(location))
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise CatalogError(
+            f"Cannot read {location} as JSON: {error}. A STAC document is a JSON object. "
+            "Check that the file is complete."
+        ) from error
+    if not isinstance(content, dict):
+        raise CatalogError(
+            f"Cannot use {location}: it holds a {type(content).__name__}, but a STAC document is "
+            "a JSON object. Give the path of a catalog.json."
+        )
+    return content
+
+
+def _shipped(catalog: Catalog) -> Catalog:
+    if catalog.kind == "static" and not catalog.endpoint:
+        raise CatalogError(
+            f"Cannot search the catalog '{catalog.name}' by its name alone: it stands for any "
+            "folder with a catalog.json. Give that folder instead, as in --catalog my_scenes/."
+        )
+    return catalog
+
+
+def _from_folder(folder: Path) -> Catalog:
+    for name in ("catalog.json", "collection.json"):
+        if (folder / name).is_file():
+            path = (folder / name).resolve()
+            return _static(str(path), read_json(str(path)))
+    raise CatalogError(
+        f"Cannot use the folder {folder} as a catalog: it holds no catalog.json. Give a folder "
+        "with a static STAC catalog, or the file itself."
+    )
+
+
+def _from_address(address: str) -> Catalog:
+    document = read_json(address)
+    if "conformsTo" not in document:
+        return _static(address, document)
+    static = shipped_catalogs()["static"]
+    return _validated(
+        {
+            "name": str(document.get("id", urlparse(address).hostname)),
+            "title": str(document.get("title", "")),
+            "kind": "api",
+            "endpoint": address,
+            "defaults": static.defaults.model_dump(),
+        },
+        address,
+    )
+
+
+def _static(location: str, document: Mapping[str, Any]) -> Catalog:
+    if document.get("type") not in {"Catalog", "Collection"}:
+        raise CatalogError(
+            f"Cannot use {location} as a catalog: its type is {document.get('type')!r}, but a "
+            "static STAC catalog is a Catalog or a Collection. Give the catalog.json above it."
+        )
+    template = shipped_catalogs()["static"]
+    return template.model_copy(
+        update={
+            "name": str(document.get("id", "static")),
+            "title": str(document.get("title") or document.get("description", "")),
+            "endpoint": location,
+        }
+    )
+
+
+def _parse_yaml(text: str, source: str) -> Catalog:
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CatalogError(
+            f"Cannot read the catalog {source} as YAML: {error}. Correct the file."
+        ) from error
+    if not isinstance(content, dict):
+        raise CatalogError(
+            f"Cannot use the catalog {source}: it must be a mapping with name, kind, endpoint and "
+            "collections. 'stcln-geo catalogs show earth-search' prints an example."
+        )
+    return _validated(content, source)
+
+
+def _validated(content: Mapping[str, Any], source: str) -> Catalog:
+    try:
+        return Catalog.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in entry['loc']) or 'catalog'}: {entry['msg']}"
+            for entry in error.errors()
+        )
+        raise CatalogError(
+            f"Cannot use the catalog {source}: {problems}. Correct these entries; "
+            "'stcln-geo catalogs show earth-search' prints an example."
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(
+            f"Cannot read {path}: {error}. Check the path and that you may read it."
+        ) from error
+
+
+def _fetch(address: str) -> str:
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util.retry import Retry
+
+    retry = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=retry))
+        session.mount("https://", HTTPAdapter(max_retries=retry))
+        try:
+            answer = session.get(address, timeout=(10, 60))
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise CatalogError(
+                f"Cannot fetch {address}: {error}. Check the address and the connection."
+            ) from error
+        return answer.text

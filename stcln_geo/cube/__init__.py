@@ -1,0 +1,1 @@
+"""From STAC items to a Zarr cube: search, plan, build, store."""

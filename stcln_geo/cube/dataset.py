@@ -1,0 +1,415 @@
+"""Cubes as xarray datasets: open them lazily, and make a cube of any dataset."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CubeError
+from ..grid import Lattice, Window, absolute_window, snapped_geobox
+from .contract import BANDS, FILL, SCALE, SCL_CLEAR, season_name
+from .store import (
+    Layout,
+    choose_season,
+    create_season,
+    finish_season,
+    list_seasons,
+    shards_of,
+    write_shard,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from odc.geo.geobox import GeoBox
+
+    from ..execution import ProgressHook
+
+__all__ = ["open_cube", "write_cube"]
+
+
+def open_cube(
+    path: str | Path,
+    season: str | None = None,
+    *,
+    mask_and_scale: bool = True,
+    chunks: str | None = "auto",
+) -> xr.Dataset:
+    """Open a cube lazily: one season, or all of them along time.
+
+    Parameters
+    ----------
+    season
+        First day of a season, ``YYYY-MM-DD``; by default all seasons, concatenated in time.
+        What belongs to one season (labels, parcels, fields) is left out when there are several.
+    mask_and_scale
+        Decode ``reflectance`` to float32 with NaN where nothing was measured; else keep the
+        int16 digital numbers.
+    chunks
+        "auto" for Dask arrays of whole shards; None for arrays without Dask.
+
+    Raises
+    ------
+    MissingFileError, CubeError
+        If there is no such cube or season.
+    """
+    import xarray as xr
+
+    path = Path(path)
+    names = list_seasons(path) if season is None else []
+    if len(names) < 2:
+        return _open_one(path, choose_season(path, season), mask_and_scale, chunks)
+    parts = [_open_one(path, name, mask_and_scale, chunks) for name in names]
+    dropped = [name for name in parts[0].variables if "time" not in parts[0][name].dims]
+    kept = {"time", "band", "y", "x", "spatial_ref"}
+    per_season = {
+        str(name) for part in parts for name in part.variables if "field" in part[name].dims
+    }
+    per_season |= {"labels", "parcels"} | (set(map(str, dropped)) - kept)
+    slim = [part.drop_vars(per_season & set(map(str, part.variables))) for part in parts]
+    whole: xr.Dataset = xr.concat(
+        slim,
+        dim="time",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="drop_conflicts",
+    )
+    return whole
+
+
+def _open_one(path: Path, name: str, mask_and_scale: bool, chunks: str | None) -> xr.Dataset:
+    import xarray as xr
+
+    dataset = xr.open_zarr(path / name, chunks=None, mask_and_scale=False, consolidated=False)
+    if chunks is not None:
+        shard = int(dataset.attrs["layout"]["shard"])
+        # One Dask chunk per shard: the unit that is stored and fetched as one file.
+        small = {"overview_y": -1, "overview_x": -1, "chunk_y": -1, "chunk_x": -1, "rgb": -1}
+        sizes = {"time": -1, "band": -1, "y": shard, "x": shard, **small}
+        dataset = dataset.chunk({dim: size for dim, size in sizes.items() if dim in dataset.dims})
+    if mask_and_scale:
+        raw = dataset["reflectance"]
+        decoded = (raw.astype("float32") * np.float32(SCALE)).where(raw != FILL)
+        encoded = ("scale_factor", "add_offset", "_FillValue")
+        decoded.attrs = {key: value for key, value in raw.attrs.items() if key not in encoded}
+        dataset["reflectance"] = decoded
+    return dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A foreign dataset, understood: one variable per band on a north-up grid."""
+
+    bands: tuple[str, ...]
+    planes: Mapping[str, xr.DataArray]
+    valid: xr.DataArray | None
+    scl: xr.DataArray | None
+    scale: float
+    offset: float
+    nodata: float | None
+    geobox: GeoBox
+    time: np.ndarray
+
+
+def write_cube(
+    dataset: xr.Dataset,
+    path: str | Path,
+    *,
+    bands: Mapping[str, str] | None = None,
+    scale: float | None = None,
+    offset: float = 0.0,
+    nodata: float | None = None,
+    season_start: str = "09-01",
+    lattice: Lattice | None = None,
+    layout: Layout | None = None,
+    overwrite: bool = False,
+    progress: ProgressHook | None = None,
+) -> Path:
+    """Make a cube of any dataset with a CRS and a time axis.
+
+    The dataset holds either ``reflectance (time, band, y, x)`` or one variable
+    ``(time, y, x)`` per band. Optional: ``valid`` (bool, True = usable) and ``scl``. It is
+    padded with no data to whole windows of the lattice and split into seasons.
+
+    Parameters
+    ----------
+    bands
+        Names in the dataset to common band names, such as ``{"B04": "red"}``; by default the
+        variables that bear a common band name.
+    scale, offset
+        ``reflectance = value * scale + offset``. By default the variable's ``scale_factor`` if
+        it has one, else 1 for floats and 0.0001 for integers.
+    nodata
+        Value that means no measurement; by default the variable's ``_FillValue`` or
+        ``nodata``; NaN always means it.
+    season_start
+        First day of the seasons, ``MM-DD``.
+    overwrite
+        Replace seasons that the cube has already.
+
+    Raises
+    ------
+    CubeError
+        If bands, CRS, time or grid are missing or unusable, or a season exists already.
+    OutputError
+        If the folder cannot be written.
+    """
+    lattice = lattice or Lattice()
+    path = Path(path)
+    source = _understand(dataset, bands, scale, offset, nodata)
+    names = np.asarray([season_name(time, season_start) for time in source.time])
+    seasons = sorted(set(names.tolist()))
+    existing = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
+    if existing & set(seasons) and not overwrite:
+        raise CubeError(
+            f"Cannot write the cube {path}: it has the seasons {sorted(existing & set(seasons))} "
+            "already, and write_cube never overwrites unasked. Choose another path, or pass "
+            "overwrite=True."
+        )
+    if overwrite and path.is_dir() and not (path / "zarr.json").is_file() and any(path.iterdir()):
+        raise CubeError(
+            f"Cannot overwrite {path}: the folder is not a cube. Choose another path, or empty it."
+        )
+    for done, name in enumerate(seasons):
+        dates = np.flatnonzero(names == name)
+        _write_season(source, path, name, dates, lattice, layout)
+        if progress is not None:
+            progress(done + 1, len(seasons), "seasons")
+    return path
+
+
+def _write_season(
+    source: _Source,
+    path: Path,
+    name: str,
+    dates: np.ndarray,
+    lattice: Lattice,
+    layout: Layout | None,
+) -> None:
+    from shapely.geometry import box
+
+    bounds = source.geobox.boundingbox
+    aoi = box(bounds.left, bounds.bottom, bounds.right, bounds.top)
+    resolution = float(source.geobox.affine.a)
+    geobox = snapped_geobox(aoi, crs=source.geobox.crs, resolution=resolution, lattice=lattice)
+    season = create_season(
+        path,
+        name,
+        geobox=geobox,
+        time=source.time[dates],
+        bands=source.bands,
+        aoi=aoi,
+        layout=layout,
+        lattice=lattice,
+        with_scl=source.scl is not None,
+        attrs={"source": "write_cube"},
+    )
+    try:
+        place = absolute_window(source.geobox).relative_to(season.window)
+        for shard in shards_of(season):
+            _write_one(source, season, shard, place, dates)
+    except BaseException:
+        with writing(path):
+            shutil.rmtree(path / f"{name}.building", ignore_errors=True)
+        raise
+    finish_season(path, name)
+
+
+def _write_one(
+    source: _Source, season: Any, shard: Window, place: Window, dates: np.ndarray
+) -> None:
+    """Read what the source has of a shard, harmonise it, write the shard."""
+    shape = (len(dates), *shard.shape_yx)
+    reflectance = np.full((len(dates), len(source.bands), *shard.shape_yx), FILL, dtype=np.int16)
+    valid = np.zeros(shape, dtype=bool)
+    scl = None if source.scl is None else np.zeros(shape, dtype=np.uint8)
+    shared = shard.intersection(place)
+    if not shared.is_empty:
+        read, put = shared.relative_to(place), shared.relative_to(shard)
+        pick = {"time": dates, "y": read.rows, "x": read.cols}
+        usable = np.ones((len(dates), *shared.shape_yx), dtype=bool)
+        for index, band in enumerate(source.bands):
+            numbers, good = _harmonise(source.planes[band].isel(pick).to_numpy(), source)
+            reflectance[:, index, put.rows, put.cols] = numbers
+            usable &= good
+        if source.valid is not None:
+            usable &= source.valid.isel(pick).to_numpy().astype(bool)
+        if source.scl is not None and scl is not None:
+            classes = source.scl.isel(pick).to_numpy().astype(np.uint8)
+            scl[:, put.rows, put.cols] = classes
+            usable &= np.isin(classes, SCL_CLEAR)
+        valid[:, put.rows, put.cols] = usable
+    write_shard(season, shard, reflectance=reflectance, valid=valid, scl=scl)
+
+
+def _harmonise(values: np.ndarray, source: _Source) -> tuple[np.ndarray, np.ndarray]:
+    """Return digital numbers (int16, -32768 = no data) and where they are usable (bool)."""
+    measured = (
+        np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
+    )
+    if source.nodata is not None and np.isfinite(source.nodata):
+        measured &= values != source.nodata
+    numbers = values.astype(np.float64) * (source.scale / SCALE) + source.offset / SCALE
+    numbers = np.rint(np.where(measured, numbers, 0.0))
+    usable = measured & (numbers <= 32767) & (numbers > FILL)
+    clipped = np.clip(numbers, FILL + 1, 32767).astype(np.int16)
+    return np.where(measured, clipped, np.int16(FILL)), usable
+
+
+def _understand(
+    dataset: xr.Dataset,
+    bands: Mapping[str, str] | None,
+    scale: float | None,
+    offset: float,
+    nodata: float | None,
+) -> _Source:
+    """Find bands, CRS, grid and time in a foreign dataset, or say what is missing."""
+    crs = _crs_of(dataset)
+    dataset = _with_standard_dims(dataset)
+    planes = _planes(dataset, bands)
+    names = tuple(sorted(planes, key=BANDS.index))
+    first = planes[names[0]]
+    if scale is None:
+        declared = first.attrs.get("scale_factor", first.encoding.get("scale_factor"))
+        scale = _default_scale(first) if declared is None or first.dtype.kind == "f" else declared
+    if nodata is None:
+        for key in ("_FillValue", "nodata", "missing_value"):
+            nodata = first.attrs.get(key, nodata)
+    time = dataset["time"].to_numpy().astype("datetime64[s]")
+    if time.size == 0 or np.isnat(time).any() or not (np.diff(time.astype("int64")) > 0).all():
+        raise CubeError(
+            f"Cannot make a cube of {time.size} times: they must be at least one, without gaps "
+            "(NaT), and increase strictly. Sort the dataset by time and merge repeated dates."
+        )
+    valid, scl = dataset.get("valid"), dataset.get("scl")
+    return _Source(
+        bands=names,
+        planes=planes,
+        valid=None if valid is None else valid.transpose("time", "y", "x"),
+        scl=None if scl is None else scl.transpose("time", "y", "x"),
+        scale=float(scale),
+        offset=float(offset),
+        nodata=None if nodata is None else float(nodata),
+        geobox=_geobox_of(dataset, crs),
+        time=time,
+    )
+
+
+def _default_scale(plane: xr.DataArray) -> float:
+    if plane.dtype.kind != "f":
+        return SCALE
+    sample = plane.isel(time=slice(0, 4), y=slice(0, 64), x=slice(0, 64)).to_numpy()
+    finite = sample[np.isfinite(sample)]
+    if finite.size and float(np.median(finite)) > 2.0:
+        raise CubeError(
+            f"Cannot take {plane.name!r} as reflectance: its median is {np.median(finite):.4g}, "
+            "and reflectance is about 0 to 1. Pass scale=0.0001 if these are digital numbers."
+        )
+    return 1.0
+
+
+def _crs_of(dataset: xr.Dataset) -> Any:
+    """Return the CRS from rioxarray's accessor or from a CF grid-mapping variable."""
+    import rioxarray  # noqa: F401 -- registers the accessor
+    from pyproj import CRS
+
+    found = dataset.rio.crs
+    if found is None:
+        for variable in dataset.variables.values():
+            wkt = variable.attrs.get("crs_wkt") or variable.attrs.get("spatial_ref")
+            if wkt:
+                found = CRS.from_user_input(str(wkt))
+                break
+    if found is None:
+        raise CubeError(
+            "Cannot make a cube of a dataset without a CRS: neither rioxarray nor a grid-mapping "
+            "variable names one. Set it, for example with dataset.rio.write_crs('EPSG:32631')."
+        )
+    return found
+
+
+def _with_standard_dims(dataset: xr.Dataset) -> xr.Dataset:
+    aliases = {
+        "t": "time",
+        "latitude": "y",
+        "longitude": "x",
+        "lat": "y",
+        "lon": "x",
+        "bands": "band",
+    }
+    renamed = {
+        old: new for old, new in aliases.items() if old in dataset.dims and new not in dataset.dims
+    }
+    dataset = dataset.rename(renamed)
+    missing = [name for name in ("time", "y", "x") if name not in dataset.coords]
+    if missing:
+        raise CubeError(
+            f"Cannot make a cube of a dataset with the coordinates "
+            f"{sorted(map(str, dataset.coords))}: {', '.join(missing)} is missing. "
+            "Rename or assign the coordinates time, y, x."
+        )
+    if dataset["y"].size > 1 and float(dataset["y"][1]) > float(dataset["y"][0]):
+        dataset = dataset.isel(y=slice(None, None, -1))
+    return dataset
+
+
+def _planes(dataset: xr.Dataset, bands: Mapping[str, str] | None) -> dict[str, xr.DataArray]:
+    """Return one (time, y, x) array per band, by common name."""
+    rename = dict(bands or {})
+    if "reflectance" in dataset:
+        stack = dataset["reflectance"]
+        sources = {str(name): stack.sel(band=name) for name in stack["band"].to_numpy()}
+    else:
+        sources = {
+            str(name): array
+            for name, array in dataset.data_vars.items()
+            if {"time", "y", "x"} == set(array.dims)
+        }
+    missing = [name for name in rename if name not in sources]
+    if missing:
+        raise CubeError(
+            f"Cannot find the bands {missing}: the dataset has {sorted(sources)}. "
+            "Correct the names in 'bands'."
+        )
+    named = {rename.get(name, name): array for name, array in sources.items()
+             if name in rename or (bands is None and name in BANDS)}  # fmt: skip
+    unknown = [name for name in named if name not in BANDS]
+    if unknown or not named:
+        raise CubeError(
+            f"Cannot name the bands of the dataset: it has {sorted(sources)}"
+            + (f" and {unknown} are not common band names" if unknown else "")
+            + f". Pass bands={{'name in the dataset': 'common name'}} with names among "
+            f"{', '.join(BANDS)}."
+        )
+    return {name: array.transpose("time", "y", "x") for name, array in named.items()}
+
+
+def _geobox_of(dataset: xr.Dataset, crs: Any) -> GeoBox:
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    y, x = dataset["y"].to_numpy(), dataset["x"].to_numpy()
+    if y.size < 2 or x.size < 2:
+        raise CubeError(
+            f"Cannot make a cube of {y.size} x {x.size} pixels: at least 2 x 2 are needed to know "
+            "the pixel size. Give a larger dataset."
+        )
+    steps = np.concatenate([np.diff(x), -np.diff(y)])
+    resolution = float(round(float(np.median(steps)), 9))
+    if not np.allclose(steps, resolution, rtol=1e-3):
+        raise CubeError(
+            f"Cannot use a grid with steps from {steps.min():.6g} to {steps.max():.6g}: pixels "
+            "must be square and regular. Resample it, for example with rioxarray's reproject."
+        )
+    left, top = float(x[0]) - resolution / 2, float(y[0]) + resolution / 2
+    affine = Affine(resolution, 0.0, left, 0.0, -resolution, top)
+    geobox = GeoBox((y.size, x.size), affine, str(crs.to_wkt()))
+    absolute_window(geobox)
+    return geobox

@@ -1,0 +1,240 @@
+"""The form of a season on disk: arrays, chunks, coordinates and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from zarr.codecs import BloscCodec
+
+from ..errors import InputError
+from .contract import FILL, OVERVIEW_STEP, SCALE, days_since
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+__all__ = [
+    "Layout",
+    "block_sum",
+    "create_array",
+    "create_arrays",
+    "geozarr_attrs",
+    "overview_of",
+    "plan_layout",
+    "write_coordinates",
+]
+
+_CHUNK_BYTES = 2_500_000
+_SHARD_BYTES = 400_000_000
+_OVERVIEW_BANDS = (
+    ("red", "green", "blue"),
+    ("nir", "rededge1", "swir22"),
+    ("nir08", "swir16", "rededge1"),
+)
+_OVERVIEW_WHITE = 0.35
+_PROJ_CONVENTION = "f17cb550-5864-4468-aeb7-f3180cfb622f"
+_SPATIAL_CONVENTION = "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Sides of the inner chunk and of the shard (pixels)."""
+
+    chunk: int
+    shard: int
+
+    def __post_init__(self) -> None:
+        """Check that shards hold whole chunks and whole overview pixels."""
+        if self.chunk % OVERVIEW_STEP or self.chunk < OVERVIEW_STEP or self.shard % self.chunk:
+            raise InputError(
+                f"Cannot lay out chunks of {self.chunk} px in shards of {self.shard} px: the chunk "
+                f"must be a multiple of {OVERVIEW_STEP} px and the shard a multiple of the chunk. "
+                "Use for example chunk=32, shard=256."
+            )
+
+
+def plan_layout(dates: int, bands: int, shape_yx: tuple[int, int]) -> Layout:
+    """Choose chunk and shard: chunks of a few MB, raw shards below 400 MB, none needlessly big."""
+    pixel_bytes = max(dates * bands * 2, 1)
+    chunk = 64 if pixel_bytes * 64 * 64 <= _CHUNK_BYTES else 32
+    shard = 512
+    while shard > chunk and pixel_bytes * shard * shard > _SHARD_BYTES:
+        shard //= 2
+    while shard > 2 * chunk and shard // 2 >= max(shape_yx):
+        shard //= 2
+    return Layout(chunk=chunk, shard=shard)
+
+
+def create_arrays(
+    group: Any,
+    layout: Layout,
+    shape: tuple[int, int, int, int],
+    bands: tuple[str, ...],
+    *,
+    with_scl: bool,
+) -> None:
+    """Create the empty arrays of a season.
+
+    Parameters
+    ----------
+    shape
+        Dates, bands, rows, columns.
+    """
+    dates, _, height, width = shape
+    chunk, shard = layout.chunk, layout.shard
+    grid = {"grid_mapping": "spatial_ref"}
+    create_array(
+        group, "reflectance", shape, (dates, len(bands), chunk, chunk),
+        (dates, len(bands), shard, shard), dtype="int16", fill=FILL,
+        dims=("time", "band", "y", "x"),
+        attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
+               "standard_name": "surface_bidirectional_reflectance", "units": "1"},
+    )  # fmt: skip
+    pixel_arrays = {"valid": "bool", "scl": "uint8"} if with_scl else {"valid": "bool"}
+    for name, dtype in pixel_arrays.items():
+        create_array(
+            group, name, (dates, height, width), (dates, chunk, chunk), (dates, shard, shard),
+            dtype=dtype, fill=0, dims=("time", "y", "x"), attrs=grid,
+        )  # fmt: skip
+    per_shard = shard // chunk
+    create_array(
+        group, "coverage", (dates, -(-height // chunk), -(-width // chunk)),
+        (dates, per_shard, per_shard), None, dtype="uint16", fill=0,
+        dims=("time", "chunk_y", "chunk_x"), attrs={"units": "valid pixels per chunk"},
+    )  # fmt: skip
+    small = shard // OVERVIEW_STEP
+    names = _overview_names(bands)
+    create_array(
+        group, "overview", (dates, 3, -(-height // OVERVIEW_STEP), -(-width // OVERVIEW_STEP)),
+        (dates, 3, small, small), None, dtype="uint8", fill=0,
+        dims=("time", "rgb", "overview_y", "overview_x"),
+        attrs={"bands": list(names), "white_reflectance": _OVERVIEW_WHITE},
+    )  # fmt: skip
+
+
+def create_array(
+    group: Any,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...] | None,
+    *,
+    dtype: str,
+    fill: Any,
+    dims: tuple[str, ...],
+    attrs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Create one array, compressed with blosc after a shuffle, in place of any it had."""
+    shuffle: Any = "shuffle" if np.dtype(dtype).itemsize > 1 else "bitshuffle"
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        shards=shards,
+        dtype=dtype,
+        fill_value=fill,
+        compressors=BloscCodec(cname="zstd", clevel=5, shuffle=shuffle),
+        dimension_names=dims,
+        attributes=dict(attrs or {}),
+        overwrite=True,
+    )
+
+
+def write_coordinates(
+    group: Any,
+    geobox: GeoBox,
+    time: np.ndarray,
+    bands: tuple[str, ...],
+    season: str,
+    date_attrs: dict[str, Sequence[Any]],
+) -> list[str]:
+    """Write the coordinates and return the names of those that are not dimensions."""
+    affine = geobox.affine
+    height, width = int(geobox.shape[0]), int(geobox.shape[1])
+    wkt = str(geobox.crs.to_wkt()) if geobox.crs is not None else ""
+    values: dict[str, tuple[np.ndarray, tuple[str, ...], dict[str, Any]]] = {
+        "time": (
+            time.astype("int64"),
+            ("time",),
+            {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"},
+        ),
+        "days": (
+            days_since(time, season),
+            ("time",),
+            {"long_name": f"whole days elapsed after {season}"},
+        ),
+        "band": (np.asarray(bands, dtype=np.dtypes.StringDType()), ("band",), {}),
+        "y": (affine.f + affine.e * (np.arange(height) + 0.5), ("y",), _axis("y")),
+        "x": (affine.c + affine.a * (np.arange(width) + 0.5), ("x",), _axis("x")),
+    }
+    for name, column in date_attrs.items():
+        array = np.asarray(list(column))
+        if array.dtype.kind in "UO":
+            array = np.asarray([str(value) for value in column], dtype=np.dtypes.StringDType())
+        values[name] = (array, ("time",), {})
+    for name, (array, dims, attrs) in values.items():
+        group.create_array(
+            name, data=array, chunks=array.shape, dimension_names=dims, attributes=attrs
+        )
+    reference = group.create_array("spatial_ref", shape=(), dtype="int64", fill_value=0)
+    reference.attrs.update(
+        {
+            "crs_wkt": wkt,
+            "spatial_ref": wkt,
+            "GeoTransform": " ".join(repr(float(value)) for value in affine.to_gdal()),
+        }
+    )
+    return ["spatial_ref", "days", *date_attrs]
+
+
+def _axis(axis: str) -> dict[str, str]:
+    return {"standard_name": f"projection_{axis}_coordinate", "axis": axis.upper(), "units": "m"}
+
+
+def geozarr_attrs(geobox: GeoBox) -> dict[str, Any]:
+    """Return the GeoZarr attributes of a group: CRS, transform, bounds, shape."""
+    crs: Any = geobox.crs
+    epsg = crs.epsg
+    box = geobox.boundingbox
+    return {
+        "zarr_conventions": [{"uuid": _PROJ_CONVENTION, "name": "proj:"},
+                             {"uuid": _SPATIAL_CONVENTION, "name": "spatial:"}],
+        **({"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": crs.to_wkt()}),
+        "spatial:dimensions": ["y", "x"],
+        "spatial:shape": [int(size) for size in geobox.shape],
+        "spatial:transform": [float(value) for value in tuple(geobox.affine)[:6]],
+        "spatial:bbox": [float(value) for value in (box.left, box.bottom, box.right, box.top)],
+    }  # fmt: skip
+
+
+def block_sum(valid: np.ndarray, chunk: int) -> np.ndarray:
+    """Count True per square: (T, H, W) bool -> (T, ceil(H/chunk), ceil(W/chunk)) int."""
+    rows = np.add.reduceat(valid, np.arange(0, valid.shape[1], chunk), axis=1, dtype=np.int32)
+    return np.add.reduceat(rows, np.arange(0, valid.shape[2], chunk), axis=2)
+
+
+def _overview_names(bands: tuple[str, ...]) -> tuple[str, str, str]:
+    """Choose three bands to look at: true colour if it is there."""
+    for names in _OVERVIEW_BANDS:
+        if set(names) <= set(bands):
+            return names
+    return bands[-1], bands[len(bands) // 2], bands[0]
+
+
+def overview_of(reflectance: np.ndarray, bands: tuple[str, ...]) -> np.ndarray:
+    """Average (T, C, H, W) int16 to (T, 3, H/16, W/16) uint8; 0 where nothing was measured."""
+    indices = [bands.index(name) for name in _overview_names(bands)]
+    planes = []
+    for index in indices:
+        plane = reflectance[:, index]
+        measured = plane != FILL
+        sums = np.where(measured, plane, 0).astype(np.float32)
+        count = block_sum(measured, OVERVIEW_STEP)
+        total = np.add.reduceat(sums, np.arange(0, sums.shape[1], OVERVIEW_STEP), axis=1)
+        total = np.add.reduceat(total, np.arange(0, sums.shape[2], OVERVIEW_STEP), axis=2)
+        mean = total / np.maximum(count, 1) * SCALE
+        gray = np.clip(np.sqrt(np.clip(mean / _OVERVIEW_WHITE, 0, 1)) * 254 + 1, 1, 255)
+        planes.append(np.where(count > 0, gray, 0).astype(np.uint8))
+    return np.stack(planes, axis=1)

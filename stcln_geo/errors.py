@@ -1,0 +1,73 @@
+"""The errors and warnings a user may meet.
+
+Every message says what could not be done, the offending value, the rule it broke and the
+remedy. The library raises; the command line prints the message and exits with code 2.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CatalogError",
+    "CheckpointError",
+    "CubeError",
+    "InputError",
+    "LabelError",
+    "MissingFileError",
+    "OutputError",
+    "SearchError",
+    "StclnGeoError",
+    "StclnGeoWarning",
+    "TaskError",
+]
+
+
+class StclnGeoError(Exception):
+    """Base of all errors that the user can act on."""
+
+
+class InputError(StclnGeoError, ValueError):
+    """A value, or a combination of values, breaks a rule."""
+
+
+class MissingFileError(StclnGeoError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+    def __str__(self) -> str:
+        """Return the sentence itself, without the errno decoration of OSError."""
+        return " ".join(str(part) for part in self.args)
+
+
+class CubeError(InputError):
+    """A cube, or the dataset meant to become one, breaks the cube contract."""
+
+
+class CatalogError(InputError):
+    """A catalog (STAC provider description or static catalog) cannot be used."""
+
+
+class SearchError(InputError):
+    """A search found nothing usable."""
+
+
+class LabelError(InputError):
+    """Labels cannot be burnt, split or used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, or does not fit the data."""
+
+
+class OutputError(StclnGeoError, OSError):
+    """A result cannot be written."""
+
+    def __str__(self) -> str:
+        """Return the sentence itself, without the errno decoration of OSError."""
+        return " ".join(str(part) for part in self.args)
+
+
+class TaskError(StclnGeoError, RuntimeError):
+    """Some tasks of a run failed; the others finished."""
+
+
+class StclnGeoWarning(UserWarning):
+    """Something is usable but deserves attention."""

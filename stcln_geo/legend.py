@@ -1,0 +1,196 @@
+"""Legends: class codes, source values, names and colours."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import LabelError, MissingFileError
+
+__all__ = ["CLASS_NODATA", "PALETTE", "UNLABELLED", "Legend", "LegendClass"]
+
+UNLABELLED = 255
+"""Code of a pixel without a label, in a cube's ``labels``."""
+
+CLASS_NODATA = 255
+"""Nodata of class maps: outside the region, or without enough clear dates."""
+
+PALETTE = (
+    "#e3b505", "#2f7d4f", "#b5543c", "#4f7cac", "#8f5fa8", "#98c14b", "#d98a2b", "#3aa6a0",
+    "#c65b7c", "#7a6a4f", "#f0d777", "#5b4b8a", "#6fbf73", "#a63d2f", "#8ab6d6", "#d3a6c8",
+    "#4b5d67", "#c2b280", "#1f5f8b", "#e07a5f",
+)  # fmt: skip
+"""Colours given to classes that come without one, in order of their codes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegendClass:
+    """One class of a legend.
+
+    Parameters
+    ----------
+    code
+        Dense code, 0 to K-1: the network's output channel and the map's pixel value.
+    value
+        The value in the source (vector column), as text.
+    name
+        Name shown to people.
+    color
+        ``#rrggbb``.
+    """
+
+    code: int
+    value: str
+    name: str
+    color: str
+
+    def __post_init__(self) -> None:
+        """Check the colour and the code."""
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.color):
+            raise LabelError(
+                f"Cannot use the colour {self.color!r} of class {self.name!r}: colours are written "
+                "#rrggbb. Correct it in the legend file."
+            )
+        if not 0 <= self.code < UNLABELLED:
+            raise LabelError(
+                f"Cannot use class code {self.code} of {self.name!r}: codes are 0 to 254 "
+                "(255 means unlabelled). Merge classes to have fewer."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """The classes of a map, in order of their dense codes 0 to K-1."""
+
+    classes: tuple[LegendClass, ...]
+
+    def __post_init__(self) -> None:
+        """Check that codes are dense and values distinct."""
+        if [entry.code for entry in self.classes] != list(range(len(self.classes))):
+            raise LabelError(
+                f"Cannot use a legend with codes {[entry.code for entry in self.classes]}: codes "
+                "must run 0, 1, 2, ... in order. Build it with Legend.from_values."
+            )
+        values = [entry.value for entry in self.classes]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise LabelError(
+                f"Cannot use a legend in which the values {twice} stand twice: each source value "
+                "belongs to one class. Remove the repeated rows."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of classes."""
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in order of code."""
+        return tuple(entry.name for entry in self.classes)
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """Class codes, 0 to K-1."""
+        return tuple(entry.code for entry in self.classes)
+
+    def colormap(self) -> dict[int, tuple[int, int, int, int]]:
+        """Return ``{code: (red, green, blue, 255)}``, 0 to 255 each."""
+        return {
+            entry.code: (
+                int(entry.color[1:3], 16),
+                int(entry.color[3:5], 16),
+                int(entry.color[5:7], 16),
+                255,
+            )
+            for entry in self.classes
+        }
+
+    def keep(self, values: set[str]) -> Legend:
+        """Return the legend of some of the classes, codes dense again, order kept."""
+        kept = [entry for entry in self.classes if entry.value in values]
+        return Legend(
+            tuple(
+                LegendClass(code=code, value=entry.value, name=entry.name, color=entry.color)
+                for code, entry in enumerate(kept)
+            )
+        )
+
+    def to_json(self) -> str:
+        """Return the legend as JSON text: a list of value, name and color by code."""
+        rows = [
+            {"code": entry.code, "value": entry.value, "name": entry.name, "color": entry.color}
+            for entry in self.classes
+        ]
+        return json.dumps(rows, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Legend:
+        """Read what ``to_json`` wrote."""
+        return cls.from_rows(json.loads(text), source="legend JSON")
+
+    @classmethod
+    def from_values(cls, values: list[str]) -> Legend:
+        """Make a legend with names equal to the values and colours from the palette."""
+        return cls.from_rows([{"value": value} for value in values], source="values")
+
+    @classmethod
+    def from_rows(cls, rows: list[dict[str, object]], *, source: str) -> Legend:
+        """Make a legend from rows with ``value`` and, if wanted, ``name`` and ``color``."""
+        if not rows:
+            raise LabelError(
+                f"Cannot make a legend from {source}: it holds no class. "
+                "Give at least two rows with a value."
+            )
+        classes = []
+        for code, row in enumerate(rows):
+            value = row.get("value")
+            if value is None or str(value) == "":
+                raise LabelError(
+                    f"Cannot make a legend from {source}: row {code + 1} lacks 'value'. The "
+                    "columns are value, name, color; only value is required."
+                )
+            classes.append(
+                LegendClass(
+                    code=code,
+                    value=str(value),
+                    name=str(row.get("name") or value),
+                    color=str(row.get("color") or PALETTE[code % len(PALETTE)]),
+                )
+            )
+        return cls(tuple(classes))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Legend:
+        """Read a legend file: ``.csv`` or ``.json`` with value, name, color.
+
+        Raises
+        ------
+        MissingFileError
+            If there is no such file.
+        LabelError
+            If the file is not a legend.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise MissingFileError(
+                f"Cannot read the legend {path}: there is no such file. Give a .csv or .json file "
+                "with the columns value, name, color."
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+            rows = (
+                json.loads(text)
+                if path.suffix == ".json"
+                else list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+            )
+            if not all(isinstance(row, dict) for row in rows):
+                raise TypeError("rows are not records")
+        except (ValueError, TypeError, csv.Error) as error:
+            raise LabelError(
+                f"Cannot read the legend {path}: {error}. It must be a .csv with the header "
+                "value,name,color, or a .json list of such records."
+            ) from error
+        return cls.from_rows(rows, source=str(path))

@@ -1,0 +1,175 @@
+"""The area of interest: a geometry, and how it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+__all__ = ["LONLAT", "Region"]
+
+LONLAT = "EPSG:4326"
+
+_EDGE_DEGREES = 0.005
+"""Edges are split to this length before they are projected, so that they bend as they should."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """An area of interest.
+
+    Parameters
+    ----------
+    geometry
+        Polygon or multipolygon in lon/lat (EPSG:4326, degrees).
+    source
+        How it was given, for messages and provenance.
+    native, native_crs
+        The geometry as given, where it was given in another CRS: exact there.
+    """
+
+    geometry: BaseGeometry
+    source: str
+    native: BaseGeometry | None = None
+    native_crs: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the geometry is an area on the globe."""
+        if self.geometry.is_empty or self.geometry.area <= 0:
+            raise InputError(
+                f"Cannot use the region of {self.source}: it is empty or has no area. "
+                "Give polygons, not points or lines."
+            )
+        west, south, east, north = self.geometry.bounds
+        if west < -180 or east > 180 or south < -90 or north > 90:
+            raise InputError(
+                f"Cannot use the region of {self.source}: its bounds {west:g}, {south:g}, "
+                f"{east:g}, {north:g} leave the range of longitude (-180 to 180) and latitude "
+                "(-90 to 90). Give degrees, in the order west, south, east, north; a file in "
+                "metres must name its CRS."
+            )
+
+    @classmethod
+    def from_bbox(cls, bbox: Sequence[float] | str) -> Region:
+        """Return the region of west, south, east, north in degrees.
+
+        Parameters
+        ----------
+        bbox
+            Four numbers, or a text ``W,S,E,N``.
+        """
+        from shapely.geometry import box
+
+        parts = bbox.split(",") if isinstance(bbox, str) else list(bbox)
+        try:
+            west, south, east, north = (float(part) for part in parts)
+        except ValueError as error:
+            raise InputError(
+                f"Cannot read the bounding box {bbox!r}: it must be four numbers W,S,E,N in "
+                "degrees, as in --bbox 4.0,50.7,4.2,50.8."
+            ) from error
+        if not (west < east and south < north):
+            raise InputError(
+                f"Cannot use the bounding box {west:g},{south:g},{east:g},{north:g}: west must be "
+                "less than east and south less than north (a box across the antimeridian must be "
+                "split in two). Give it in the order W,S,E,N."
+            )
+        return cls(
+            geometry=box(west, south, east, north),
+            source=f"the bounding box {west:g},{south:g},{east:g},{north:g}",
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Region:
+        """Return the union of all polygons of a vector file (GeoJSON, GeoPackage, ...)."""
+        import geopandas
+        import pyogrio
+
+        path = Path(path)
+        if not path.exists():
+            raise MissingFileError(
+                f"Cannot read the region {path}: there is no such file. Check --region."
+            )
+        try:
+            layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
+            table = geopandas.read_file(path) if len(layers) == 1 else None
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+            raise InputError(
+                f"Cannot read the region {path}: {error}. It must be a vector file such as "
+                "GeoJSON or GeoPackage."
+            ) from error
+        if table is None:
+            raise InputError(
+                f"Cannot choose a layer of {path}: it has {', '.join(layers) or 'none'}. "
+                "Give a file with one layer."
+            )
+        if table.crs is None:
+            raise InputError(
+                f"Cannot place the region {path}: the file names no CRS. Assign it, for example "
+                f"with 'ogr2ogr -a_srs EPSG:32631 fixed.gpkg {path.name}'."
+            )
+        geometry = _area(table.geometry)
+        crs = _crs_name(table.crs)
+        lonlat = geometry if crs == LONLAT else _transformed(geometry, crs, LONLAT)
+        native = (None, None) if crs == LONLAT else (geometry, crs)
+        return cls(geometry=lonlat, source=str(path), native=native[0], native_crs=native[1])
+
+    @classmethod
+    def from_projected(cls, geometry: BaseGeometry, crs: str, *, source: str) -> Region:
+        """Return the region of a geometry in a projected CRS, which stays exact there."""
+        return cls(
+            geometry=_transformed(geometry, crs, LONLAT),
+            source=source,
+            native=geometry,
+            native_crs=crs,
+        )
+
+    def to_crs(self, crs: str) -> BaseGeometry:
+        """Return the geometry in a CRS, exactly as given where that is the CRS it came in."""
+        if crs == LONLAT:
+            return self.geometry
+        if self.native is not None and crs == self.native_crs:
+            return self.native
+        return _transformed(self.geometry, LONLAT, crs, edge=_EDGE_DEGREES)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the lon/lat geometry as GeoJSON."""
+        from shapely.geometry import mapping
+
+        geometry: dict[str, Any] = mapping(self.geometry)
+        return geometry
+
+
+def _area(geometries: Any) -> BaseGeometry:
+    """Return the union of the polygons of a column, repaired where they cross themselves."""
+    import shapely
+    from shapely.geometry import MultiPolygon
+
+    present = geometries[~(geometries.isna() | geometries.is_empty)]
+    union = shapely.union_all(shapely.make_valid(present.to_numpy()))
+    parts = shapely.get_parts(union, return_index=False)
+    polygons = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon"]
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+
+
+def _crs_name(crs: Any) -> str:
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code is not None else str(crs.to_wkt())
+
+
+def _transformed(
+    geometry: BaseGeometry, source: str, target: str, *, edge: float | None = None
+) -> BaseGeometry:
+    import shapely
+    from pyproj import Transformer
+
+    transformer = Transformer.from_crs(source, target, always_xy=True)
+    dense = shapely.segmentize(geometry, edge) if edge is not None else geometry
+    moved: BaseGeometry = shapely.transform(dense, transformer.transform, interleaved=False)
+    return moved
