@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -129,7 +129,7 @@ def run_tasks(
 
 def _run_here(
     function: Callable[[T], R], tasks: Sequence[T], execution: Execution, retries: int
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     for index, task in enumerate(tasks):
         for attempt in range(retries + 1):
             try:
@@ -146,12 +146,12 @@ def _run_here(
 
 def _run_on_dask(
     function: Callable[[T], R], tasks: Sequence[T], execution: Execution, retries: int
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     from distributed import as_completed
 
     with _client(execution, len(tasks)) as client:
         waiting = iter(enumerate(tasks))
-        indices: dict[str, int] = {}
+        indices: dict[Any, int] = {}
 
         def submit_next() -> Any | None:
             for index, task in waiting:

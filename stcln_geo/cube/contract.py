@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def parse_season_start(text: str) -> tuple[int, int]:
 def season_name(time: np.datetime64 | str, season_start: str = "09-01") -> str:
     """Return the season a time belongs to: the date of its first day, ``YYYY-MM-DD``."""
     month, day = parse_season_start(season_start)
-    date = np.datetime64(time, "D").astype(datetime.date)
+    date: Any = np.asarray(time, dtype="datetime64[D]").item()
     year = date.year if (date.month, date.day) >= (month, day) else date.year - 1
     return f"{year:04d}-{month:02d}-{day:02d}"
 

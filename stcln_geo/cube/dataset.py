@@ -87,7 +87,9 @@ def open_cube(
 def _open_one(path: Path, name: str, mask_and_scale: bool, chunks: str | None) -> xr.Dataset:
     import xarray as xr
 
-    dataset = xr.open_zarr(path / name, chunks=None, mask_and_scale=False, consolidated=False)
+    dataset: xr.Dataset = xr.open_zarr(
+        path / name, chunks=None, mask_and_scale=False, consolidated=False
+    )
     if chunks is not None:
         shard = int(dataset.attrs["layout"]["shard"])
         # One Dask chunk per shard: the unit that is stored and fetched as one file.

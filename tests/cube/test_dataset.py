@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rioxarray  # noqa: F401
+import xarray as xr
+
+from stcln_geo import open_cube, validate_cube, write_cube
+from stcln_geo.cube.contract import FILL, days_since, season_name
+from stcln_geo.cube.store import (
+    Layout,
+    create_season,
+    list_seasons,
+    open_building,
+    open_season,
+    plan_layout,
+    write_shard,
+)
+from stcln_geo.data.reader import drop_empty_dates, read_block
+from stcln_geo.errors import CubeError, InputError, MissingFileError, OutputError
+from stcln_geo.grid import Window
+
+BELGIUM_BANDS = {
+    "S2-L2A-B02": "blue",
+    "S2-L2A-B03": "green",
+    "S2-L2A-B04": "red",
+    "S2-L2A-B05": "rededge1",
+    "S2-L2A-B06": "rededge2",
+    "S2-L2A-B07": "rededge3",
+    "S2-L2A-B08": "nir",
+    "S2-L2A-B11": "swir16",
+    "S2-L2A-B12": "swir22",
+}
+
+
+def make_dataset(height=53, width=77, times=("2019-10-03", "2020-02-11", "2020-11-30")):
+    generator = np.random.default_rng(5)
+    time = np.array(times, dtype="datetime64[ns]")
+    shape = (len(time), height, width)
+    data = {
+        name: (("time", "y", "x"), generator.uniform(-0.02, 0.6, shape).astype("float32"))
+        for name in ("red", "nir", "blue")
+    }
+    dataset = xr.Dataset(
+        data,
+        coords={
+            "time": time,
+            "y": 5_000_000 - 10 * (np.arange(height) + 0.5),
+            "x": 400_000 + 10 * (np.arange(width) + 0.5),
+        },
+    )
+    dataset["red"][0, :5] = np.nan
+    return dataset.rio.write_crs("EPSG:32631")
+
+
+def test_seasons_hold_what_was_written(tmp_path):
+    source = make_dataset()
+    path = write_cube(source, tmp_path / "cube.zarr", layout=Layout(chunk=16, shard=32))
+    assert list_seasons(path) == ["2019-09-01", "2020-09-01"]
+    whole = open_cube(path)
+    assert list(whole["band"].values) == ["blue", "red", "nir"]
+    inside = whole.sel(y=source.y, x=source.x)
+    for band in ("blue", "red", "nir"):
+        expected = source[band].to_numpy()
+        found = inside["reflectance"].sel(band=band).to_numpy()
+        np.testing.assert_allclose(found, expected, atol=0.51e-4, equal_nan=True)
+    np.testing.assert_array_equal(inside["valid"].values, np.isfinite(source["red"].values))
+    # Beyond the dataset there is nothing, and it is not valid.
+    assert int(whole["valid"].sum()) == int(np.isfinite(source["red"].values).sum())
+    assert validate_cube(whole)[0] == []
+
+
+def test_a_season_opens_with_plain_xarray_and_has_its_crs(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr")
+    plain = xr.open_zarr(path / "2019-09-01")
+    assert plain.rio.crs.to_epsg() == 32631
+    assert plain.rio.resolution() == (10.0, -10.0)
+    assert plain["reflectance"].dtype == "float64"
+    assert "spatial_ref" in plain.coords
+    assert plain["days"].values.tolist() == [32, 163]
+    assert plain.attrs["proj:code"] == "EPSG:32631"
+    raw = open_cube(path, "2019-09-01", mask_and_scale=False)
+    assert raw["reflectance"].dtype == "int16"
+    assert validate_cube(raw)[0] == []
+
+
+def test_coverage_and_overview_agree_with_the_pixels(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr", layout=Layout(chunk=32, shard=64))
+    season = open_season(path, "2019-09-01")
+    valid = season.valid[:]
+    coverage = season.coverage[:]
+    assert coverage.sum() == valid.sum()
+    assert coverage[1, 1, 2] == valid[1, 32:64, 64:96].sum()
+    overview = season.overview[:]
+    measured = (season.reflectance[:] != FILL).any(axis=1)
+    padded = np.zeros((len(season.time), overview.shape[2] * 16, overview.shape[3] * 16), bool)
+    padded[:, : measured.shape[1], : measured.shape[2]] = measured
+    blocks = padded.reshape(len(season.time), overview.shape[2], 16, overview.shape[3], 16)
+    np.testing.assert_array_equal((overview > 0).any(axis=1), blocks.any(axis=(2, 4)))
+
+
+def test_integers_above_the_range_are_clipped_and_never_valid(tmp_path):
+    source = make_dataset(times=("2019-10-03",))
+    numbers = np.full((1, 53, 77), 500, dtype="uint16")
+    numbers[0, 10, 10], numbers[0, 20, 20], numbers[0, 30, 30] = 40000, 65535, 0
+    for band in ("red", "nir", "blue"):
+        source[band] = (("time", "y", "x"), numbers.copy())
+    path = write_cube(source, tmp_path / "cube.zarr", offset=-0.1, nodata=0)
+    inside = open_cube(path, mask_and_scale=False).sel(y=source.y, x=source.x)
+    red, valid = inside["reflectance"].sel(band="red").values[0], inside["valid"].values[0]
+    assert (red[10, 10], red[20, 20], red[30, 30], red[0, 0]) == (32767, 32767, FILL, -500)
+    assert not valid[10, 10]
+    assert not valid[20, 20]
+    assert not valid[30, 30]
+    assert valid.sum() == valid.size - 3
+
+
+def test_a_monthly_netcdf_becomes_a_cube(shared, tmp_path):
+    source = xr.open_dataset(shared / "data" / "belgium_2021_monthly_100x100.nc")
+    path = write_cube(
+        source, tmp_path / "b.zarr", bands=BELGIUM_BANDS, nodata=65535, season_start="11-01"
+    )
+    cube = open_cube(path)
+    assert cube.rio.crs.to_epsg() == 32631
+    inside = cube.sel(y=source.y, x=source.x)
+    for name, band in BELGIUM_BANDS.items():
+        raw = source[name].to_numpy().astype("float32")
+        expected = np.where(raw == 65535, np.nan, raw * np.float32(1e-4))
+        found = inside["reflectance"].sel(band=band).to_numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6, equal_nan=True)
+    empty = ~cube["valid"].any(("y", "x")).values
+    assert empty.sum() == 2
+    errors, _ = validate_cube(cube)
+    assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda ds: ds.drop_vars("spatial_ref"), "without a CRS"),
+        (lambda ds: ds.rename(red="b04", nir="b08", blue="b02"), "Cannot name the bands"),
+        (lambda ds: ds.isel(time=[1, 0, 2]), "increase strictly"),
+        (lambda ds: ds * 10000, "Pass scale=0.0001"),
+        (lambda ds: ds.assign_coords(x=ds.x + 3), "multiple of the 10 m pixel"),
+        (lambda ds: ds.isel(x=[0, 1, 5, 6]), "square and regular"),
+    ],
+    ids=["crs", "bands", "time-order", "scale", "shifted", "irregular"],
+)
+def test_bad_datasets_are_explained_and_leave_nothing(tmp_path, change, match):
+    with pytest.raises(InputError, match=match):
+        write_cube(change(make_dataset()), tmp_path / "cube.zarr")
+    assert not (tmp_path / "cube.zarr").exists()
+
+
+def test_write_cube_does_not_overwrite_unasked(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr")
+    with pytest.raises(CubeError, match="never overwrites unasked"):
+        write_cube(make_dataset(), path)
+    write_cube(make_dataset(), path, overwrite=True)
+    assert list_seasons(path) == ["2019-09-01", "2020-09-01"]
+    assert not list(path.glob("*.building")) + list(path.glob("*.replaced"))
+
+
+def test_choosing_seasons(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr")
+    with pytest.raises(CubeError, match="Name one with --season"):
+        open_season(path)
+    with pytest.raises(CubeError, match="'2018-09-01' .* does not exist. The cube has: 2019"):
+        open_season(path, "2018-09-01")
+    with pytest.raises(MissingFileError, match="there is no Zarr v3 group"):
+        open_season(tmp_path / "nothing.zarr")
+
+
+def test_an_unfinished_season_does_not_open(tmp_path):
+    source = make_dataset()
+    done = write_cube(source.isel(time=[0]), tmp_path / "done.zarr")
+    model = open_season(done)
+    create_season(
+        tmp_path / "cube.zarr",
+        "2019-09-01",
+        geobox=model.geobox,
+        time=model.time,
+        bands=model.bands,
+        aoi=model.aoi,
+    )
+    with pytest.raises(CubeError, match="2019-09-01.building is unfinished"):
+        open_season(tmp_path / "cube.zarr")
+    building = open_building(tmp_path / "cube.zarr", "2019-09-01")
+    assert building is not None
+    with pytest.raises(InputError, match="Write one whole shard at a time"):
+        write_shard(
+            building,
+            Window(16, 0, 10, 10),
+            reflectance=np.zeros((1, 3, 10, 10), np.int16),
+            valid=np.ones((1, 10, 10), bool),
+        )
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(OutputError, match="Cannot write to"):
+        write_cube(make_dataset(), tmp_path / "file" / "cube.zarr")
+
+
+def test_validate_gathers_every_breach(tmp_path):
+    cube = open_cube(write_cube(make_dataset(), tmp_path / "c.zarr"), "2019-09-01")
+    broken = cube.assign(valid=cube["valid"].astype("int32")).drop_vars("spatial_ref")
+    broken = broken.isel(time=[1, 0])
+    errors, _ = validate_cube(broken)
+    text = " ".join(errors)
+    assert "'valid' has the dtype int32" in text
+    assert "'spatial_ref'" in text
+    assert "increase strictly" in text
+    everywhere = cube.assign(valid=xr.ones_like(cube["valid"]))
+    assert "NaN" in " ".join(validate_cube(everywhere)[0])
+
+
+@pytest.mark.parametrize(
+    ("time", "start", "expected"),
+    [
+        ("2019-08-31T23:59", "09-01", "2018-09-01"),
+        ("2019-09-01", "09-01", "2019-09-01"),
+        ("2020-02-29", "01-01", "2020-01-01"),
+        ("2020-06-30", "07-01", "2019-07-01"),
+    ],
+)
+def test_season_name(time, start, expected):
+    assert season_name(np.datetime64(time), start) == expected
+    assert days_since(np.array([time], "datetime64[ns]"), expected)[0] in range(366)
+
+
+def test_season_start_must_exist_every_year():
+    with pytest.raises(InputError, match="MM-DD"):
+        season_name("2019-01-01", "02-29")
+
+
+@pytest.mark.parametrize("dates", [6, 36, 72, 140])
+def test_layout_stays_within_its_bounds(dates):
+    layout = plan_layout(dates, 10, (5000, 7000))
+    assert dates * 10 * layout.shard**2 * 2 <= 400_000_000
+    assert layout.shard % layout.chunk == 0
+    assert plan_layout(dates, 10, (101, 90)).shard <= 128
+
+
+class TestReader:
+    @pytest.fixture
+    def season(self, tmp_path):
+        path = write_cube(make_dataset(), tmp_path / "c.zarr", layout=Layout(chunk=16, shard=32))
+        return open_season(path, "2019-09-01")
+
+    def test_beyond_the_season_nothing_is_valid(self, season):
+        height, _ = season.shape_yx
+        window = Window(height - 20, -13, 41, 60)
+        block = read_block(season, window, bands=("nir", "red"))
+        assert block.reflectance.shape == (2, 2, 41, 60)
+        raw = season.reflectance[:, :, height - 20 :, :47]
+        np.testing.assert_array_equal(block.reflectance[:, 0, :20, 13:], raw[:, 2])
+        np.testing.assert_array_equal(block.reflectance[:, 1, :20, 13:], raw[:, 1])
+        assert (block.reflectance[:, :, 20:] == FILL).all()
+        assert not block.valid[:, 20:].any()
+        assert not block.valid[:, :, :13].any()
+
+    def test_dates_are_picked_and_empty_ones_dropped(self, season):
+        block = read_block(season, Window(0, 0, 200, 200), dates=np.array([1]))
+        assert block.days.tolist() == [163]
+        top = np.flatnonzero(season.valid[1].any(axis=1))[0]
+        cut = read_block(season, Window(int(top), 40, 3, 20))
+        assert drop_empty_dates(cut).days.tolist() == [163]
+
+    def test_a_missing_band_is_named(self, season):
+        with pytest.raises(CubeError, match=r"lacks band 'green'.*The cube has: blue, red, nir"):
+            read_block(season, Window(0, 0, 4, 4), bands=("green", "red"))

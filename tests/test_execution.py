@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from stcln_geo.errors import CubeError, InputError, TaskError
+from stcln_geo.execution import Execution, run_tasks
+
+EXECUTIONS = [Execution(), Execution(workers=1), Execution(workers=2)]
+IDS = ["in-process", "1-worker", "2-workers"]
+
+
+def _square(number: int) -> tuple[int, int]:
+    time.sleep(0.01 * (number % 3))
+    return number * number, os.getpid()
+
+
+def _fail_on_three(task: tuple[int, str]) -> int:
+    number, folder = task
+    Path(folder, f"{number}.{os.getpid()}.{time.monotonic_ns()}").touch()
+    if number == 3:
+        raise RuntimeError("three is bad")
+    return number
+
+
+def _refuse(number: int) -> int:
+    raise CubeError(f"Cannot use {number}.")
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=IDS)
+def test_results_come_in_order_of_the_tasks(execution):
+    seen = []
+    results = run_tasks(
+        _square,
+        range(7),
+        execution=execution,
+        label="square",
+        progress=lambda done, total, what: seen.append((done, total, what)),
+    )
+    assert [value for value, _ in results] == [number * number for number in range(7)]
+    assert seen[0] == (0, 7, "square")
+    assert seen[-1] == (7, 7, "square")
+    own = {pid for _, pid in results} == {os.getpid()}
+    assert own is (execution.workers == 0)
+
+
+@pytest.mark.parametrize("execution", [EXECUTIONS[0], EXECUTIONS[2]], ids=[IDS[0], IDS[2]])
+def test_a_failing_task_is_retried_then_named_and_the_rest_finishes(execution, tmp_path):
+    tasks = [(number, str(tmp_path)) for number in range(6)]
+    with pytest.raises(TaskError, match=r"1 of 6 number tasks failed.*three is bad"):
+        run_tasks(_fail_on_three, tasks, execution=execution, label="number", retries=1)
+    runs = [int(path.name.split(".")[0]) for path in tmp_path.iterdir()]
+    assert sorted(runs) == [0, 1, 2, 3, 3, 4, 5]
+
+
+@pytest.mark.parametrize("execution", [EXECUTIONS[0], EXECUTIONS[1]], ids=[IDS[0], IDS[1]])
+def test_a_user_mistake_is_raised_as_it_is(execution):
+    with pytest.raises(CubeError, match="Cannot use 0"):
+        run_tasks(_refuse, [0, 1], execution=execution, label="task")
+
+
+def test_scheduler_that_does_not_answer():
+    with pytest.raises(InputError, match="Cannot reach the Dask scheduler"):
+        run_tasks(_square, [1], execution=Execution(scheduler="tcp://127.0.0.1:1"), label="square")
+
+
+def test_workers_and_scheduler_exclude_each_other():
+    with pytest.raises(InputError, match="--workers or --scheduler"):
+        Execution(workers=2, scheduler="tcp://127.0.0.1:8786")

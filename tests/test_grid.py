@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from shapely.geometry import Point, box
+
+from stcln_geo.errors import InputError
+from stcln_geo.grid import (
+    Lattice,
+    Window,
+    absolute_window,
+    bounds_window,
+    crop_geobox,
+    geobox_from_window,
+    snapped_geobox,
+    tiles,
+    utm_crs,
+)
+
+areas = st.builds(
+    Window, st.integers(-700, 700), st.integers(-700, 700), st.integers(1, 130), st.integers(1, 130)
+)
+lattices = st.builds(
+    lambda stride, halo: Lattice(window=stride + 2 * halo, halo=halo),
+    st.integers(1, 40),
+    st.integers(0, 9),
+)
+
+
+@given(areas, lattices)
+@settings(max_examples=60, deadline=None)
+def test_cores_partition_any_area(area, lattice):
+    owners = np.zeros(area.shape_yx, dtype=int)
+    for core in lattice.cores(area):
+        part = core.intersection(area).relative_to(area)
+        owners[part.rows, part.cols] += 1
+    assert (owners == 1).all()
+
+
+@given(areas, areas, lattices)
+@settings(max_examples=60, deadline=None)
+def test_cores_do_not_depend_on_who_asks(first, second, lattice):
+    shared = first.intersection(second)
+    expected = {core for core in lattice.cores(first) if not core.intersection(shared).is_empty}
+    assert set(lattice.cores(shared)) == expected
+
+
+@given(areas, lattices)
+@settings(max_examples=60, deadline=None)
+def test_cover_holds_every_window(area, lattice):
+    cover = lattice.cover(area)
+    windows = [lattice.window_of(core) for core in lattice.cores(area)]
+    assert all(cover.contains(window) for window in windows)
+    assert all(window.shape_yx == (lattice.window, lattice.window) for window in windows)
+
+
+@given(areas, areas)
+def test_intersection_is_common_pixels(first, second):
+    def cells(window):
+        return {
+            (row, col)
+            for row in range(window.row, window.row + window.height)
+            for col in range(window.col, window.col + window.width)
+        }
+
+    if abs(first.row - second.row) > 130 or abs(first.col - second.col) > 130:
+        assert first.intersection(second).is_empty
+    else:
+        assert cells(first.intersection(second)) == cells(first) & cells(second)
+
+
+def test_a_halo_that_leaves_no_core_is_refused():
+    with pytest.raises(InputError, match="the core, window - 2 x halo, must be at least 1 px"):
+        Lattice(window=8, halo=4)
+
+
+def test_absolute_window_and_geobox_are_inverse():
+    window = Window(-562244, 57468, 101, 203)
+    geobox = geobox_from_window(window, crs="EPSG:32631", resolution=10)
+    assert absolute_window(geobox) == window
+    assert geobox.boundingbox.left == 574680
+    assert geobox.boundingbox.top == 5622440
+    part = Window(7, 11, 20, 30)
+    assert absolute_window(crop_geobox(geobox, part)) == part.shift(window.row, window.col)
+
+
+def test_grids_off_the_pixel_lattice_are_refused():
+    from affine import Affine
+
+    shifted = GeoBox((10, 10), Affine(10, 0, 574683, 0, -10, 5622440), "EPSG:32631")
+    with pytest.raises(InputError, match="multiple of the 10 m pixel"):
+        absolute_window(shifted)
+    upside_down = GeoBox((10, 10), Affine(10, 0, 574680, 0, 10, 5622440), "EPSG:32631")
+    with pytest.raises(InputError, match="north-up"):
+        absolute_window(upside_down)
+
+
+@pytest.mark.parametrize("origin", [(574680, 5621800), (300003.7, 8999991.2)])
+def test_snapped_grid_starts_at_60_m_and_holds_whole_windows(origin):
+    left, bottom = origin
+    area = box(left, bottom, left + 3013, bottom + 2027)
+    lattice = Lattice(window=32, halo=4)
+    geobox = snapped_geobox(area, crs="EPSG:32631", resolution=10, lattice=lattice)
+    bounds = geobox.boundingbox
+    for edge in (bounds.left, bounds.right, bounds.top, bounds.bottom):
+        assert edge % 60 == 0
+    asked = bounds_window(area.bounds, resolution=10)
+    assert absolute_window(geobox).contains(lattice.cover(asked))
+
+
+def test_tiles_partition_a_ragged_grid():
+    owners = np.zeros((101, 203), dtype=int)
+    for tile in tiles((101, 203), 32):
+        owners[tile.rows, tile.cols] += 1
+    assert (owners == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat", "expected"),
+    [(4.06, 50.7, "EPSG:32631"), (37.5, -8.0, "EPSG:32737"), (180.0, 10.0, "EPSG:32660")],
+)
+def test_utm_zone(lon, lat, expected):
+    assert utm_crs(Point(lon, lat).buffer(1e-3)) == expected

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from stcln_geo.errors import LabelError, MissingFileError
+from stcln_geo.legend import Legend
+
+
+def test_round_trip_through_json():
+    legend = Legend.from_rows(
+        [{"value": 1110, "name": "winter wheat", "color": "#e3b505"}, {"value": "x"}], source="t"
+    )
+    assert Legend.from_json(legend.to_json()) == legend
+    assert legend.names == ("winter wheat", "x")
+    assert legend.colormap()[0] == (0xE3, 0xB5, 0x05, 255)
+
+
+def test_read_csv_and_json(tmp_path):
+    (tmp_path / "legend.csv").write_text("value,name,color\n7,wheat,#aabbcc\n9,maize,\n")
+    legend = Legend.read(tmp_path / "legend.csv")
+    assert [entry.value for entry in legend.classes] == ["7", "9"]
+    (tmp_path / "legend.json").write_text(legend.to_json())
+    assert Legend.read(tmp_path / "legend.json") == legend
+
+
+def test_keep_makes_codes_dense_again():
+    legend = Legend.from_values(["a", "b", "c"]).keep({"a", "c"})
+    assert [(entry.code, entry.value) for entry in legend.classes] == [(0, "a"), (1, "c")]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("value,name,color\n1,a,red\n", "colours are written #rrggbb"),
+        ("value,name\n1,a\n1,b\n", "stand twice"),
+        ("name\nwheat\n", "lacks 'value'"),
+        ("value\n", "holds no class"),
+    ],
+    ids=["colour", "repeated", "no-value", "empty"],
+)
+def test_bad_legends_are_explained(tmp_path, text, match):
+    path = tmp_path / "legend.csv"
+    path.write_text(text)
+    with pytest.raises(LabelError, match=match):
+        Legend.read(path)
+
+
+def test_missing_legend(tmp_path):
+    with pytest.raises(MissingFileError, match="there is no such file"):
+        Legend.read(tmp_path / "nothing.csv")
