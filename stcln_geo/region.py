@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -171,5 +173,9 @@ def _transformed(
 
     transformer = Transformer.from_crs(source, target, always_xy=True)
     dense = shapely.segmentize(geometry, edge) if edge is not None else geometry
-    moved: BaseGeometry = shapely.transform(dense, transformer.transform, interleaved=False)
+
+    def move(points: np.ndarray) -> np.ndarray:
+        return np.column_stack(transformer.transform(points[:, 0], points[:, 1]))
+
+    moved: BaseGeometry = shapely.transform(dense, move)
     return moved

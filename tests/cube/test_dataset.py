@@ -165,7 +165,7 @@ def test_choosing_seasons(tmp_path):
     path = write_cube(make_dataset(), tmp_path / "cube.zarr")
     with pytest.raises(CubeError, match="Name one with --season"):
         open_season(path)
-    with pytest.raises(CubeError, match="'2018-09-01' .* does not exist. The cube has: 2019"):
+    with pytest.raises(CubeError, match=r"'2018-09-01' .* does not exist. The cube has: 2019"):
         open_season(path, "2018-09-01")
     with pytest.raises(MissingFileError, match="there is no Zarr v3 group"):
         open_season(tmp_path / "nothing.zarr")
@@ -183,7 +183,7 @@ def test_an_unfinished_season_does_not_open(tmp_path):
         bands=model.bands,
         aoi=model.aoi,
     )
-    with pytest.raises(CubeError, match="2019-09-01.building is unfinished"):
+    with pytest.raises(CubeError, match=r"2019-09-01\.building is unfinished"):
         open_season(tmp_path / "cube.zarr")
     building = open_building(tmp_path / "cube.zarr", "2019-09-01")
     assert building is not None

@@ -1,0 +1,53 @@
+"""What pretrain and finetune share: the reading of common options, the telling of results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._common import parse_memory, say
+
+if TYPE_CHECKING:
+    from ..train.plan import RunResult
+
+__all__ = ["common_options", "say_result"]
+
+
+def common_options(
+    *,
+    preset: str | None,
+    steps: int | None,
+    epochs: float | None,
+    batch_size: int | None,
+    chip: int | None,
+    max_dates: int | None,
+    seed: int | None,
+    season: str | None,
+    memory: str | None,
+) -> dict[str, Any]:
+    """Return the options that were given, by their dotted keys; None was not given."""
+    return {
+        "model.preset": preset,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "data.chip": chip,
+        "data.max_dates": max_dates,
+        "seed": seed,
+        "season": season,
+        "data.memory_gb": None if memory is None else parse_memory(memory) / 1e9,
+    }
+
+
+def say_result(result: RunResult) -> None:
+    """Tell where a run ended and how good it is."""
+    best = "not judged" if result.best is None else f"{result.monitor} {result.best:.4f}"
+    if result.already:
+        say(f"{result.path} is finished: {best} at step {result.best_step}. Nothing to do.")
+        return
+    for note in result.notes:
+        say(note)
+    early = ", stopped early" if result.stopped_early else ""
+    say(
+        f"{result.path}: {result.steps} steps in {result.seconds:.0f} s{early}; {best} at step "
+        f"{result.best_step}. Weights: {result.checkpoint}"
+    )

@@ -1,0 +1,155 @@
+"""``stcln-geo checkpoint``: import published weights, describe and export checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._common import say
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+Source = Annotated[
+    Path,
+    typer.Argument(help="A .safetensors file, a run directory, or a published .tar file."),
+]
+Out = Annotated[Path, typer.Argument(help="The .safetensors file to write.")]
+
+
+@app.callback()
+def checkpoint() -> None:
+    """Import published weights; describe and export checkpoints."""
+
+
+@app.command("import")
+def import_published(
+    source: Annotated[Path, typer.Argument(help="A published .tar file.")],
+    out: Out,
+    legend: Annotated[
+        Path | None,
+        typer.Option(help="Legend of the classes (.json or .csv), which published files lack."),
+    ] = None,
+) -> None:
+    """Turn published STCLN weights into a checkpoint.
+
+    Reads classifiers, bare encoders and pre-trained networks, as plain weights: nothing in the
+    file is ever run. Bands and classes are told from the shapes. Entries that no result depends on
+    are dropped and counted. The network keeps the published behaviour (reference mode): positions
+    are 0, 1, 2, ..., and bands are normalised outside of it.
+    """
+    from ..errors import CheckpointError
+    from ..model import load_model, read_metadata, save_checkpoint
+
+    info = read_metadata(source)
+    if not info.published:
+        raise CheckpointError(
+            f"Cannot import {info.path}: stcln-geo wrote it, and import takes published weights. "
+            "Use it as it is, or copy it with `stcln-geo checkpoint export`."
+        )
+    save_checkpoint(
+        out,
+        load_model(source),
+        legend=None if legend is None else _legend_json(legend, info.config.classes),
+        provenance=dict(info.provenance),
+    )
+    say(
+        f"{out}: {info.kind}, {info.parameters:,} parameters, {len(info.bands)} bands; "
+        f"{len(info.dropped)} unused entries dropped"
+    )
+
+
+@app.command("info")
+def info(
+    path: Source,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a checkpoint is: network, bands, z-score, legend, provenance, sha256."""
+    import json
+
+    from ..model import read_metadata
+
+    told = read_metadata(path)
+    legend = None if told.legend is None else json.loads(told.legend)
+    facts = {
+        "path": str(told.path),
+        "kind": told.kind,
+        "parameters": told.parameters,
+        "config": told.config.to_dict(),
+        "mean": list(told.mean),
+        "std": list(told.std),
+        "legend": legend,
+        "chip": told.chip,
+        "halo": told.halo,
+        "trained_days": told.trained_days,
+        "season_start": told.season_start,
+        "published": told.published,
+        "dropped": list(told.dropped),
+        "provenance": dict(told.provenance),
+        "sha256": told.sha256,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    config = told.config
+    say(f"{told.path}")
+    say(f"  {told.kind}{' (published)' if told.published else ''}, {told.parameters:,} parameters")
+    say(f"  {config.mode} mode, positions: {config.positions}, {config.classes} classes")
+    say(
+        f"  widths {config.widths[0]} and {config.widths[1]}, {config.layers} layers, "
+        f"{config.heads} heads, feed-forward {config.feedforward}"
+    )
+    for band, mean, std in zip(config.bands, told.mean, told.std, strict=True):
+        say(f"  {band:<10} mean {mean:.4f}  std {std:.4f}")
+    for name in ("chip", "halo", "trained_days", "season_start"):
+        if facts[name] is not None:
+            say(f"  {name}: {facts[name]}")
+    if told.dropped:
+        say(f"  {len(told.dropped)} entries that no result depends on are left out")
+    for name, value in told.provenance.items():
+        say(f"  {name}: {value}")
+    say(f"  sha256 {told.sha256}")
+
+
+@app.command("export")
+def export(
+    source: Source,
+    out: Out,
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Write the encoder alone, for others to start from.")
+    ] = False,
+) -> None:
+    """Copy the checkpoint of a run, or its encoder alone, into one file to pass on."""
+    from ..model import load_model, read_metadata, save_checkpoint
+
+    told = read_metadata(source)
+    kind = "encoder" if encoder else told.kind
+    save_checkpoint(
+        out,
+        load_model(source),
+        kind=kind,
+        legend=None if encoder else told.legend,
+        provenance={**told.provenance, "exported_from": told.sha256},
+        chip=told.chip,
+        halo=told.halo,
+        trained_days=told.trained_days,
+        season_start=told.season_start,
+    )
+    say(f"{out}: {kind} of {told.path}")
+
+
+def _legend_json(path: Path, classes: int) -> str:
+    from ..errors import LabelError
+    from ..legend import Legend
+
+    legend = Legend.read(path)
+    if len(legend) != classes:
+        raise LabelError(
+            f"Cannot attach the legend {path}: it has {len(legend)} classes, and the network "
+            f"{classes}. They must agree. List one class for each of the network's outputs, "
+            "in their order."
+        )
+    return legend.to_json()

@@ -1,0 +1,329 @@
+"""``stcln-geo cube``: plan, build, check and look at cubes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._common import execution_from, parse_memory, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from ..cube.planned import CubePlan
+    from ..cube.spec import CubeSpec
+    from ..region import Region
+
+app = typer.Typer(no_args_is_help=True, help="Plan, build, check and look at cubes.")
+
+_CatalogOption = Annotated[
+    str,
+    typer.Option(
+        "--catalog",
+        help="Where to search: a name (stcln-geo catalogs list), a YAML file, a folder with "
+        "catalog.json, or an address.",
+    ),
+]
+_CollectionOption = Annotated[
+    str | None,
+    typer.Option("--collection", help="Collection id; by default the only one that fits."),
+]
+_BboxOption = Annotated[
+    str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Region in degrees.")
+]
+_RegionOption = Annotated[
+    Path | None,
+    typer.Option("--region", help="Region as polygons in a vector file (GeoJSON, GeoPackage)."),
+]
+_TimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time", metavar="START/END", help="Dates, both included: 2018-09-01/2019-08-31."
+    ),
+]
+_BandsOption = Annotated[
+    str | None,
+    typer.Option("--bands", help="Common names, by commas; by default the ten of 10 and 20 m."),
+]
+_ResolutionOption = Annotated[float, typer.Option("--resolution", help="Pixel size in metres.")]
+_CrsOption = Annotated[
+    str, typer.Option("--crs", help="Such as EPSG:32631; auto takes the scenes' or the UTM zone.")
+]
+_SeasonStartOption = Annotated[
+    str, typer.Option("--season-start", metavar="MM-DD", help="The day a season begins.")
+]
+_CompositeOption = Annotated[
+    str, typer.Option("--composite", help="none keeps every solar day with a scene.")
+]
+_ResamplingOption = Annotated[
+    str,
+    typer.Option("--resampling", help="nearest, bilinear, cubic or average; scl is by nearest."),
+]
+_CloudMarginOption = Annotated[
+    int, typer.Option("--cloud-margin", help="Pixels around clouds that are not clear either.")
+]
+_ShadowMarginOption = Annotated[
+    int, typer.Option("--shadow-margin", help="Pixels around cloud shadows, likewise.")
+]
+_OffsetOption = Annotated[
+    float | None,
+    typer.Option("--offset", help="Reflectance to add, in place of what the items declare."),
+]
+_WindowOption = Annotated[
+    int, typer.Option("--window", help="Window of the network the grid is padded for, in pixels.")
+]
+_HaloOption = Annotated[int, typer.Option("--halo", help="Context pixels per side of a window.")]
+_OnErrorOption = Annotated[
+    str, typer.Option("--on-error", help="fail, or skip scenes with an asset that cannot be read.")
+]
+_MemoryOption = Annotated[
+    str, typer.Option("--memory", help="Memory for all workers together, such as 8GB.")
+]
+_WorkersOption = Annotated[
+    int, typer.Option("--workers", help="Local worker processes; 0 works in this process.")
+]
+_SeasonOption = Annotated[
+    str | None, typer.Option("--season", help="Season (YYYY-MM-DD); by default the only one.")
+]
+
+
+@app.command()
+def plan(
+    catalog: _CatalogOption,
+    collection: _CollectionOption = None,
+    bbox: _BboxOption = None,
+    region: _RegionOption = None,
+    time: _TimeOption = None,
+    bands: _BandsOption = None,
+    resolution: _ResolutionOption = 10.0,
+    crs: _CrsOption = "auto",
+    season_start: _SeasonStartOption = "09-01",
+    composite: _CompositeOption = "none",
+    resampling: _ResamplingOption = "bilinear",
+    cloud_margin: _CloudMarginOption = 2,
+    shadow_margin: _ShadowMarginOption = 2,
+    offset: _OffsetOption = None,
+    window: _WindowOption = 32,
+    halo: _HaloOption = 4,
+    memory: _MemoryOption = "8GB",
+    workers: _WorkersOption = 0,
+) -> None:
+    """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
+    spec = _spec(
+        bands=bands, resolution=resolution, crs=crs, season_start=season_start,
+        composite=composite, resampling=resampling, cloud_margin=cloud_margin,
+        shadow_margin=shadow_margin, offset=offset, window=window, halo=halo,
+    )  # fmt: skip
+    made = _plan(catalog, collection, _region(bbox, region), time, spec)
+    say(made.describe(memory=parse_memory(memory), workers=workers))
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Folder of the cube.")],
+    catalog: _CatalogOption,
+    collection: _CollectionOption = None,
+    bbox: _BboxOption = None,
+    region: _RegionOption = None,
+    time: _TimeOption = None,
+    bands: _BandsOption = None,
+    resolution: _ResolutionOption = 10.0,
+    crs: _CrsOption = "auto",
+    season_start: _SeasonStartOption = "09-01",
+    composite: _CompositeOption = "none",
+    resampling: _ResamplingOption = "bilinear",
+    cloud_margin: _CloudMarginOption = 2,
+    shadow_margin: _ShadowMarginOption = 2,
+    offset: _OffsetOption = None,
+    window: _WindowOption = 32,
+    halo: _HaloOption = 4,
+    on_error: _OnErrorOption = "fail",
+    memory: _MemoryOption = "8GB",
+    workers: _WorkersOption = 0,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="Address of a Dask scheduler (tcp://...).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and read no pixel.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another cube at this path, with labels.")
+    ] = False,
+) -> None:
+    """Build a cube of Sentinel-2 reflectance from a STAC catalog.
+
+    One group per season, one date per solar day. A build that was stopped continues when the same
+    command runs again; a finished one has nothing to do.
+    """
+    from ..cube.build import build_cube, unfinished_plan
+
+    spec = _spec(
+        bands=bands, resolution=resolution, crs=crs, season_start=season_start,
+        composite=composite, resampling=resampling, cloud_margin=cloud_margin,
+        shadow_margin=shadow_margin, offset=offset, window=window, halo=halo, on_error=on_error,
+    )  # fmt: skip
+    execution = execution_from(workers, scheduler)
+    budget = parse_memory(memory)
+    area = _region(bbox, region)
+    made = None if overwrite or dry_run else unfinished_plan(
+        out, _request(catalog, collection, area, time, spec)
+    )  # fmt: skip
+    if made is not None:
+        say(f"Continuing {out} with the {len(made.scenes)} scenes it began with.")
+    else:
+        made = _plan(catalog, collection, area, time, spec)
+        say(made.describe(memory=budget, workers=workers))
+    if dry_run:
+        return
+    with progress_bar("build") as progress:
+        report = build_cube(
+            made,
+            out,
+            execution=execution,
+            memory=budget,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if report.failures:
+        warn(f"{len(report.failures)} assets were left out; see {out / 'ledger.jsonl'}.")
+    say(str(report))
+
+
+@app.command()
+def info(
+    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+) -> None:
+    """Describe a cube: grid, bands, seasons, dates, labels."""
+    from ..cube.store import list_seasons, open_season
+
+    for name in list_seasons(cube):
+        season = open_season(cube, name)
+        height, width = season.shape_yx
+        days = season.time.astype("datetime64[D]")
+        total = max(len(days) * height * width, 1)
+        clear = float(season.coverage[:].sum()) / total
+        say(f"Season {name}: {len(days)} dates, {days[0]} to {days[-1]}")
+        code = season.geobox.crs.epsg
+        say(
+            f"  grid    {f'EPSG:{code}' if code else season.geobox.crs}, {season.resolution:g} m, "
+            f"{width} x {height} px; chunks {season.layout.chunk} px, shards "
+            f"{season.layout.shard} px"
+        )
+        say(f"  bands   {', '.join(season.bands)}")
+        say(f"  clear   {clear:.1%} of all pixels and dates")
+        for key in ("catalog", "collection", "region"):
+            if season.attrs.get(key):
+                say(f"  {key:7} {season.attrs[key]}")
+        if season.fields is not None and season.legend is not None:
+            names = ", ".join(season.legend.names)
+            say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")
+    unfinished = sorted(folder.name for folder in cube.glob("*.building"))
+    for name in unfinished:
+        warn(f"{name} is unfinished: run the same 'cube build' command again.")
+
+
+@app.command()
+def validate(
+    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+    season: _SeasonOption = None,
+) -> None:
+    """Check that every season of a cube keeps the cube contract; exits with 1 if one does not."""
+    from ..cube.contract import validate_cube
+    from ..cube.dataset import open_cube
+    from ..cube.store import choose_season, list_seasons
+
+    names = [choose_season(cube, season)] if season is not None else list_seasons(cube)
+    if not names:
+        choose_season(cube, None)
+    broken = False
+    for name in names:
+        errors, warnings = validate_cube(open_cube(cube, name, mask_and_scale=False))
+        for text in warnings:
+            warn(f"{name}: {text}")
+        for text in errors:
+            say(f"{name}: {text}")
+        say(f"{name}: {'breaks the contract' if errors else 'keeps the contract'}")
+        broken = broken or bool(errors)
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.png", help="Picture to write.")],
+    season: _SeasonOption = None,
+    date: Annotated[
+        str | None,
+        typer.Option("--date", metavar="YYYY-MM-DD", help="One date; by default a sheet of all."),
+    ] = None,
+) -> None:
+    """Write a picture of a season's dates from the cube's overview; no pixel is decoded."""
+    from ..cube.preview import write_preview
+
+    say(f"{write_preview(cube, out, season=season, date=date)}")
+
+
+def _spec(
+    *,
+    bands: str | None,
+    window: int,
+    halo: int,
+    cloud_margin: int,
+    shadow_margin: int,
+    **choices: Any,
+) -> CubeSpec:
+    from ..cube.clouds import CloudSpec
+    from ..cube.spec import CubeSpec
+    from ..grid import Lattice
+
+    return CubeSpec(
+        bands=tuple(name.strip() for name in bands.split(",")) if bands is not None else None,
+        clouds=CloudSpec(cloud_margin=cloud_margin, shadow_margin=shadow_margin),
+        lattice=Lattice(window=window, halo=halo),
+        **choices,
+    )
+
+
+def _region(bbox: str | None, file: Path | None) -> Region | None:
+    from ..errors import InputError
+    from ..region import Region
+
+    if bbox is not None and file is not None:
+        raise InputError(
+            f"Cannot use --bbox {bbox} and --region {file} together: a cube has one region. "
+            "Give one of them."
+        )
+    if file is not None:
+        return Region.from_file(file)
+    return Region.from_bbox(bbox) if bbox is not None else None
+
+
+def _request(
+    catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
+) -> dict[str, Any]:
+    """Return what was asked for, in a form that two runs can compare."""
+    choices = {key: value for key, value in spec.to_json().items() if key != "on_error"}
+    return {
+        "catalog": str(Path(catalog).resolve()) if Path(catalog).exists() else catalog,
+        "collection": collection,
+        "region": region.to_json() if region is not None else None,
+        "time": time,
+        "spec": choices,
+    }
+
+
+def _plan(
+    catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
+) -> CubePlan:
+    import dataclasses
+
+    from ..catalog import load_catalog
+    from ..cube.plan import plan_cube
+    from ..cube.search import DEFAULT_MARGIN, search_items
+
+    snapshot = search_items(
+        load_catalog(catalog), collection, region, time, margin=max(DEFAULT_MARGIN, spec.margin)
+    )
+    made = plan_cube(snapshot, region, spec)
+    return dataclasses.replace(made, request=_request(catalog, collection, region, time, spec))

@@ -1,0 +1,118 @@
+"""``stcln-geo predict``: map a whole region."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._common import execution_from, parse_memory, progress_bar, say, warn
+
+__all__ = ["predict"]
+
+
+def predict(
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="Cube to map.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="Fine-tuned network: a run directory or a checkpoint file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the map; continues what it holds.")],
+    season: Annotated[
+        str | None, typer.Option(help="First day of the season; default: the only one.")
+    ] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="Vector file: map only this part of the cube's region.")
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="Side of a unit of work; default 4096, or less."),
+    ] = None,
+    halo: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="Context per side; default: the checkpoint's, or 4."),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="What the network sees; default: its training chip."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Pixels in memory per worker; default 4GiB.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Local worker processes; 0: in this process.")
+    ] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto, float32 or bf16; auto: bf16 where the hardware has it.")
+    ] = "auto",
+    min_dates: Annotated[
+        int, typer.Option(metavar="N", help="Pixels with fewer clear dates get no label.")
+    ] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Windows per batch on a GPU; default: auto.")
+    ] = None,
+    keep_shards: Annotated[
+        bool, typer.Option("--keep-shards", help="Keep the shards' files beside the map.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, then stop.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run's map in the folder.")
+    ] = False,
+) -> None:
+    """Map a whole region into cloud-optimized GeoTIFFs.
+
+    Writes classes.tif, confidence.tif, a STAC item, a quick-look, legends, a QGIS style and
+    run.json. The map is the same for any number of workers and any size of shard. Run the same
+    command again after an interruption: finished shards are kept.
+    """
+    import warnings
+
+    from ..cube.store import open_season
+    from ..errors import StclnGeoWarning
+    from ..model.checkpoint import read_metadata
+    from ..predict.plan import PredictSpec, plan_prediction
+    from ..predict.run import run_prediction
+    from ..region import Region
+
+    spec = PredictSpec(
+        window=window,
+        halo=halo,
+        min_dates=min_dates,
+        shard_size=shard_size,
+        device=device,  # type: ignore[arg-type]  # PredictSpec checks the choice
+        precision=precision,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        memory=None if memory is None else parse_memory(memory),
+        keep_shards=keep_shards,
+    )
+    plan = plan_prediction(
+        open_season(cube, season),
+        read_metadata(checkpoint),
+        spec,
+        region=None if region is None else Region.from_file(region),
+    )
+    say(str(plan))
+    if dry_run:
+        return
+    for text in plan.warnings:
+        warn(text)
+    with progress_bar("predict") as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", StclnGeoWarning)  # printed above
+        product = run_prediction(
+            plan,
+            out,
+            execution=execution_from(workers, scheduler),
+            progress=progress,
+            overwrite=overwrite,
+        )
+    if product.resumed_shards:
+        say(f"{product.resumed_shards} of {len(plan.shards)} shards were done before.")
+    total = max(product.pixels, 1)
+    for entry in plan.legend.classes:
+        count = product.histogram.get(entry.code, 0)
+        say(f"  {entry.name:24} {count:12,} px {100 * count / total:6.2f} %")
+    say(f"{product.classes}: {product.pixels:,} pixels labelled, {product.windows:,} windows")

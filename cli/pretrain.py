@@ -1,0 +1,92 @@
+"""``stcln-geo pretrain``: masked pre-training without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._common import progress_bar, say
+
+
+def pretrain(
+    cubes: Annotated[list[Path], typer.Argument(metavar="CUBE...", help="Cubes of equal bands.")],
+    out: Annotated[Path, typer.Option(help="The run directory.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Size of the network: tiny, base (default) or large.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train. Default: 5000.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Instead of steps: passes over the chips.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Chips a step. Default: 8.")] = None,
+    chip: Annotated[int | None, typer.Option(help="Side of a chip (pixels). Default: 32.")] = None,
+    max_dates: Annotated[
+        int | None, typer.Option(help="Dates a chip is thinned to; 0 keeps all. Default: 30.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and masks.")] = None,
+    season: Annotated[
+        str | None, typer.Option(help="Season, by its first day. Default: all of each cube.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML with options, such as a run's config.toml.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any option, as model.layers=2."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory for chips, such as 4GB. Default: 2GB.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Threads that read.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve all, try one batch, say what it takes.")
+    ] = False,
+) -> None:
+    """Pre-train the network on cubes without labels.
+
+    Part of the clear observations is hidden, and the network learns to fill them in. The same
+    command again goes on where it stopped; a finished run is left alone.
+    """
+    from ..train.config import PretrainConfig, load_config
+    from ..train.pretrain import plan_pretrain
+    from ..train.pretrain import pretrain as train
+    from ._training import common_options, say_result
+
+    recipe = load_config(
+        PretrainConfig,
+        file=config,
+        assignments=assignments or (),
+        overrides=common_options(
+            preset=preset,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            chip=chip,
+            max_dates=max_dates,
+            seed=seed,
+            season=season,
+            memory=memory,
+        ),
+    )
+    if dry_run:
+        plan = plan_pretrain(cubes, recipe, device=device, workers=workers)  # type: ignore[arg-type]
+        for line in plan.lines():
+            say(line)
+        return
+    with progress_bar("pretrain") as progress:
+        result = train(
+            cubes,
+            out,
+            recipe,
+            device=device,  # type: ignore[arg-type]  # refused by name below if it is none
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    say_result(result)

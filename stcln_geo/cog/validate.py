@@ -1,0 +1,355 @@
+"""Validate a map's layout and its content.
+
+The usual validators look at offsets only: they pass a file whose tiles were lost or whose
+overviews average class codes. Here the pixels are read too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import InputError, MissingFileError
+from ..grid import Window, tiles
+from ..legend import CLASS_NODATA, Legend
+from .write import CONFIDENCE_NODATA, KIND_TAG, LEGEND_TAG
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+__all__ = ["check_cog", "validate_cog"]
+
+Kind = Literal["auto", "classes", "confidence"]
+
+_READ = 2048
+_SAMPLE_BASE = 1024  # side of the full-resolution squares that overviews are compared with
+_SAMPLES = 16  # squares per overview level
+
+
+def validate_cog(
+    path: str | Path,
+    *,
+    kind: Kind = "auto",
+    legend: Legend | None = None,
+    histogram: Mapping[int, int] | None = None,
+    geobox: GeoBox | None = None,
+) -> tuple[list[str], list[str]]:
+    """Return the errors and warnings of a map: first layout, then content.
+
+    Parameters
+    ----------
+    path
+        A cloud-optimized GeoTIFF with one uint8 band.
+    kind
+        What the pixels are; "auto" asks the file's tags, then whether it has a palette.
+    legend
+        The classes that may occur; None = the legend stored in the file.
+    histogram
+        Expected number of pixels by value, nodata (255) included.
+    geobox
+        Expected grid.
+
+    Returns
+    -------
+    tuple
+        Errors, then warnings; both empty for a good file. Each says what is wrong, the value
+        found, the rule and the remedy.
+    """
+    import rasterio
+    from rasterio.errors import RasterioIOError
+    from rio_cogeo.cogeo import cog_validate
+
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(
+            f"Cannot validate {path}: there is no such file. Give the path of a GeoTIFF."
+        )
+    try:
+        _, layout_errors, layout_warnings = cog_validate(str(path), strict=True, quiet=True)
+    except RasterioIOError as error:
+        return [f"{path} cannot be opened: {error}. Give a GeoTIFF, or write it again."], []
+    errors = [
+        f"Layout: {text}. Write the file again, and never update it." for text in layout_errors
+    ]
+    warnings = [f"Layout: {text}." for text in layout_warnings]
+
+    with rasterio.open(path) as source:
+        if source.count != 1 or source.dtypes[0] != "uint8":
+            errors.append(
+                f"Content: the file has {source.count} band(s) of {source.dtypes[0]}; class and "
+                "confidence maps have one band of uint8. Only its layout was checked."
+            )
+            return errors, warnings
+        if kind == "auto":
+            kind = _guess_kind(source)
+        errors += _grid_errors(source, geobox)
+        if kind == "classes":
+            legend = legend or _stored_legend(source, errors)
+            errors += _class_header_errors(source, path, legend)
+            allowed = {CLASS_NODATA, *(legend.codes if legend else range(CLASS_NODATA))}
+        else:
+            allowed = {CONFIDENCE_NODATA, *range(101)}
+            if source.nodata != CONFIDENCE_NODATA:
+                errors.append(_nodata_error(source))
+        errors += _tile_errors(source)
+        try:
+            errors += _histogram_errors(_histogram(source), allowed, histogram)
+            levels = len(source.overviews(1))
+            for level in range(levels):
+                with rasterio.open(path, OVERVIEW_LEVEL=level) as overview:
+                    errors += _overview_errors(source, overview, level, allowed, kind)
+        except RasterioIOError as error:
+            errors.append(f"Content: a tile cannot be decoded ({error}). Write the file again.")
+    return errors, warnings
+
+
+def check_cog(path: str | Path, **expected: Any) -> None:
+    """Raise where ``validate_cog`` (same arguments) finds an error or a warning.
+
+    Raises
+    ------
+    InputError
+        With every problem found.
+    """
+    errors, warnings = validate_cog(path, **expected)
+    if errors or warnings:
+        raise InputError(f"{path} is not a valid map. " + " ".join([*errors, *warnings]))
+
+
+def _guess_kind(source: Any) -> Literal["classes", "confidence"]:
+    from rasterio.enums import ColorInterp
+
+    tag = source.tags().get(KIND_TAG)
+    if tag in {"classes", "confidence"}:
+        return "classes" if tag == "classes" else "confidence"
+    return "classes" if source.colorinterp[0] is ColorInterp.palette else "confidence"
+
+
+def _stored_legend(source: Any, errors: list[str]) -> Legend | None:
+    text = source.tags().get(LEGEND_TAG)
+    if text is None:
+        errors.append(
+            f"Names: the file has no {LEGEND_TAG} tag, so the meaning of its codes is lost. Give "
+            "the legend, or write the map again with it."
+        )
+        return None
+    return Legend.from_json(text)
+
+
+def _grid_errors(source: Any, geobox: GeoBox | None) -> list[str]:
+    errors = []
+    if source.crs is None:
+        errors.append("Grid: the file has no CRS. Write it again with one.")
+    if geobox is None:
+        return errors
+    shape = tuple(int(side) for side in geobox.shape)
+    if source.shape != shape:
+        errors.append(
+            f"Grid: the shape is {source.shape} (rows, columns) but {shape} was expected. "
+            "Write the map again on the expected grid."
+        )
+    if not source.transform.almost_equals(geobox.affine, precision=1e-6):
+        errors.append(
+            f"Grid: the transform is {tuple(source.transform)[:6]} but "
+            f"{tuple(geobox.affine)[:6]} was expected. Write the map again on the expected grid."
+        )
+    if source.crs is not None and geobox.crs is not None:
+        import rasterio.crs
+
+        if source.crs != rasterio.crs.CRS.from_wkt(geobox.crs.to_wkt()):
+            errors.append(
+                f"Grid: the CRS is {source.crs} but {geobox.crs} was expected. Write the map again."
+            )
+    return errors
+
+
+def _nodata_error(source: Any) -> str:
+    return (
+        f"Nodata: the file declares {source.nodata}, the rule is {CLASS_NODATA}. "
+        "Write the map again."
+    )
+
+
+def _class_header_errors(source: Any, path: Path, legend: Legend | None) -> list[str]:
+    """Return what lacks of nodata, palette and names."""
+    errors = []
+    if source.nodata != CLASS_NODATA:
+        errors.append(_nodata_error(source))
+    try:
+        palette = source.colormap(1)
+    except ValueError:
+        palette = None
+        errors.append("Palette: the file has none. Write the map again with its legend.")
+    if legend is None:
+        return errors
+    if palette is not None:
+        wrong = [code for code, color in legend.colormap().items() if palette.get(code) != color]
+        if wrong:
+            errors.append(
+                f"Palette: the colours of classes {wrong} differ from the legend's. "
+                "Write the map again with its legend."
+            )
+    text = source.tags().get(LEGEND_TAG)
+    stored = None if text is None else Legend.from_json(text)
+    if stored is not None and stored.names != legend.names:
+        errors.append(
+            f"Names: the file says {stored.names}, the legend {legend.names}. "
+            "Write the map again with its legend."
+        )
+    sidecar = path.with_name(f"{path.name}.aux.xml")
+    if not sidecar.is_file() or _category_names(sidecar) != legend.names:
+        errors.append(
+            f"Names: {sidecar.name} is missing or names other classes, so that GIS programs show "
+            "bare codes. Keep it beside the map, or write the map again."
+        )
+    return errors
+
+
+def _category_names(sidecar: Path) -> tuple[str, ...]:
+    from xml.etree import ElementTree
+
+    root = ElementTree.parse(sidecar).getroot()
+    return tuple(entry.text or "" for entry in root.iter("Category"))
+
+
+def _tile_errors(source: Any) -> list[str]:
+    """Return an error for each level that lacks the bytes of a tile."""
+    errors = []
+    tile_height, tile_width = source.block_shapes[0]
+    factors = [1, *source.overviews(1)]
+    for index, factor in enumerate(factors):
+        options = {} if index == 0 else {"ovr": index - 1}
+        rows = math.ceil(math.ceil(source.height / factor) / tile_height)
+        cols = math.ceil(math.ceil(source.width / factor) / tile_width)
+        empty = [
+            (row, col)
+            for row in range(rows)
+            for col in range(cols)
+            if not int(
+                source.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=1, **options) or 0
+            )
+        ]
+        if empty:
+            level = "the full resolution" if index == 0 else f"overview {index - 1}"
+            errors.append(
+                f"Tiles: {len(empty)} of {rows * cols} tiles of {level} hold no bytes (first: "
+                f"row {empty[0][0]}, column {empty[0][1]}). Write the map again."
+            )
+    return errors
+
+
+def _histogram(source: Any) -> np.ndarray:
+    """Return the number of pixels by value, (256,) int64."""
+    counts = np.zeros(256, dtype=np.int64)
+    for values in _blocks(source):
+        counts += np.bincount(values.ravel(), minlength=256)
+    return counts
+
+
+def _blocks(source: Any) -> Iterator[np.ndarray]:
+    for window in tiles(source.shape, _READ):
+        yield _read(source, window)
+
+
+def _read(source: Any, window: Window) -> np.ndarray:
+    from rasterio.windows import Window as RasterioWindow
+
+    values: np.ndarray = source.read(
+        1, window=RasterioWindow(window.col, window.row, window.width, window.height)
+    )
+    return values
+
+
+def _histogram_errors(
+    counts: np.ndarray, allowed: set[int], expected: Mapping[int, int] | None
+) -> list[str]:
+    errors = []
+    strange = sorted(set(np.flatnonzero(counts).tolist()) - allowed)
+    if strange:
+        errors.append(
+            f"Content: pixel values {strange} are neither in the legend nor nodata. "
+            "Write the map again, or give the legend it was made with."
+        )
+    if expected is not None:
+        wrong = [value for value in range(256) if counts[value] != expected.get(value, 0)]
+        if wrong:
+            value = wrong[0]
+            errors.append(
+                f"Histogram: value {value} stands {counts[value]} times in the map but "
+                f"{expected.get(value, 0)} times in its shards ({len(wrong)} values differ): "
+                "pixels were lost or changed. Write the map again from the shards."
+            )
+    return errors
+
+
+def _overview_errors(
+    source: Any, overview: Any, level: int, allowed: set[int], kind: str
+) -> list[str]:
+    """Return what is wrong with the values of one overview."""
+    present: set[int] = set()
+    for values in _blocks(overview):
+        present |= set(np.unique(values).tolist())
+    strange = sorted(present - allowed)
+    if strange:
+        return [
+            f"Overview {level}: values {strange} are neither in the legend nor nodata. Make "
+            "overviews of class maps by mode, never by average or cubic."
+        ]
+    if kind != "classes":
+        return []
+    invented = sum(
+        _invented(source, overview, window) for window in _sample_windows(source, overview)
+    )
+    if invented:
+        return [
+            f"Overview {level}: {invented} sampled pixels show a class that none of the pixels "
+            "below them has. Make overviews by mode, never by average, and anew after any change."
+        ]
+    return []
+
+
+def _sample_windows(source: Any, overview: Any) -> list[Window]:
+    """Return squares spread evenly over an overview (all of it where it is small)."""
+    factor = max(source.height / overview.height, source.width / overview.width)
+    windows = tiles(overview.shape, max(int(_SAMPLE_BASE // factor), 1))
+    step = max(len(windows) / _SAMPLES, 1.0)
+    return [windows[int(index * step)] for index in range(min(len(windows), _SAMPLES))]
+
+
+def _invented(source: Any, overview: Any, window: Window) -> int:
+    """Count overview pixels whose class is absent below them, one pixel of slack around."""
+    values = _read(overview, window)
+    row_edges = _edges(window.row, window.height, overview.height, source.height)
+    col_edges = _edges(window.col, window.width, overview.width, source.width)
+    top, left = int(row_edges[0].min()), int(col_edges[0].min())
+    base = _read(
+        source, Window(top, left, int(row_edges[1].max()) - top, int(col_edges[1].max()) - left)
+    )
+    found = np.zeros(values.shape, dtype=bool)
+    for code in np.unique(values):
+        # Presence in any rectangle comes from four corners of the summed-area table.
+        total = np.zeros((base.shape[0] + 1, base.shape[1] + 1), dtype=np.int32)
+        np.cumsum(np.cumsum(base == code, axis=0, dtype=np.int32), axis=1, out=total[1:, 1:])
+        low, high = (edge - top for edge in row_edges)
+        first, last = (edge - left for edge in col_edges)
+        inside = (
+            total[np.ix_(high, last)]
+            - total[np.ix_(low, last)]
+            - total[np.ix_(high, first)]
+            + total[np.ix_(low, first)]
+        )
+        found |= (values == code) & (inside > 0)
+    return int(np.count_nonzero(~found))
+
+
+def _edges(start: int, count: int, coarse: int, fine: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return first and end fine pixel below each coarse pixel, with one pixel of slack."""
+    index = np.arange(start, start + count)
+    ratio = fine / coarse
+    low = np.clip(np.floor(index * ratio).astype(int) - 1, 0, fine)
+    high = np.clip(np.ceil((index + 1) * ratio).astype(int) + 1, 0, fine)
+    return low, high

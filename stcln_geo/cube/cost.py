@@ -1,0 +1,183 @@
+"""What a plan costs: blocks, reads, bytes and memory; and the plan as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ..errors import InputError
+from ..grid import Window, tiles
+from .granules import Dropped
+from .planned import CubePlan, Scene, SeasonPlan
+
+__all__ = [
+    "DEFAULT_MEMORY",
+    "count_reads",
+    "cube_bytes",
+    "describe_plan",
+    "plan_blocks",
+    "read_bytes",
+    "summary",
+    "task_bytes",
+]
+
+DEFAULT_MEMORY = 8_000_000_000
+"""Memory of all tasks together (bytes), where none is given."""
+
+MAX_BLOCK = 2048
+"""Largest side of the square one task owns (pixels)."""
+
+SCENES_AHEAD = 2
+"""Scenes that are read while another is being fused."""
+
+_SHARE = 0.8
+"""Part of the memory that the arrays may fill; Python, GDAL and its cache need the rest."""
+
+_FIXED_BYTES = 200_000_000
+
+
+def plan_blocks(
+    plan: CubePlan, season: SeasonPlan, *, memory: int = DEFAULT_MEMORY, workers: int = 0
+) -> list[Window]:
+    """Return the squares of whole shards that tasks own, counted from the first pixel.
+
+    Raises
+    ------
+    InputError
+        If the memory does not suffice for one shard per worker.
+    """
+    share = memory / max(workers, 1)
+    side = season.layout.shard
+    if task_bytes(plan, season, side) > share:
+        need = task_bytes(plan, season, side) * max(workers, 1) / 1e9
+        raise InputError(
+            f"Cannot build with {memory / 1e9:.2g} GB for {max(workers, 1)} workers: season "
+            f"{season.name} needs {need:.2g} GB for one shard of {side} px each. Give more "
+            "--memory, or fewer --workers."
+        )
+    longest = max(plan.window.shape_yx)
+    while side < min(MAX_BLOCK, longest) and task_bytes(plan, season, 2 * side) <= share:
+        side *= 2
+    return tiles(plan.window.shape_yx, side)
+
+
+def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
+    """Return the memory (bytes) that a block of some side takes."""
+    height, width = (min(side, size) for size in plan.window.shape_yx)
+    bands, dates = len(plan.bands), len(season.dates)
+    kept = dates * (2 * bands + 1 + (1 if plan.with_scl else 0))
+    # Raw and harmonised numbers of the scenes in flight, and what fusing one allocates.
+    passing = (SCENES_AHEAD + 1) * (2 * bands + 1) + 4 * bands + 24
+    shard = min(side, season.layout.shard) ** 2 * dates * 2 * bands
+    return round((height * width * (kept + passing) + 1.5 * shard) / _SHARE) + _FIXED_BYTES
+
+
+def count_reads(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:
+    """Return the number of asset windows that a season's blocks read."""
+    total = 0
+    for block in blocks:
+        area = block.shift(plan.window.row, plan.window.col)
+        for date in season.dates:
+            total += sum(
+                len(scene.bands) + (scene.scl is not None)
+                for scene in date.scenes
+                if scene.meets(area)
+            )
+    return total
+
+
+def read_bytes(plan: CubePlan, season: SeasonPlan) -> int:
+    """Return about how many bytes of pixels, uncompressed, a season reads."""
+    total = 0.0
+    for scene in (scene for date in season.dates for scene in date.scenes):
+        place = Window(*scene.place) if scene.place is not None else plan.window
+        pixels = place.intersection(plan.window).area * plan.spec.resolution**2
+        total += sum(2 * pixels / _native(band) ** 2 for band in plan.bands)
+        total += pixels / 400 if scene.scl is not None else 0
+    return round(total)
+
+
+def cube_bytes(plan: CubePlan, season: SeasonPlan) -> int:
+    """Return the size of a season before compression."""
+    per_pixel = 2 * len(plan.bands) + 1 + (1 if plan.with_scl and plan.spec.keep_scl else 0)
+    return plan.window.area * len(season.dates) * per_pixel
+
+
+def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:
+    """Return the plan as text, for some memory and number of workers."""
+    height, width = plan.window.shape_yx
+    box = plan.geobox.boundingbox
+    lines = [
+        f"Catalog     {plan.catalog}{f', collection {plan.collection}' if plan.collection else ''}",
+        f"Region      {plan.region}",
+        f"Grid        {plan.crs}, {plan.spec.resolution:g} m, {width} x {height} px, x "
+        f"{box.left:.0f} to {box.right:.0f}, y {box.bottom:.0f} to {box.top:.0f} (region padded "
+        f"to whole windows of {plan.spec.lattice.window} px)",
+        f"Bands       {', '.join(plan.bands)}"
+        + (f" (lacking: {', '.join(plan.lacking)})" if plan.lacking else ""),
+        f"Sky         {_sky(plan)}",
+        f"Offsets     {_offsets(plan.scenes)}",
+    ]
+    for season in plan.seasons:
+        lines += _describe_season(plan, season, memory, workers)
+    if plan.dropped:
+        lines.append(f"Left out    {summary(plan.dropped)}")
+    return "\n".join(lines)
+
+
+def _native(band: str) -> int:
+    if band in {"blue", "green", "red", "nir"}:
+        return 10
+    return 60 if band in {"coastal", "nir09", "cirrus"} else 20
+
+
+def _sky(plan: CubePlan) -> str:
+    clouds = plan.spec.clouds
+    if not plan.with_scl:
+        return "no scene classes: clouds are NOT masked"
+    return (
+        f"clear = scene classes {', '.join(map(str, clouds.clear))}, {clouds.cloud_margin} px from "
+        f"clouds, {clouds.shadow_margin} px from shadows"
+    )
+
+
+def _offsets(scenes: Sequence[Scene]) -> str:
+    count = Counter(
+        (scene.bands[0].radiometry.offset, scene.bands[0].radiometry.source) for scene in scenes
+    )
+    return "; ".join(f"{dn:+d} ({source}): {n} scenes" for (dn, source), n in sorted(count.items()))
+
+
+def _describe_season(plan: CubePlan, season: SeasonPlan, memory: int, workers: int) -> list[str]:
+    blocks = plan_blocks(plan, season, memory=memory, workers=workers)
+    side = max(max(block.shape_yx) for block in blocks)
+    days = season.time.astype("datetime64[D]")
+    scenes = sum(len(date.scenes) for date in season.dates)
+    lines = [
+        f"Season      {season.name}: {len(days)} dates, {days[0]} to {days[-1]}, from "
+        f"{scenes} scenes",
+        f"            {len(blocks)} blocks of at most {side} px, "
+        f"{len(tiles(plan.window.shape_yx, season.layout.shard))} shards of "
+        f"{season.layout.shard} px, chunks of {season.layout.chunk} px",
+        f"            {count_reads(plan, season, blocks)} asset windows to read, about "
+        f"{_size(read_bytes(plan, season))} of pixels; {_size(cube_bytes(plan, season))} before "
+        f"compression; {_size(task_bytes(plan, season, side))} of memory per task",
+    ]
+    lines += [f"            no date for {n} days: {a} to {b}" for a, b, n in season.gaps]
+    return lines
+
+
+def summary(dropped: Sequence[Dropped]) -> str:
+    """Return the reasons with their number of items; ids of older processings are not repeated."""
+    count = Counter(
+        "are older processings" if entry.reason.startswith("older") else entry.reason
+        for entry in dropped
+    )
+    return "; ".join(f"{n} items: {reason}" for reason, n in count.most_common())
+
+
+def _size(size: int) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size / 1e3:.3g} kB"

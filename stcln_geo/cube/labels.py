@@ -1,0 +1,353 @@
+"""Burn a vector file of labelled fields into a season of a cube.
+
+A pixel belongs to the field that holds its centre; where fields overlap, the later one in the
+file wins. The season keeps ``labels`` (class codes), ``parcels`` (field numbers) and one row a
+field, so that everything later can be divided by field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import LabelError, MissingFileError
+from ..legend import UNLABELLED, Legend
+from .store import FieldTable, Season, open_season, write_fields
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+__all__ = ["BurnReport", "DroppedClass", "burn_labels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedClass:
+    """A value of the vector file that got no class."""
+
+    value: str
+    fields: int
+    """Fields with at least one pixel."""
+    pixels: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BurnReport:
+    """What burning found and wrote."""
+
+    cube: Path
+    season: str
+    legend: Legend
+    fields: FieldTable
+    dropped: tuple[DroppedClass, ...]
+    features: int
+    """Polygons near the cube that carry a value."""
+    without_pixel: int
+    """Polygons of these that hold no pixel centre of the cube (outside, too small, covered)."""
+    without_value: int
+    """Rows near the cube whose column is empty, or that have no polygon."""
+    pixels: int
+    """Labelled pixels."""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of text for people."""
+        lines = [
+            f"{len(self.fields)} fields of {len(self.legend)} classes, {self.pixels} labelled "
+            f"pixels, in season {self.season}."
+        ]
+        for entry in self.legend.classes:
+            mine = self.fields.code == entry.code
+            lines.append(
+                f"  {entry.code:>3} {entry.name}: {int(mine.sum())} fields, "
+                f"{int(self.fields.pixels[mine].sum())} pixels"
+            )
+        lines.extend(
+            f"  dropped {drop.value}: {drop.fields} fields, {drop.pixels} pixels, {drop.reason}"
+            for drop in self.dropped
+        )
+        if self.without_pixel:
+            lines.append(f"{self.without_pixel} of {self.features} polygons hold no pixel.")
+        if self.without_value:
+            lines.append(f"{self.without_value} rows have no value or no polygon.")
+        return lines
+
+
+def burn_labels(
+    cube: str | Path,
+    vector: str | Path,
+    *,
+    column: str,
+    season: str | None = None,
+    legend: Legend | None = None,
+    min_fields: int = 3,
+    all_touched: bool = False,
+    erode: int = 0,
+    layer: str | None = None,
+    dry_run: bool = False,
+) -> BurnReport:
+    """Write the fields of a vector file into a season, in place of any labels it had.
+
+    Parameters
+    ----------
+    vector
+        Any file that pyogrio reads, or GeoParquet; of any CRS.
+    column
+        The column that names the crop. Whole numbers stored as 1110.0 count as ``1110``.
+    legend
+        The classes wanted; values not in it stay unlabelled. By default all values, sorted.
+    min_fields
+        Classes with fewer fields (with a pixel) are dropped, since they cannot be both
+        trained and tested; their pixels stay unlabelled.
+    all_touched
+        True burns every pixel a field touches; False those whose centre it holds.
+    erode
+        Pixels taken off each field's border, where neighbours mix.
+    layer
+        Layer of a file with several; by default the first.
+    dry_run
+        True reports without writing.
+
+    Raises
+    ------
+    LabelError
+        If the column or CRS is missing, no field lies in the cube, or fewer than two classes
+        are left.
+    """
+    if erode < 0 or min_fields < 1:
+        raise LabelError(
+            f"Cannot burn with erode={erode} and min_fields={min_fields}: erode is 0 px or more, "
+            "min_fields 1 or more. Leave them out for 0 and 3."
+        )
+    opened = open_season(cube, season, mode="r" if dry_run else "r+")
+    frame = _read_vector(Path(vector), column=column, layer=layer, season=opened)
+    values = _values_as_text(frame[column])
+    usable = np.array([value is not None for value in values], dtype=bool)
+    usable &= frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy(dtype=bool)
+    geometries = list(frame.geometry[usable])
+    texts = [value for value, use in zip(values, usable, strict=True) if use and value is not None]
+
+    parcels = _burn(geometries, opened, all_touched=all_touched, erode=erode)
+    pixels = np.bincount(parcels.reshape(-1), minlength=len(texts) + 1)[1:]
+    if not pixels.any():
+        raise LabelError(
+            f"Cannot burn {vector}: none of its {len(texts)} labelled polygons near the cube "
+            f"{opened.cube} holds a pixel. A field needs the centre of a "
+            f"{opened.resolution:g} m pixel. Try --all-touched, a smaller --erode, or check the "
+            "coordinates."
+        )
+    wanted = legend if legend is not None else Legend.from_values(_in_order(set(texts)))
+    kept, dropped = _choose_classes(wanted, texts, pixels, min_fields=min_fields)
+    if len(kept) < 2:
+        found = ", ".join(f"{drop.value}: {drop.fields} fields" for drop in dropped)
+        raise LabelError(
+            f"Cannot burn {vector}: {len(kept)} class{'' if len(kept) == 1 else 'es'} with at "
+            f"least {min_fields} fields in the cube; a map needs two (dropped: {found or 'none'}). "
+            "Lower --min-fields, merge classes with --legend, or give more fields."
+        )
+
+    labels, parcels, table = _code_fields(kept, texts, parcels, pixels)
+    if not dry_run:
+        write_fields(opened, labels=labels, parcels=parcels, fields=table, legend=kept)
+    return BurnReport(
+        cube=opened.cube,
+        season=opened.name,
+        legend=kept,
+        fields=table,
+        dropped=dropped,
+        features=len(texts),
+        without_pixel=int((pixels == 0).sum()),
+        without_value=len(frame) - len(texts),
+        pixels=int(table.pixels.sum()),
+    )
+
+
+def _read_vector(path: Path, *, column: str, layer: str | None, season: Season) -> GeoDataFrame:
+    """Read the rows whose bounds meet the cube, in the cube's CRS."""
+    import geopandas
+    from shapely.geometry import box
+
+    if not path.exists():
+        raise MissingFileError(
+            f"Cannot burn {path}: there is no such file. Give a vector file such as GeoPackage, "
+            "GeoJSON, Shapefile or GeoParquet."
+        )
+    bounds = season.geobox.boundingbox
+    footprint = geopandas.GeoSeries([box(*bounds.bbox)], crs=str(season.geobox.crs))
+    frame = _read_frame(path, column=column, layer=layer, footprint=footprint)
+    if frame.crs is None:
+        raise LabelError(
+            f"Cannot burn {path}: the file names no coordinate reference system, so its polygons "
+            "have no place. Assign one, for example with `ogr2ogr -a_srs EPSG:4326 OUT IN`."
+        )
+    place = footprint.to_crs(frame.crs)
+    frame = frame.iloc[np.flatnonzero(frame.intersects(place.iloc[0].envelope).to_numpy())]
+    if frame.empty:
+        raise LabelError(
+            f"Cannot burn {path}: no feature lies in the cube {season.cube}. The file covers "
+            f"{_extent(path, layer)}; the cube covers {_format_bounds(tuple(place.total_bounds))} "
+            f"in the same coordinates ({_crs_name(frame.crs)}). Give the file of this region, or "
+            "correct its coordinate reference system."
+        )
+    return frame.to_crs(footprint.crs)
+
+
+def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -> GeoDataFrame:
+    """Read geometry and one column; vector formats give only the rows around the cube."""
+    import geopandas
+    import pyogrio
+
+    try:
+        if path.suffix in {".parquet", ".geoparquet"}:
+            import pyarrow.parquet
+
+            names = pyarrow.parquet.read_schema(path).names
+            _check_column(path, column, [name for name in names if name != "geometry"])
+            return geopandas.read_parquet(path, columns=[column, "geometry"])
+        info = pyogrio.read_info(path, layer=layer)
+        _check_column(path, column, [str(name) for name in info["fields"]])
+        around = tuple(footprint.to_crs(info["crs"]).total_bounds) if info["crs"] else None
+        return geopandas.read_file(path, layer=layer, columns=[column], bbox=around)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+        if isinstance(error, LabelError):
+            raise
+        raise LabelError(
+            f"Cannot burn {path}: it cannot be read as a vector file ({error}). Give a GeoPackage, "
+            "GeoJSON, Shapefile or GeoParquet file, and --layer if it has several layers."
+        ) from error
+
+
+def _check_column(path: Path, column: str, names: list[str]) -> None:
+    if column not in names:
+        raise LabelError(
+            f"Cannot burn {path}: it has no column {column!r}. Its columns are: "
+            f"{', '.join(names) or '(none)'}. Name one of them with --column."
+        )
+
+
+def _extent(path: Path, layer: str | None) -> str:
+    """Say where a file's features lie, for an error message."""
+    import geopandas
+    import pyogrio
+
+    if path.suffix in {".parquet", ".geoparquet"}:
+        bounds = geopandas.read_parquet(path, columns=["geometry"]).total_bounds
+    else:
+        bounds = pyogrio.read_info(path, layer=layer, force_total_bounds=True)["total_bounds"]
+    return _format_bounds(tuple(bounds)) if bounds is not None else "nothing"
+
+
+def _format_bounds(bounds: tuple[float, ...]) -> str:
+    return "({})".format(", ".join(f"{float(value):.6g}" for value in bounds))
+
+
+def _crs_name(crs: Any) -> str:
+    authority = crs.to_authority()
+    return ":".join(authority) if authority else str(crs.name)
+
+
+def _values_as_text(column: Any) -> list[str | None]:
+    """Write values as text; None where the column is empty; 1110.0 as ``1110``."""
+    texts: list[str | None] = []
+    for value in column:
+        if value is None or value != value or str(value).strip() == "" or str(value) == "<NA>":
+            texts.append(None)
+        elif isinstance(value, (float, np.floating)) and float(value).is_integer():
+            texts.append(str(int(value)))
+        else:
+            texts.append(str(value).strip())
+    return texts
+
+
+def _in_order(values: set[str]) -> list[str]:
+    """Sort values: as numbers if all are, else as text."""
+    try:
+        return sorted(values, key=lambda value: (float(value), value))
+    except ValueError:
+        return sorted(values)
+
+
+def _burn(geometries: list[Any], season: Season, *, all_touched: bool, erode: int) -> np.ndarray:
+    """Rasterise polygons as 1, 2, ... in order: (Y, X) int32, 0 where there is none."""
+    from rasterio.features import rasterize
+
+    if not geometries:
+        return np.zeros(season.shape_yx, dtype=np.int32)
+    parcels: np.ndarray = rasterize(
+        zip(geometries, range(1, len(geometries) + 1), strict=True),
+        out_shape=season.shape_yx,
+        transform=season.geobox.affine,
+        fill=0,
+        all_touched=all_touched,
+        dtype="int32",
+    )
+    for _ in range(erode):
+        parcels = _erode_once(parcels)
+    return parcels
+
+
+def _erode_once(parcels: np.ndarray) -> np.ndarray:
+    """Clear each pixel that has another field, or none, among its eight neighbours.
+
+    The edge of the grid is no border: the field may go on beyond it.
+    """
+    padded = np.pad(parcels, 1, mode="edge")
+    height, width = parcels.shape
+    inner = np.ones(parcels.shape, dtype=bool)
+    for row in range(3):
+        for col in range(3):
+            inner &= padded[row : row + height, col : col + width] == parcels
+    return np.where(inner, parcels, 0)
+
+
+def _choose_classes(
+    legend: Legend, texts: list[str], pixels: np.ndarray, *, min_fields: int
+) -> tuple[Legend, tuple[DroppedClass, ...]]:
+    """Keep the classes with enough fields; say of every other value why it has no class."""
+    counts: dict[str, tuple[int, int]] = {entry.value: (0, 0) for entry in legend.classes}
+    for text, count in zip(texts, pixels, strict=True):
+        fields, total = counts.get(text, (0, 0))
+        counts[text] = (fields + int(count > 0), total + int(count))
+    known = {entry.value for entry in legend.classes}
+    keep = {value for value in known if counts[value][0] >= min_fields}
+    dropped = tuple(
+        DroppedClass(
+            value=value,
+            fields=counts[value][0],
+            pixels=counts[value][1],
+            reason=f"fewer than {min_fields} fields" if value in known else "not in the legend",
+        )
+        for value in [
+            *(entry.value for entry in legend.classes if entry.value not in keep),
+            *_in_order(set(counts) - known),
+        ]
+    )
+    return legend.keep(keep), dropped
+
+
+def _code_fields(
+    legend: Legend, texts: list[str], parcels: np.ndarray, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, FieldTable]:
+    """Give classes their codes and fields dense numbers.
+
+    Returns
+    -------
+    labels (Y, X) uint8; parcels (Y, X) int32; the table of fields.
+    """
+    codes = {entry.value: entry.code for entry in legend.classes}
+    code = np.array([codes.get(text, UNLABELLED) for text in texts], dtype=np.uint8)
+    kept = np.flatnonzero((code != UNLABELLED) & (pixels > 0))
+    number_of = np.zeros(len(texts) + 1, dtype=np.int32)
+    number_of[kept + 1] = np.arange(1, kept.size + 1)
+    code_of = np.full(kept.size + 1, UNLABELLED, dtype=np.uint8)
+    code_of[1:] = code[kept]
+    numbers = number_of[parcels]
+    table = FieldTable(
+        number=np.arange(1, kept.size + 1, dtype=np.int32),
+        code=code[kept],
+        pixels=pixels[kept].astype(np.int32),
+        split=np.zeros(kept.size, dtype=np.uint8),
+    )
+    return code_of[numbers], numbers, table

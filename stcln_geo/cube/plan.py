@@ -1,0 +1,264 @@
+"""Plan a cube: grid, seasons, dates and scenes, before a pixel is read.
+
+A plan is a pure function of the item snapshot, the region and the spec. It prints itself, it can
+be stored as JSON, and a build does nothing but carry it out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, SearchError
+from ..grid import Window, absolute_window, bounds_window, snapped_geobox, utm_crs
+from ..region import LONLAT, Region
+from .contract import season_name
+from .cost import summary
+from .granules import SCL, Dropped, Granule, band_assets, newest_first
+from .layout import plan_layout
+from .planned import Asset, CubePlan, DatePlan, Scene, SeasonPlan
+from .radiometry import Radiometry, resolve_offset
+from .search import ItemSnapshot
+from .spec import DEFAULT_BANDS, CubeSpec
+
+__all__ = ["CubePlan", "CubeSpec", "plan_cube"]
+
+_EDGE_PIXELS = 4
+
+
+def plan_cube(
+    snapshot: ItemSnapshot, region: Region | None = None, spec: CubeSpec | None = None
+) -> CubePlan:
+    """Plan a cube; reads no pixel.
+
+    Parameters
+    ----------
+    region
+        None takes the union of the scenes' rasters.
+
+    Raises
+    ------
+    SearchError
+        If no item has the bands asked for within the grid.
+    """
+    spec = spec or CubeSpec()
+    bands, lacking = _choose_bands(snapshot, spec)
+    granules, unusable = _with_assets(snapshot, bands)
+    region = region or _union_of(granules)
+    crs = _choose_crs(spec.crs, region, granules)
+    aoi = region.to_crs(crs)
+    geobox = snapped_geobox(aoi, crs=crs, resolution=spec.resolution, lattice=spec.lattice)
+    window = absolute_window(geobox)
+
+    items = {item["id"]: item for item in snapshot.items}
+    days: dict[np.datetime64, list[tuple[Granule, Scene]]] = defaultdict(list)
+    longitude = region.geometry.centroid.x
+    for granule in granules:
+        scene = _make_scene(granule, items[granule.item], snapshot, bands, crs, spec)
+        if scene.meets(window):
+            days[_solar_day(granule.time, longitude)].append((granule, scene))
+        else:
+            unusable.append(Dropped(item=granule.item, reason="its raster lies outside the grid"))
+    if not days:
+        raise SearchError(
+            f"Cannot plan a cube for {region.source}: none of {len(snapshot)} items has pixels "
+            f"there ({summary(unusable)}). Check the region and the time range."
+        )
+    used = {scene.item for scenes in days.values() for _, scene in scenes}
+    return CubePlan(
+        spec=spec,
+        catalog=snapshot.catalog.name,
+        collection=snapshot.collection,
+        access=snapshot.catalog.access,
+        region=region.source,
+        aoi=aoi,
+        crs=crs,
+        window=window,
+        bands=bands,
+        lacking=lacking,
+        seasons=_make_seasons(days, len(bands), window, crs, spec),
+        dropped=(*snapshot.dropped, *unusable),
+        items=tuple(item for item in snapshot.items if item["id"] in used),
+    )
+
+
+def _choose_bands(
+    snapshot: ItemSnapshot, spec: CubeSpec
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the cube's bands, and the default bands that the items lack."""
+    count: Counter[str] = Counter()
+    for item in snapshot.items:
+        count.update(list(band_assets(item, snapshot.profile)))
+    common = [band for band in count if count[band] * 2 > len(snapshot) and band != SCL]
+    if spec.bands is None:
+        bands = tuple(band for band in DEFAULT_BANDS if band in common)
+        return bands or tuple(common), tuple(band for band in DEFAULT_BANDS if band not in common)
+    missing = [band for band in spec.bands if not count[band]]
+    if missing:
+        raise InputError(
+            f"Cannot build the bands {', '.join(missing)}: no item of "
+            f"'{snapshot.catalog.name}' has them. The items have: {', '.join(common)}. "
+            "Choose among these with --bands."
+        )
+    return spec.bands, ()
+
+
+def _with_assets(
+    snapshot: ItemSnapshot, bands: tuple[str, ...]
+) -> tuple[list[Granule], list[Dropped]]:
+    """Return the granules that have every band, and scene classes if most do."""
+    assets = [band_assets(item, snapshot.profile) for item in snapshot.items]
+    has_scl = sum(SCL in found for found in assets) * 2 > len(assets)
+    needed = (*bands, SCL) if has_scl else bands
+    kept, dropped = [], []
+    for granule, found in zip(snapshot.granules, assets, strict=True):
+        missing = [name for name in needed if name not in found]
+        if missing:
+            reason = f"lacks the asset of {', '.join(missing)}"
+            dropped.append(Dropped(item=granule.item, reason=reason))
+        else:
+            kept.append(granule)
+    if not kept:
+        raise SearchError(
+            f"Cannot plan a cube of the bands {', '.join(bands)}: none of {len(assets)} items has "
+            f"all of them ({summary(dropped)}). Choose fewer with --bands."
+        )
+    return kept, dropped
+
+
+def _union_of(granules: Sequence[Granule]) -> Region:
+    """Return the region that all scenes cover together, exact where they share a CRS."""
+    from pyproj import Transformer
+    from shapely import box, union_all
+
+    source = "the extent of the scenes"
+    systems = {granule.crs for granule in granules if granule.bounds is not None}
+    if len(systems) == 1 and all(granule.bounds for granule in granules):
+        crs = str(systems.pop())
+        boxes = [box(*granule.bounds) for granule in granules if granule.bounds is not None]
+        return Region.from_projected(union_all(boxes), crs, source=source)
+    shapes: list[Any] = []
+    for granule in granules:
+        if granule.bounds is not None:
+            change = Transformer.from_crs(granule.crs, LONLAT, always_xy=True)
+            shapes.append(box(*change.transform_bounds(*granule.bounds, densify_pts=21)))
+        elif granule.geometry is not None:
+            shapes.append(granule.geometry)
+    if not shapes:
+        raise SearchError(
+            "Cannot find the extent of the scenes: the items have neither a geometry nor "
+            "proj:transform and proj:shape. Give the region with --bbox or --region."
+        )
+    return Region(geometry=union_all(shapes), source=source)
+
+
+def _choose_crs(asked: str, region: Region, granules: Sequence[Granule]) -> str:
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    systems = {granule.crs for granule in granules}
+    shared = str(next(iter(systems))) if len(systems) == 1 and None not in systems else None
+    if asked == "auto":
+        return shared if shared and CRS(shared).is_projected else utm_crs(region.geometry)
+    try:
+        crs = CRS(asked)
+    except CRSError as error:
+        raise InputError(
+            f"Cannot use the CRS {asked!r}: it is not known. Give a code such as EPSG:32631, or "
+            "--crs auto."
+        ) from error
+    if not crs.is_projected or crs.axis_info[0].unit_conversion_factor != 1.0:
+        raise InputError(
+            f"Cannot build in {asked}: a cube needs a projected CRS in metres, so that pixels are "
+            "squares. Use a UTM zone such as EPSG:32631, or --crs auto."
+        )
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt())
+
+
+def _make_scene(
+    granule: Granule,
+    item: Mapping[str, Any],
+    snapshot: ItemSnapshot,
+    bands: tuple[str, ...],
+    crs: str,
+    spec: CubeSpec,
+) -> Scene:
+    keys = band_assets(item, snapshot.profile)
+
+    def asset(name: str, radiometry: Radiometry) -> Asset:
+        href = str(item["assets"][keys[name]]["href"])
+        return Asset(key=keys[name], href=href, radiometry=radiometry)
+
+    return Scene(
+        item=granule.item,
+        time=str(granule.time),
+        platform=granule.platform,
+        orbit=granule.orbit,
+        baseline=granule.baseline,
+        crs=granule.crs,
+        place=_place(granule, crs, spec.resolution),
+        bands=tuple(
+            asset(
+                band,
+                resolve_offset(
+                    item,
+                    keys[band],
+                    snapshot.profile,
+                    override=spec.offset,
+                    baseline=granule.baseline,
+                ),
+            )
+            for band in bands
+        ),
+        scl=asset(SCL, Radiometry(offset=0)) if SCL in keys else None,
+    )
+
+
+def _place(granule: Granule, crs: str, resolution: float) -> tuple[int, int, int, int] | None:
+    """Return the scene's raster in the cube's absolute pixels, a little too large if it bends."""
+    from pyproj import Transformer
+
+    if granule.bounds is None or granule.crs is None:
+        return None
+    bounds, edge = granule.bounds, 0
+    if granule.crs != crs:
+        change = Transformer.from_crs(granule.crs, crs, always_xy=True)
+        bounds, edge = change.transform_bounds(*bounds, densify_pts=21), _EDGE_PIXELS
+        if not np.isfinite(bounds).all():
+            return None
+    place = bounds_window(bounds, resolution=resolution).expand(edge)
+    return place.row, place.col, place.height, place.width
+
+
+def _solar_day(time: np.datetime64, longitude: float) -> np.datetime64:
+    """Return the local date by the sun at a longitude (degrees)."""
+    shift = np.timedelta64(round(longitude / 15 * 3600), "s")
+    day: np.datetime64 = (time.astype("datetime64[s]") + shift).astype("datetime64[D]")
+    return day
+
+
+def _make_seasons(
+    days: Mapping[np.datetime64, list[tuple[Granule, Scene]]],
+    bands: int,
+    window: Window,
+    crs: str,
+    spec: CubeSpec,
+) -> tuple[SeasonPlan, ...]:
+    seasons: dict[str, list[DatePlan]] = defaultdict(list)
+    for day in sorted(days):
+        preferred = sorted(days[day], key=lambda pair: (pair[0].crs != crs, *newest_first(pair[0])))
+        time = min(granule.time for granule, _ in preferred).astype("datetime64[s]")
+        date = DatePlan(time=time, scenes=tuple(scene for _, scene in preferred))
+        seasons[season_name(time, spec.season_start)].append(date)
+    return tuple(
+        SeasonPlan(
+            name=name,
+            dates=tuple(dates),
+            layout=spec.layout or plan_layout(len(dates), bands, window.shape_yx),
+        )
+        for name, dates in sorted(seasons.items())
+    )

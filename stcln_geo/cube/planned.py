@@ -1,0 +1,234 @@
+"""The nouns of a plan: scenes, dates, seasons, and the cube they make; stored as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..catalog import Access
+from ..grid import Window, geobox_from_window
+from .granules import Dropped
+from .layout import Layout
+from .radiometry import Radiometry
+from .spec import CubeSpec
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+    from shapely.geometry.base import BaseGeometry
+
+__all__ = ["Asset", "CubePlan", "DatePlan", "Scene", "SeasonPlan"]
+
+LONG_GAP_DAYS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asset:
+    """A file to read, and what its numbers mean."""
+
+    key: str
+    href: str
+    radiometry: Radiometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One item's part in a date."""
+
+    item: str
+    time: str
+    platform: str
+    orbit: int | None
+    baseline: str
+    crs: str | None
+    place: tuple[int, int, int, int] | None
+    """Row, column, height, width of its raster in absolute pixels of the cube; None: unknown."""
+    bands: tuple[Asset, ...]
+    """In the order of the cube's bands."""
+    scl: Asset | None
+
+    def meets(self, area: Window) -> bool:
+        """Return False where the scene surely has no pixel in an absolute area."""
+        return self.place is None or not Window(*self.place).intersection(area).is_empty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatePlan:
+    """A solar day: its scenes, the preferred first."""
+
+    time: np.datetime64
+    """Earliest acquisition of the day, UTC, to the second."""
+    scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeasonPlan:
+    """The dates of a season, and how it is stored."""
+
+    name: str
+    dates: tuple[DatePlan, ...]
+    layout: Layout
+
+    @property
+    def time(self) -> np.ndarray:
+        """(T,) datetime64[s], UTC."""
+        return np.array([date.time for date in self.dates], dtype="datetime64[s]")
+
+    @property
+    def gaps(self) -> list[tuple[str, str, int]]:
+        """First day, last day and length (days) of the gaps longer than a month."""
+        days = self.time.astype("datetime64[D]")
+        steps = np.diff(days).astype(int)
+        return [
+            (str(days[index]), str(days[index + 1]), int(steps[index]))
+            for index in np.flatnonzero(steps > LONG_GAP_DAYS)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CubePlan:
+    """All a build needs, and what it will cost; ``str(plan)`` is for people."""
+
+    spec: CubeSpec
+    catalog: str
+    collection: str | None
+    access: Access
+    region: str
+    """How the region was given."""
+    aoi: BaseGeometry
+    """The region in ``crs``."""
+    crs: str
+    window: Window
+    """The grid in absolute pixels of ``crs``."""
+    bands: tuple[str, ...]
+    lacking: tuple[str, ...]
+    """Default bands that the items do not have."""
+    seasons: tuple[SeasonPlan, ...]
+    dropped: tuple[Dropped, ...]
+    items: tuple[dict[str, Any], ...] = field(repr=False, compare=False, default=())
+    """The snapshot; empty in a plan that was read back."""
+    request: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
+    """What the user asked for, so that a killed build finds its plan again."""
+
+    @property
+    def geobox(self) -> GeoBox:
+        """The grid."""
+        return geobox_from_window(self.window, crs=self.crs, resolution=self.spec.resolution)
+
+    @property
+    def with_scl(self) -> bool:
+        """True where every scene has scene classes."""
+        return all(scene.scl is not None for scene in self.scenes)
+
+    @property
+    def scenes(self) -> list[Scene]:
+        """All scenes, oldest first."""
+        return [scene for season in self.seasons for date in season.dates for scene in date.scenes]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the cube's content."""
+        content = self.to_json()
+        for key in ("dropped", "lacking", "region", "catalog", "collection", "access"):
+            del content[key]
+        del content["spec"]["on_error"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def season(self, name: str) -> SeasonPlan:
+        """Return a season by name."""
+        return next(season for season in self.seasons if season.name == name)
+
+    def describe(self, *, memory: int | None = None, workers: int = 0) -> str:
+        """Return the plan as text for people, for some memory (bytes) and number of workers."""
+        from .cost import DEFAULT_MEMORY, describe_plan
+
+        return describe_plan(self, memory=memory or DEFAULT_MEMORY, workers=workers)
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan, without the snapshot, as JSON values."""
+        from shapely.geometry import mapping
+
+        content: dict[str, Any] = {
+            "spec": self.spec.to_json(),
+            "catalog": self.catalog,
+            "collection": self.collection,
+            "access": self.access.model_dump(),
+            "region": self.region,
+            "aoi": mapping(self.aoi),
+            "crs": self.crs,
+            "window": asdict(self.window),
+            "bands": self.bands,
+            "lacking": self.lacking,
+            "seasons": [
+                {
+                    "name": season.name,
+                    "layout": asdict(season.layout),
+                    "dates": [
+                        {
+                            "time": str(date.time),
+                            "scenes": [asdict(scene) for scene in date.scenes],
+                        }
+                        for date in season.dates
+                    ],
+                }
+                for season in self.seasons
+            ],
+            "dropped": [asdict(entry) for entry in self.dropped],
+        }
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CubePlan:
+        """Return the plan that ``to_json`` wrote."""
+        from shapely.geometry import shape
+
+        return cls(
+            spec=CubeSpec.from_json(content["spec"]),
+            catalog=content["catalog"],
+            collection=content["collection"],
+            access=Access.model_validate(content["access"]),
+            region=content["region"],
+            aoi=shape(content["aoi"]),
+            crs=content["crs"],
+            window=Window(**content["window"]),
+            bands=tuple(content["bands"]),
+            lacking=tuple(content["lacking"]),
+            seasons=tuple(_season_from_json(season) for season in content["seasons"]),
+            dropped=tuple(Dropped(**entry) for entry in content["dropped"]),
+        )
+
+
+def _season_from_json(content: Mapping[str, Any]) -> SeasonPlan:
+    return SeasonPlan(
+        name=content["name"],
+        layout=Layout(**content["layout"]),
+        dates=tuple(
+            DatePlan(
+                time=np.datetime64(date["time"], "s"),
+                scenes=tuple(_scene_from_json(scene) for scene in date["scenes"]),
+            )
+            for date in content["dates"]
+        ),
+    )
+
+
+def _scene_from_json(content: Mapping[str, Any]) -> Scene:
+    return Scene(
+        **{
+            **content,
+            "place": tuple(content["place"]) if content["place"] else None,
+            "bands": tuple(_asset_from_json(asset) for asset in content["bands"]),
+            "scl": _asset_from_json(content["scl"]) if content["scl"] else None,
+        }
+    )
+
+
+def _asset_from_json(content: Mapping[str, Any]) -> Asset:
+    return Asset(**{**content, "radiometry": Radiometry(**content["radiometry"])})

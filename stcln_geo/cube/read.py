@@ -1,0 +1,320 @@
+"""Read one window of one asset onto the cube's grid, or say exactly why not.
+
+Where the file already lies on the grid its numbers are taken as they are; otherwise GDAL warps
+them without approximating. Addresses are signed when they are opened. Failures are sorted into
+kinds, retried where that can help, and recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+import numpy as np
+
+from ..catalog import Access
+from ..errors import InputError
+from .store import writing
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+__all__ = [
+    "AssetReadError",
+    "AssetReader",
+    "FailureKind",
+    "LedgerEntry",
+    "Resampling",
+    "append_ledger",
+    "read_ledger",
+]
+
+Resampling = Literal["nearest", "bilinear", "cubic", "average"]
+"""How reflectance is brought onto another grid; scene classes are always taken by nearest."""
+
+FailureKind = Literal["gone", "denied", "transient", "corrupt"]
+"""Missing for good; not allowed; the network or server; the file itself."""
+
+_ATTEMPTS: Mapping[str, int] = {"gone": 1, "denied": 2, "transient": 4, "corrupt": 2}
+_PAUSE_SECONDS = 0.5
+_TOKEN_MARGIN_SECONDS = 120.0
+_TOLERANCE_PIXELS = 1e-12
+"""Small enough that GDAL places every pixel by itself, so that no pixel depends on the window it
+is read in (with 0 a WarpedVRT cannot be opened, with 0.125 a quarter of the pixels differ)."""
+
+_GDAL_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+}
+_SIGNS: tuple[tuple[FailureKind, str], ...] = (
+    ("denied", r"\b(401|403|409)\b|access ?denied|forbidden|credentials|permission denied"),
+    ("transient", r"\b(429|500|502|503|504)\b|timed? ?out|could not resolve|couldn.t connect"
+                  r"|connection|curl error|reset by peer|temporarily|max retries"),
+    ("gone", r"\b404\b|does not exist|no such file|not found"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One asset that could not be read."""
+
+    item: str
+    asset: str
+    href: str
+    kind: FailureKind
+    error: str
+    attempts: int
+    window: tuple[int, int, int, int]
+    """Row, column, height, width counted from the cube's first pixel."""
+    time: str = field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    )
+
+
+class AssetReadError(RuntimeError):
+    """An asset could not be read; says which kind of failure, after how many attempts."""
+
+    def __init__(self, href: str, kind: FailureKind, attempts: int, reason: str) -> None:
+        """Keep the parts of the message."""
+        super().__init__(href, kind, attempts, reason)
+        self.href, self.kind, self.attempts, self.reason = href, kind, attempts, reason
+
+    def __str__(self) -> str:
+        """Return one sentence."""
+        return f"{self.href} is {self.kind} after {self.attempts} attempts: {self.reason}"
+
+
+class AssetReader:
+    """Reads windows of assets; may be used by several threads.
+
+    Parameters
+    ----------
+    access
+        What the catalog says about reading its pixels.
+    """
+
+    def __init__(self, access: Access | None = None, *, pause: float = _PAUSE_SECONDS) -> None:
+        """Prepare; nothing is opened yet."""
+        self._access = access or Access()
+        self._pause = pause
+        self._tokens = _Tokens(self._access.token_url)
+        self._gate = threading.BoundedSemaphore(self._access.max_connections or 1024)
+        self.reads = 0
+        """Asset windows read so far."""
+
+    def read(
+        self, href: str, geobox: GeoBox, *, resampling: Resampling = "nearest", nodata: int = 0
+    ) -> np.ndarray:
+        """Return the pixels of a grid.
+
+        Parameters
+        ----------
+        nodata
+            Number that means no data in the file, and beyond its edges in the result.
+
+        Returns
+        -------
+        (H, W) in the file's dtype.
+
+        Raises
+        ------
+        AssetReadError
+            If the asset cannot be read, after retrying where that can help.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                with self._gate, _environment(self._access, href, fresh=attempt > 1):
+                    pixels = _read_once(self._tokens.sign(href), geobox, resampling, nodata)
+            except InputError:
+                raise
+            except Exception as error:  # GDAL, the network and the signer all fail here
+                reason = _reason(error, href)
+                kind = _kind_of(reason)
+                if attempt >= _ATTEMPTS[kind]:
+                    raise AssetReadError(href, kind, attempt, reason[:500]) from error
+                if kind == "denied":
+                    self._tokens.forget()
+                time.sleep(self._pause * 2 ** (attempt - 1) * (1 + random.random() / 4))
+                continue
+            self.reads += 1
+            return pixels
+
+
+def append_ledger(path: Path, entry: LedgerEntry) -> None:
+    """Add a line to a ledger (JSON lines); safe for several processes."""
+    line = json.dumps(asdict(entry)) + "\n"
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+
+def read_ledger(path: Path) -> list[LedgerEntry]:
+    """Return the failures recorded so far; none if there is no ledger."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = []
+    for line in lines:
+        content = json.loads(line)
+        entries.append(LedgerEntry(**{**content, "window": tuple(content["window"])}))
+    return entries
+
+
+def _read_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -> np.ndarray:
+    import rasterio
+    from rasterio.enums import Resampling as Method
+    from rasterio.vrt import WarpedVRT
+
+    height, width = (int(size) for size in geobox.shape)
+    with rasterio.open(href) as source:
+        shift = _on_grid(source, geobox)
+        if shift is not None:
+            return _read_aligned(source, shift, (height, width), nodata)
+        with WarpedVRT(
+            source,
+            crs=_crs(geobox),
+            transform=geobox.affine,
+            height=height,
+            width=width,
+            resampling=Method[resampling],
+            src_nodata=nodata,
+            nodata=nodata,
+            tolerance=_TOLERANCE_PIXELS,
+        ) as warped:
+            pixels: np.ndarray = warped.read(1)
+    return pixels
+
+
+def _on_grid(source: Any, geobox: GeoBox) -> tuple[int, int] | None:
+    """Return row and column of the grid in the file, if the file's pixels lie on the grid."""
+    theirs, ours = source.transform, geobox.affine
+    if (theirs.a, theirs.b, theirs.d, theirs.e) != (ours.a, ours.b, ours.d, ours.e):
+        return None
+    col, row = (ours.c - theirs.c) / ours.a, (ours.f - theirs.f) / ours.e
+    if col != round(col) or row != round(row) or not _same_crs(source.crs, geobox.crs):
+        return None
+    return round(row), round(col)
+
+
+def _same_crs(theirs: Any, ours: Any) -> bool:
+    if theirs is None:
+        return False
+    epsg = theirs.to_epsg()
+    return bool(epsg == ours.epsg if epsg and ours.epsg else theirs.to_wkt() == ours.to_wkt())
+
+
+def _crs(geobox: GeoBox) -> Any:
+    from rasterio.crs import CRS
+
+    crs: Any = geobox.crs
+    return CRS.from_epsg(crs.epsg) if crs.epsg else CRS.from_wkt(crs.to_wkt())
+
+
+def _read_aligned(
+    source: Any, shift: tuple[int, int], shape: tuple[int, int], nodata: int
+) -> np.ndarray:
+    from rasterio.windows import Window
+
+    (row, col), (height, width) = shift, shape
+    top, left = max(row, 0), max(col, 0)
+    bottom, right = min(row + height, source.height), min(col + width, source.width)
+    pixels: np.ndarray = np.full((height, width), nodata, dtype=source.dtypes[0])
+    if bottom > top and right > left:
+        pixels[top - row : bottom - row, left - col : right - col] = source.read(
+            1, window=Window(left, top, right - left, bottom - top)
+        )
+    return pixels
+
+
+@contextlib.contextmanager
+def _environment(access: Access, href: str, *, fresh: bool) -> Iterator[None]:
+    """Set GDAL's options; ``fresh`` forgets what GDAL remembers of a failed address."""
+    import rasterio
+
+    options: dict[str, Any] = {**_GDAL_OPTIONS, **access.gdal}
+    if fresh and "://" in href:
+        scheme = "/vsis3/" if href.startswith("s3://") else "/vsicurl/"
+        options["CPL_VSIL_CURL_NON_CACHED"] = scheme
+    with rasterio.Env(**options):
+        yield
+
+
+def _reason(error: BaseException, href: str) -> str:
+    """Return the chain of messages, without the address (it may carry a token)."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = str(current) or type(current).__name__
+        text = re.sub(rf"\S*{re.escape(href)}[^\s'\"]*", "the file", text)
+        text = re.sub(r"https?://\S+", "the address", text).replace(os.path.basename(href), "")
+        if text not in parts:
+            parts.append(text)
+        current = current.__cause__ or current.__context__
+    return "; ".join(parts)
+
+
+def _kind_of(reason: str) -> FailureKind:
+    for kind, signs in _SIGNS:
+        if re.search(signs, reason, re.IGNORECASE):
+            return kind
+    return "corrupt"
+
+
+class _Tokens:
+    """Fetches and keeps the short-lived tokens that some providers ask for."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[str, float]] = {}
+
+    def sign(self, href: str) -> str:
+        """Return the address with a token that is valid for some time."""
+        if self._url is None or not href.startswith("https://"):
+            return href
+        parts = urlparse(href)
+        account = (parts.hostname or "").split(".")[0]
+        container = parts.path.lstrip("/").split("/")[0]
+        if not (parts.hostname or "").endswith(".blob.core.windows.net") or parts.query:
+            return href
+        url = self._url.format(account=account, container=container)
+        with self._lock:
+            token, expiry = self._kept.get(url, ("", 0.0))
+            if expiry - time.time() < _TOKEN_MARGIN_SECONDS:
+                token, expiry = _fetch_token(url)
+                self._kept[url] = (token, expiry)
+        return f"{href}?{token}"
+
+    def forget(self) -> None:
+        """Drop all tokens, after one was refused."""
+        with self._lock:
+            self._kept.clear()
+
+
+def _fetch_token(url: str) -> tuple[str, float]:
+    import requests
+
+    answer = requests.get(url, timeout=(10, 30))
+    answer.raise_for_status()
+    content = answer.json()
+    expiry = datetime.datetime.fromisoformat(content["msft:expiry"].replace("Z", "+00:00"))
+    return str(content["token"]), expiry.timestamp()

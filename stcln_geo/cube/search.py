@@ -1,0 +1,416 @@
+"""Search a STAC API or a static catalog, and keep what was found as a snapshot.
+
+The snapshot is all a build knows of the catalog: the same snapshot, region and spec give the
+same cube. Whatever the server answers is checked again here (time, place, collection, assets),
+because filters are ignored by some servers and pages repeated by others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urljoin, urlparse
+
+import numpy as np
+
+from ..catalog import Catalog, CollectionProfile, read_json
+from ..errors import InputError, MissingFileError, SearchError, StclnGeoWarning
+from ..region import Region
+from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+__all__ = [
+    "ItemSnapshot",
+    "TimeRange",
+    "parse_time_range",
+    "read_items",
+    "search_items",
+    "write_items",
+]
+
+DEFAULT_MARGIN = 2000.0
+"""Items this far from the region (metres) count too: cubes are padded to whole windows."""
+
+_METRES_PER_DEGREE = 111_000.0
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeRange:
+    """From ``start`` to ``end``, both included, UTC; None is open."""
+
+    start: np.datetime64 | None = None
+    end: np.datetime64 | None = None
+
+    def holds(self, time: np.datetime64) -> bool:
+        """Return True where the time lies in the range."""
+        second = time.astype("datetime64[s]")
+        after = self.start is None or bool(second >= self.start)
+        return after and (self.end is None or bool(second <= self.end))
+
+    def to_stac(self) -> str | None:
+        """Return the range as a STAC API writes it, or None if it is open on both sides."""
+        if self.start is None and self.end is None:
+            return None
+        parts = [".." if time is None else f"{time}Z" for time in (self.start, self.end)]
+        return "/".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSnapshot:
+    """The items of one search, and what became of the others."""
+
+    catalog: Catalog
+    collection: str | None
+    items: tuple[dict[str, Any], ...]
+    """STAC items, oldest first, with absolute addresses; one per scene."""
+    granules: tuple[Granule, ...]
+    """What each item is, in the same order."""
+    seen: int
+    """Items the catalog answered with."""
+    dropped: tuple[Dropped, ...]
+    time_range: TimeRange
+
+    @property
+    def profile(self) -> CollectionProfile:
+        """The description of the collection."""
+        return self.catalog.profile(self.collection)
+
+    def __len__(self) -> int:
+        """Return the number of items kept."""
+        return len(self.items)
+
+
+def parse_time_range(text: str | None) -> TimeRange:
+    """Read ``START/END``: dates or UTC times, both included; ``..`` or nothing is open.
+
+    An end without a time of day includes the whole day; a single date is that day.
+    """
+    if text is None:
+        return TimeRange()
+    parts = text.split("/")
+    if len(parts) == 1:
+        parts = [text, text]
+    try:
+        if len(parts) != 2:
+            raise ValueError(text)
+        start = _moment(parts[0], last=False)
+        end = _moment(parts[1], last=True)
+    except ValueError as error:
+        raise InputError(
+            f"Cannot read the time range {text!r}: it must be START/END with dates as YYYY-MM-DD, "
+            "as in --time 2018-09-01/2019-08-31."
+        ) from error
+    if start is not None and end is not None and start > end:
+        raise InputError(
+            f"Cannot use the time range {text!r}: it ends before it starts. "
+            "Give the earlier date first."
+        )
+    return TimeRange(start=start, end=end)
+
+
+def search_items(
+    catalog: Catalog,
+    collection: str | None = None,
+    region: Region | None = None,
+    time_range: TimeRange | str | None = None,
+    *,
+    margin: float = DEFAULT_MARGIN,
+) -> ItemSnapshot:
+    """Return the items of a catalog that meet a region and a time range, one per scene.
+
+    Parameters
+    ----------
+    collection
+        Default: the catalog's only collection whose items have band assets.
+    region
+        None takes all places (static catalogs only).
+    margin
+        Items this far from the region (metres) count too, because a cube is padded to whole
+        windows around it.
+
+    Raises
+    ------
+    SearchError
+        If nothing usable is found; the message says what was seen and why it was left out.
+    """
+    times = time_range if isinstance(time_range, TimeRange) else parse_time_range(time_range)
+    if collection is None:
+        collection = catalog.default_collection()
+    profile = catalog.profile(collection)
+    if catalog.kind == "api" and region is None:
+        raise SearchError(
+            f"Cannot search '{catalog.name}' without a region: it covers the whole Earth. "
+            "Give --bbox or --region."
+        )
+    area = _surroundings(region, margin) if region is not None else None
+    if catalog.kind == "api" and area is not None:
+        found = _search_api(catalog, collection, area, times)
+    else:
+        found = _walk_static(str(catalog.endpoint))
+
+    items, dropped, seen = _check_items(found, profile, collection, area, times)
+    collection = _only_collection(catalog, items, collection)
+    described = [(describe_item(item, profile), item) for item in items.values()]
+    by_id = {granule.item: item for granule, item in described}
+    granules, older = drop_duplicates(granule for granule, _ in described)
+    dropped.extend(older)
+    if not granules:
+        raise SearchError(_nothing_found(catalog, collection, region, times, seen, dropped))
+    return ItemSnapshot(
+        catalog=catalog,
+        collection=collection,
+        items=tuple(by_id[granule.item] for granule in granules),
+        granules=tuple(granules),
+        seen=seen,
+        dropped=tuple(dropped),
+        time_range=times,
+    )
+
+
+def write_items(path: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
+    """Write items as STAC GeoParquet."""
+    from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = parse_stac_items_to_arrow([dict(item) for item in items])
+        to_parquet(table, temporary)
+    temporary.replace(path)
+
+
+def read_items(path: str | Path) -> list[dict[str, Any]]:
+    """Read items from STAC GeoParquet."""
+    import pyarrow.parquet
+    from stac_geoparquet.arrow import stac_table_to_items
+
+    if not Path(path).is_file():
+        raise MissingFileError(
+            f"Cannot read the item snapshot {path}: there is no such file. "
+            "It is written by 'stcln-geo cube build'."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(stac_table_to_items(pyarrow.parquet.read_table(path)))
+
+
+def _check_items(
+    found: Iterable[dict[str, Any]],
+    profile: CollectionProfile,
+    collection: str | None,
+    area: BaseGeometry | None,
+    times: TimeRange,
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Dropped], int]:
+    """Return the items that count, by collection and id; the others with the reason; all seen."""
+    items: dict[tuple[str, str], dict[str, Any]] = {}
+    dropped: list[Dropped] = []
+    seen = 0
+    for item in found:
+        key = (str(item.get("collection")), str(item.get("id")))
+        if key in items:
+            continue
+        seen += 1
+        reason = _reason_to_drop(item, profile, collection, area, times)
+        if reason is None:
+            items[key] = item
+        else:
+            dropped.append(Dropped(item=key[1], reason=reason))
+    return items, dropped, seen
+
+
+def _reason_to_drop(
+    item: Mapping[str, Any],
+    profile: CollectionProfile,
+    collection: str | None,
+    area: BaseGeometry | None,
+    times: TimeRange,
+) -> str | None:
+    if collection is not None and item.get("collection") not in {None, collection}:
+        return f"is of collection {item.get('collection')}"
+    if not set(band_assets(item, profile)) - {"scl"}:
+        return "has no asset of a Sentinel-2 band"
+    granule = describe_item(item, profile)
+    if not times.holds(granule.time):
+        return "lies outside the time range"
+    footprint = granule.geometry
+    if area is not None and footprint is not None and not footprint.intersects(area):
+        return "lies outside the region"
+    return None
+
+
+def _only_collection(
+    catalog: Catalog, items: Mapping[tuple[str, str], Any], collection: str | None
+) -> str | None:
+    found = sorted({name for name, _ in items})
+    if collection is not None or not found:
+        return collection
+    if len(found) > 1:
+        raise SearchError(
+            f"Cannot choose a collection of '{catalog.name}': {', '.join(found)} all have usable "
+            "items. Give one with --collection."
+        )
+    return found[0]
+
+
+def _nothing_found(
+    catalog: Catalog,
+    collection: str | None,
+    region: Region | None,
+    times: TimeRange,
+    seen: int,
+    dropped: Sequence[Dropped],
+) -> str:
+    where = region.source if region is not None else "any place"
+    reasons = Counter(entry.reason for entry in dropped)
+    why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(6))
+    return (
+        f"Cannot build from '{catalog.name}'"
+        f"{f', collection {collection}' if collection else ''}: no usable item for {where}, time "
+        f"{times.to_stac() or 'any'}. {seen} items were seen{f' ({why})' if why else ''}. "
+        "Check the region (W,S,E,N in degrees), the time range and --collection."
+    )
+
+
+def _search_api(
+    catalog: Catalog, collection: str | None, area: BaseGeometry, times: TimeRange
+) -> Iterator[dict[str, Any]]:
+    """Yield the items of all pages, stopping at a page that brings nothing new."""
+    from pystac_client import Client
+    from pystac_client.exceptions import APIError
+    from pystac_client.stac_api_io import StacApiIO
+    from requests.exceptions import RequestException
+    from shapely.geometry import mapping
+    from urllib3.util.retry import Retry
+
+    retry = Retry(
+        total=6, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504),
+        allowed_methods=None, respect_retry_after_header=True,
+    )  # fmt: skip
+    known: set[tuple[str, str]] = set()
+    try:
+        client = Client.open(
+            str(catalog.endpoint), stac_io=StacApiIO(max_retries=retry, timeout=(10, 120))
+        )
+        search = client.search(
+            collections=[collection] if collection is not None else None,
+            intersects=mapping(area),
+            datetime=times.to_stac(),
+            limit=catalog.page_limit,
+        )
+        for number, page in enumerate(search.pages_as_dicts(), start=1):
+            features = page.get("features", [])
+            keys = {(str(item.get("collection")), str(item.get("id"))) for item in features}
+            if keys <= known:
+                _repeated_page(catalog, number, len(known), _matched(page))
+                return
+            known |= keys
+            yield from features
+    except (APIError, RequestException, OSError, NotImplementedError) as error:
+        raise SearchError(
+            f"Cannot search '{catalog.name}' at {catalog.endpoint}: {str(error)[:300]}. Check the "
+            "connection and the address, or try again later."
+        ) from error
+
+
+def _matched(page: Mapping[str, Any]) -> int | None:
+    matched = page.get("numberMatched", (page.get("context") or {}).get("matched"))
+    return int(matched) if matched is not None else None
+
+
+def _repeated_page(catalog: Catalog, number: int, known: int, matched: int | None) -> None:
+    if matched is not None and known >= matched:
+        return
+    warnings.warn(
+        f"The answer of '{catalog.name}' repeats itself at page {number}, after {known} items"
+        f"{f' of {matched}' if matched is not None else ''}: items may be missing. Search shorter "
+        "time ranges, and compare the number of dates.",
+        StclnGeoWarning,
+        stacklevel=4,
+    )
+
+
+def _walk_static(location: str) -> Iterator[dict[str, Any]]:
+    """Yield the items below a catalog, collections in the order of their links."""
+    waiting: list[tuple[str, str | None]] = [(location, None)]
+    visited: set[str] = set()
+    with ThreadPoolExecutor(_READERS if "://" in location else 1) as pool:
+        while waiting:
+            here, collection = waiting.pop(0)
+            if here in visited:
+                continue
+            visited.add(here)
+            document = read_json(here)
+            if document.get("type") == "Collection":
+                collection = str(document.get("id"))
+            children: list[str] = []
+            for link in document.get("links", []):
+                if link.get("rel") == "child":
+                    waiting.append((_join(here, str(link["href"])), collection))
+                elif link.get("rel") == "item":
+                    children.append(_join(here, str(link["href"])))
+            for address, item in zip(children, pool.map(read_json, children), strict=True):
+                yield _absolute(item, address, collection)
+
+
+def _absolute(item: dict[str, Any], address: str, collection: str | None) -> dict[str, Any]:
+    """Return the item with absolute addresses and without links that only the catalog needs."""
+    assets = {
+        key: {**asset, "href": _join(address, str(asset.get("href", "")))}
+        for key, asset in (item.get("assets") or {}).items()
+    }
+    links = [{"rel": "self", "href": address, "type": "application/geo+json"}]
+    return {
+        **item,
+        "collection": item.get("collection") or collection,
+        "assets": assets,
+        "links": links,
+    }
+
+
+def _join(base: str, href: str) -> str:
+    if href.startswith("file://"):
+        return unquote(urlparse(href).path)
+    if re.match(r"[a-z][a-z0-9+.-]*://", href) or href.startswith("/vsi"):
+        return href
+    if "://" in base:
+        return urljoin(base, href)
+    return os.path.normpath(os.path.join(os.path.dirname(base), href))
+
+
+def _surroundings(region: Region, margin: float) -> BaseGeometry:
+    """Return the region in lon/lat, simplified and grown by at least a margin in metres."""
+    from shapely import affinity, box, intersection
+
+    _, south, _, north = region.geometry.bounds
+    squeeze = max(float(np.cos(np.radians(max(abs(south), abs(north))))), 0.05)
+    degrees = margin / _METRES_PER_DEGREE
+    # Grow in a plane where a degree is equally long in both directions.
+    plane = affinity.scale(region.geometry, xfact=squeeze, origin=(0, 0))
+    grown = plane.buffer(degrees * 1.1, join_style="mitre").simplify(degrees / 10)
+    area: BaseGeometry = intersection(
+        affinity.scale(grown, xfact=1 / squeeze, origin=(0, 0)), box(-180, -90, 180, 90)
+    )
+    return area
+
+
+def _moment(text: str, *, last: bool) -> np.datetime64 | None:
+    text = text.strip()
+    if text in {"", ".."}:
+        return None
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        day = np.datetime64(text, "s")
+        return day + np.timedelta64(86399, "s") if last else day
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?Z?", text):
+        return np.datetime64(text.removesuffix("Z"), "s")
+    raise ValueError(text)

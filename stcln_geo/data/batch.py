@@ -1,0 +1,147 @@
+"""From chips to a batch on a device: augmentation, padding, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cube.contract import FILL, SCALE
+from ..errors import InputError
+from ..legend import UNLABELLED
+from .chips import Chip
+
+__all__ = ["IGNORE_INDEX", "Batch", "augment", "collate", "decode_reflectance"]
+
+IGNORE_INDEX = -100
+"""Target of a pixel that neither loss nor metrics see (PyTorch's own default)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Chips padded to one number of dates."""
+
+    reflectance: torch.Tensor
+    """(B, T, C, H, W) int16; reflectance / 0.0001, -32768 = no data."""
+    valid: torch.Tensor
+    """(B, T, H, W) bool; True where usable, False on padded dates."""
+    days: torch.Tensor
+    """(B, T) float32: days since the season's first day; 0 on padded dates."""
+    target: torch.Tensor | None
+    """(B, H, W) int64 class codes, -100 = ignored; None without labels."""
+
+    def __len__(self) -> int:
+        """Return the number of chips."""
+        return int(self.reflectance.shape[0])
+
+    def images(self) -> torch.Tensor:
+        """Return (B, T, C, H, W) float32 reflectance, 0 where not valid."""
+        return decode_reflectance(self.reflectance, self.valid)
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """Return the batch on another device; arguments as of ``torch.Tensor.to``."""
+        return Batch(
+            reflectance=self.reflectance.to(*args, **kwargs),
+            valid=self.valid.to(*args, **kwargs),
+            days=self.days.to(*args, **kwargs),
+            target=None if self.target is None else self.target.to(*args, **kwargs),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which copies to a GPU overlap."""
+        return Batch(
+            reflectance=self.reflectance.pin_memory(),
+            valid=self.valid.pin_memory(),
+            days=self.days.pin_memory(),
+            target=None if self.target is None else self.target.pin_memory(),
+        )
+
+
+def decode_reflectance(reflectance: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Turn digital numbers into reflectance, on whatever device they are.
+
+    Parameters
+    ----------
+    reflectance : (B, T, C, H, W) int16.
+    valid : (B, T, H, W) bool. True where usable.
+
+    Returns
+    -------
+    (B, T, C, H, W) float32, 0 where not valid or without data.
+    """
+    usable = valid.unsqueeze(2) & (reflectance != FILL)
+    return torch.where(usable, reflectance.float() * SCALE, 0.0)
+
+
+def augment(
+    chip: Chip,
+    generator: np.random.Generator,
+    *,
+    max_dates: int | None = None,
+    dihedral: bool = True,
+) -> Chip:
+    """Turn, mirror and thin out a chip at random; pixels and targets move together.
+
+    Parameters
+    ----------
+    max_dates
+        Keep a random choice of so many dates, in order; None keeps all.
+    dihedral
+        Apply one of the eight symmetries of the square to the pixels.
+    """
+    reflectance, valid, days, target = chip.reflectance, chip.valid, chip.days, chip.target
+    if max_dates is not None and len(days) > max_dates:
+        kept = np.sort(generator.choice(len(days), size=max_dates, replace=False))
+        reflectance, valid, days = reflectance[kept], valid[kept], days[kept]
+    if dihedral:
+        turns, mirrored = int(generator.integers(4)), bool(generator.integers(2))
+        reflectance, valid = (
+            _turn(array, turns, mirrored=mirrored) for array in (reflectance, valid)
+        )
+        target = None if target is None else _turn(target, turns, mirrored=mirrored)
+    return Chip(reflectance=reflectance, valid=valid, days=days, target=target)
+
+
+def collate(chips: Sequence[Chip]) -> Batch:
+    """Stack chips, with as many dates as the longest; padded dates are not valid.
+
+    A chip without any date takes part, with no valid pixel.
+    """
+    if not chips or len({chip.reflectance.shape[1:] for chip in chips}) != 1:
+        shapes = sorted({chip.reflectance.shape[1:] for chip in chips})
+        raise InputError(
+            f"Cannot stack {len(chips)} chips of the shapes {shapes} (bands, rows, columns): a "
+            "batch needs at least one chip, and all of one shape. Use one chip size and one set "
+            "of bands."
+        )
+    dates = max(max(len(chip.days) for chip in chips), 1)
+    bands, height, width = chips[0].reflectance.shape[1:]
+    reflectance = np.full((len(chips), dates, bands, height, width), FILL, dtype=np.int16)
+    valid = np.zeros((len(chips), dates, height, width), dtype=bool)
+    days = np.zeros((len(chips), dates), dtype=np.float32)
+    target: np.ndarray | None = None
+    if chips[0].target is not None:
+        target = np.full((len(chips), height, width), IGNORE_INDEX, dtype=np.int64)
+    for index, chip in enumerate(chips):
+        own = len(chip.days)
+        reflectance[index, :own] = chip.reflectance
+        valid[index, :own] = chip.valid
+        days[index, :own] = chip.days
+        if target is not None and chip.target is not None:
+            known = chip.target != UNLABELLED
+            target[index][known] = chip.target[known]
+    return Batch(
+        reflectance=torch.from_numpy(reflectance),
+        valid=torch.from_numpy(valid),
+        days=torch.from_numpy(days),
+        target=None if target is None else torch.from_numpy(target),
+    )
+
+
+def _turn(array: np.ndarray, turns: int, *, mirrored: bool) -> np.ndarray:
+    """Rotate the last two axes by quarter turns, then mirror the last."""
+    turned = np.rot90(array, turns, axes=(-2, -1))
+    return turned[..., ::-1] if mirrored else turned

@@ -1,0 +1,353 @@
+"""Chips: the squares the network sees in training, and the windows it is judged on.
+
+A `ChipUnit` is what one read fetches: a storage chunk with the chips in it, or one chip. A plan
+is a list of units; a `ChipDataset` reads them. Nothing here depends on the order of reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cube.store import Season
+from ..errors import InputError, LabelError
+from ..grid import Lattice, Window, tiles
+from ..legend import UNLABELLED
+from .reader import Block, drop_empty_dates, read_block
+from .split import check_labelled
+
+__all__ = [
+    "BandStatistics",
+    "Chip",
+    "ChipDataset",
+    "ChipUnit",
+    "band_statistics",
+    "plan_chips",
+    "plan_labelled_chips",
+    "plan_windows",
+]
+
+_LABEL_TILE = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chip:
+    """One sample, without the dates on which none of its pixels is valid."""
+
+    reflectance: np.ndarray
+    """(T, C, H, W) int16; reflectance / 0.0001, -32768 = no data."""
+    valid: np.ndarray
+    """(T, H, W) bool; True where usable."""
+    days: np.ndarray
+    """(T,) int32: days since the season's first day."""
+    target: np.ndarray | None = None
+    """(H, W) uint8 class codes, 255 = not to be learnt from or judged; None without labels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        target = 0 if self.target is None else self.target.nbytes
+        return self.reflectance.nbytes + self.valid.nbytes + self.days.nbytes + target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipUnit:
+    """What one read fetches."""
+
+    season: int
+    """Position of the season in the dataset."""
+    window: Window
+    """What is read, counted from the season's first pixel."""
+    chips: tuple[Window, ...]
+    """The chips to cut from it, counted from the season's first pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BandStatistics:
+    """Mean and standard deviation of each band over valid pixels, in reflectance."""
+
+    mean: np.ndarray
+    """(C,) float64."""
+    std: np.ndarray
+    """(C,) float64, above 0."""
+    observations: int
+    """Valid pixel-dates counted."""
+
+
+def plan_chips(season: Season, *, chip: int, index: int = 0) -> list[ChipUnit]:
+    """List all chips of a season that are ever seen, by storage chunk.
+
+    Parameters
+    ----------
+    chip
+        Side of a chip (pixels). Chips tile the season from its first pixel; the last ones
+        reach beyond its edge, where nothing is valid.
+    index
+        The season's position in the dataset.
+    """
+    seen = _chunks_seen(season)
+    return _group(
+        season, [part for part in _chip_grid(season, chip) if _is_seen(part, seen, season)],
+        chip=chip, index=index,
+    )  # fmt: skip
+
+
+def plan_labelled_chips(
+    season: Season, wanted: np.ndarray, *, chip: int, index: int = 0
+) -> list[ChipUnit]:
+    """List the chips that hold a pixel of a wanted field.
+
+    Parameters
+    ----------
+    wanted : (F,) bool over the season's fields.
+    """
+    hits = _mark_squares(season, wanted, side=chip, offset_yx=(0, 0))
+    seen = _chunks_seen(season)
+    chips = [
+        part
+        for part in _chip_grid(season, chip)
+        if hits[part.row // chip, part.col // chip] and _is_seen(part, seen, season)
+    ]
+    return _group(season, chips, chip=chip, index=index)
+
+
+def plan_windows(
+    season: Season, wanted: np.ndarray, *, lattice: Lattice, index: int = 0
+) -> list[ChipUnit]:
+    """List the lattice's windows whose core holds a pixel of a wanted field.
+
+    These are the windows that prediction uses, so that figures hold for the map.
+
+    Parameters
+    ----------
+    wanted : (F,) bool over the season's fields.
+    """
+    cores = lattice.cores(season.window)
+    if not cores:
+        return []
+    origin = cores[0].relative_to(season.window)
+    hits = _mark_squares(season, wanted, side=lattice.stride, offset_yx=(-origin.row, -origin.col))
+    units = []
+    for core in cores:
+        place = core.relative_to(season.window)
+        row, col = place.row - origin.row, place.col - origin.col
+        if hits[row // lattice.stride, col // lattice.stride]:
+            window = lattice.window_of(place)
+            units.append(ChipUnit(season=index, window=window, chips=(window,)))
+    return units
+
+
+class ChipDataset:
+    """Chips of one or more seasons, read as int16.
+
+    Parameters
+    ----------
+    seasons
+        Opened seasons that all have ``bands``.
+    units
+        What to read, as planned.
+    bands
+        Bands by name, in the order the network takes them.
+    wanted
+        For each season (F,) bool: the fields whose pixels carry a target; all other pixels get
+        255. None gives chips without a target.
+    halo
+        Pixels at each side of a chip that get the target 255 whatever their field.
+    """
+
+    def __init__(
+        self,
+        seasons: Sequence[Season],
+        units: Sequence[ChipUnit],
+        *,
+        bands: tuple[str, ...],
+        wanted: Sequence[np.ndarray] | None = None,
+        halo: int = 0,
+    ) -> None:
+        self.seasons = tuple(seasons)
+        self.units = tuple(units)
+        self.bands = tuple(bands)
+        self.halo = halo
+        self._wanted = (
+            None
+            if wanted is None
+            else tuple(
+                _by_number(season, chosen)
+                for season, chosen in zip(self.seasons, wanted, strict=True)
+            )
+        )
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return sum(len(unit.chips) for unit in self.units)
+
+    @property
+    def chips_per_unit(self) -> np.ndarray:
+        """Chips of each unit: (U,) int64."""
+        return np.array([len(unit.chips) for unit in self.units], dtype=np.int64)
+
+    def unit_bytes(self, unit: int) -> int:
+        """Return the most bytes the chips of a unit can take in memory."""
+        plan = self.units[unit]
+        dates = len(self.seasons[plan.season].time)
+        return sum(part.area for part in plan.chips) * (dates * (2 * len(self.bands) + 1) + 1)
+
+    def read(self, unit: int) -> list[Chip]:
+        """Read the chips of a unit; safe to call from several threads."""
+        plan = self.units[unit]
+        season = self.seasons[plan.season]
+        block = read_block(season, plan.window, bands=self.bands)
+        chips = []
+        for part in plan.chips:
+            cut = drop_empty_dates(_cut(block, part))
+            wanted = None if self._wanted is None else self._wanted[plan.season]
+            target = None if wanted is None else self._target(season, wanted, part)
+            # Copies, so that a chip does not keep its whole block in memory.
+            chips.append(
+                Chip(
+                    reflectance=np.ascontiguousarray(cut.reflectance),
+                    valid=np.ascontiguousarray(cut.valid),
+                    days=cut.days,
+                    target=target,
+                )
+            )
+        return chips
+
+    def _target(self, season: Season, wanted: np.ndarray, part: Window) -> np.ndarray:
+        labels = _read_plane(season.labels, part, season.shape_yx, fill=UNLABELLED)
+        parcels = _read_plane(season.parcels, part, season.shape_yx, fill=0)
+        target = np.where(wanted[parcels], labels, UNLABELLED).astype(np.uint8)
+        if self.halo:
+            edge = np.ones(target.shape, dtype=bool)
+            edge[self.halo : -self.halo, self.halo : -self.halo] = False
+            target[edge] = UNLABELLED
+        return target
+
+
+def band_statistics(dataset: ChipDataset, *, seed: int = 0, most_units: int = 64) -> BandStatistics:
+    """Measure mean and standard deviation of each band over valid pixels of sampled units.
+
+    Sums are whole numbers, so the result does not depend on the order of reading.
+    """
+    count = len(dataset.units)
+    order = np.random.default_rng(seed).permutation(count)[:most_units]
+    observations = 0
+    sums = np.zeros(len(dataset.bands), dtype=np.int64)
+    squares = np.zeros(len(dataset.bands), dtype=np.int64)
+    for unit in np.sort(order):
+        for chip in dataset.read(int(unit)):
+            values = np.moveaxis(chip.reflectance, 1, -1)[chip.valid].astype(np.int64)
+            observations += len(values)
+            sums += values.sum(axis=0)
+            squares += (values * values).sum(axis=0)
+    if observations < 2:
+        raise InputError(
+            f"Cannot measure the bands' mean and deviation: {observations} valid pixels in "
+            f"{len(order)} of {count} sampled units; at least 2 are needed. Check the cube's "
+            "clouds with `stcln-geo cube info`, or give a cube with more dates."
+        )
+    mean = sums / observations
+    variance = np.maximum(squares / observations - mean**2, 0.0)
+    # A constant band has no deviation: 1e-4 is one digital number.
+    return BandStatistics(
+        mean=mean * 1e-4, std=np.maximum(np.sqrt(variance), 1.0) * 1e-4, observations=observations
+    )
+
+
+def _chip_grid(season: Season, chip: int) -> list[Window]:
+    """Return whole chips that tile the season; the last ones reach beyond its edge."""
+    return [Window(part.row, part.col, chip, chip) for part in tiles(season.shape_yx, chip)]
+
+
+def _chunks_seen(season: Season) -> np.ndarray:
+    """Return (chunk_y, chunk_x) bool: True where any date has a valid pixel."""
+    seen: np.ndarray = np.any(np.asarray(season.coverage[:]) > 0, axis=0)
+    return seen
+
+
+def _is_seen(part: Window, seen: np.ndarray, season: Season) -> bool:
+    chunk = season.layout.chunk
+    rows = slice(part.row // chunk, -(-(part.row + part.height) // chunk))
+    cols = slice(part.col // chunk, -(-(part.col + part.width) // chunk))
+    return bool(seen[rows, cols].any())
+
+
+def _group(season: Season, chips: list[Window], *, chip: int, index: int) -> list[ChipUnit]:
+    """Put the chips that share a storage chunk into one unit."""
+    chunk = season.layout.chunk
+    side = chunk if chunk % chip == 0 else chip
+    groups: dict[tuple[int, int], list[Window]] = {}
+    for part in chips:
+        groups.setdefault((part.row // side, part.col // side), []).append(part)
+    units = []
+    for members in groups.values():
+        window = members[0]
+        for part in members[1:]:
+            window = window.union(part)
+        units.append(ChipUnit(season=index, window=window, chips=tuple(members)))
+    return units
+
+
+def _mark_squares(
+    season: Season, wanted: np.ndarray, *, side: int, offset_yx: tuple[int, int]
+) -> np.ndarray:
+    """Mark the squares of a grid that hold a pixel of a wanted field.
+
+    Parameters
+    ----------
+    side
+        Side of a square (pixels).
+    offset_yx
+        Rows and columns by which the first square begins before the season's first pixel.
+
+    Returns
+    -------
+    (rows, columns) bool.
+    """
+    lookup = _by_number(season, wanted)
+    height, width = season.shape_yx
+    down, right = offset_yx
+    hits = np.zeros((-(-(height + down) // side), -(-(width + right) // side)), dtype=bool)
+    for tile in tiles(season.shape_yx, _LABEL_TILE):
+        parcels = _read_plane(season.parcels, tile, season.shape_yx, fill=0)
+        row, col = np.nonzero(lookup[parcels])
+        hits[(row + tile.row + down) // side, (col + tile.col + right) // side] = True
+    return hits
+
+
+def _by_number(season: Season, wanted: np.ndarray) -> np.ndarray:
+    """Turn a choice of fields into a table by field number; False for 0, no field."""
+    fields, _ = check_labelled(season)
+    number = np.asarray(fields.number)
+    if len(wanted) != len(number):
+        raise LabelError(
+            f"Cannot choose among {len(number)} fields with a choice over {len(wanted)}: there "
+            "must be one value a field. The labels were burnt again meanwhile: choose anew."
+        )
+    lookup = np.zeros(int(number.max(initial=0)) + 1, dtype=bool)
+    lookup[number] = wanted
+    return lookup
+
+
+def _read_plane(array: Any, window: Window, shape_yx: tuple[int, int], *, fill: int) -> np.ndarray:
+    """Read a window of a (Y, X) array; ``fill`` beyond its edge."""
+    inside = window.intersection(Window(0, 0, *shape_yx))
+    plane = np.full(window.shape_yx, fill, dtype=array.dtype)
+    if not inside.is_empty:
+        target = inside.relative_to(window)
+        plane[target.rows, target.cols] = array[inside.rows, inside.cols]
+    return plane
+
+
+def _cut(block: Block, part: Window) -> Block:
+    place = part.relative_to(block.window)
+    return Block(
+        reflectance=block.reflectance[:, :, place.rows, place.cols],
+        valid=block.valid[:, place.rows, place.cols],
+        days=block.days,
+        window=part,
+    )

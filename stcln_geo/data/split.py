@@ -1,0 +1,265 @@
+"""Divide fields among training, validation and test, and choose few training fields.
+
+The unit is the field or a block of fields, never the pixel: pixels of one field resemble each
+other so much that a pixel split measures memory, not mapping.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..cube.contract import SPLITS
+from ..errors import InputError, LabelError
+from ..grid import tiles
+
+if TYPE_CHECKING:
+    from ..cube.store import FieldTable, Season
+    from ..legend import Legend
+
+__all__ = [
+    "SplitUnit",
+    "check_labelled",
+    "few_label_fields",
+    "field_positions",
+    "split_fields",
+]
+
+SplitUnit = Literal["field", "block"]
+
+_BLOCK_TRIALS = 200
+
+
+def check_labelled(season: Season) -> tuple[FieldTable, Legend]:
+    """Return fields and legend of a season.
+
+    Raises
+    ------
+    LabelError
+        If no labels were burnt into it.
+    """
+    if season.fields is None or season.legend is None:
+        raise LabelError(
+            f"Cannot use the labels of {season.cube}, season {season.name}: it has none. Run "
+            "`stcln-geo labels burn CUBE VECTOR --column NAME` first."
+        )
+    return season.fields, season.legend
+
+
+def split_fields(
+    fields: FieldTable,
+    *,
+    test: float = 0.3,
+    validation: float = 0.2,
+    seed: int = 0,
+    by: SplitUnit = "field",
+    positions: np.ndarray | None = None,
+    block_pixels: int = 128,
+) -> np.ndarray:
+    """Give every field to one split, class by class.
+
+    Parameters
+    ----------
+    fields
+        Each class needs at least two fields, or three where ``validation`` is above 0 and a
+        validation field is wanted: a class of two fields has none.
+    test, validation
+        Shares of the fields of each class, at least one field each; the rest is for training.
+    seed
+        The split depends on nothing else than the fields and the arguments.
+    by
+        ``field`` deals out fields; ``block`` deals out squares of ``block_pixels`` with all the
+        fields whose centre lies in them, so that neighbours stay together.
+    positions : (F, 2) float, row and column of each field's centre; for ``block``.
+    block_pixels
+        Side of a block (pixels).
+
+    Returns
+    -------
+    (F,) uint8, codes of ``SPLITS``: 1 train, 2 validation, 3 test.
+
+    Raises
+    ------
+    LabelError
+        If a class has one field, or blocks cannot give every class a train and a test field.
+    """
+    if not (0 < test < 1 and 0 <= validation < 1 and test + validation < 1):
+        raise InputError(
+            f"Cannot split with test={test} and validation={validation}: test must lie between 0 "
+            "and 1, validation from 0 to 1, and both together below 1, so that training fields "
+            "remain. Use for example --test 0.3 --validation 0.2."
+        )
+    code = np.asarray(fields.code)
+    alone = [int(value) for value, count in zip(*_count(code), strict=True) if count < 2]
+    if alone or code.size == 0:
+        raise LabelError(
+            f"Cannot split the fields: class codes {alone} have one field each (fields in all: "
+            f"{code.size}); every class needs at least one field to train on and another to test. "
+            "Burn the labels again with --min-fields 2 or more."
+        )
+    generator = np.random.default_rng(seed)
+    if by == "field":
+        return _split_by_field(code, test=test, validation=validation, generator=generator)
+    if by != "block":
+        raise InputError(
+            f"Cannot split by {by!r}: a split is by 'field' or by 'block', never by pixel. "
+            "Use --by field."
+        )
+    if positions is None:
+        raise InputError(
+            "Cannot split by block without the fields' positions: blocks are squares on the "
+            "ground. Pass positions=field_positions(season)."
+        )
+    blocks = _block_of(positions, block_pixels)
+    return _split_by_block(
+        code, blocks, test=test, validation=validation, generator=generator, side=block_pixels
+    )
+
+
+def few_label_fields(
+    fields: FieldTable,
+    *,
+    fields_per_class: int | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Choose training fields: so many a class, a share of each class, or all.
+
+    Choices of one seed are nested: fewer fields are a subset of more.
+
+    Returns
+    -------
+    (F,) bool. True for the chosen fields, all of the train split; every class that has train
+        fields keeps at least one.
+    """
+    if fields_per_class is not None and fraction is not None:
+        raise InputError(
+            f"Cannot choose fields with fields_per_class={fields_per_class} and fraction="
+            f"{fraction} at once: both say how many. Give one of them."
+        )
+    if fields_per_class is not None and fields_per_class < 1:
+        raise InputError(
+            f"Cannot train on fields_per_class={fields_per_class}: it must be 1 or more. "
+            "Leave it out to train on all fields of the train split."
+        )
+    if fraction is not None and not 0 < fraction <= 1:
+        raise InputError(
+            f"Cannot train on fraction={fraction} of the fields: it must be above 0 and at most 1. "
+            "Use for example --fraction 0.02."
+        )
+    code, split = np.asarray(fields.code), np.asarray(fields.split)
+    train = split == SPLITS["train"]
+    if not train.any():
+        raise LabelError(
+            f"Cannot choose training fields: none of the {code.size} fields is in the train split. "
+            "Run `stcln-geo labels split CUBE` first."
+        )
+    chosen = np.zeros(code.shape, dtype=bool)
+    for value in np.unique(code[train]):
+        members = np.flatnonzero(train & (code == value))
+        # A generator of its own for each class: adding a class leaves the others' choice alone.
+        order = np.random.default_rng([seed, int(value)]).permutation(members)
+        keep = members.size
+        if fields_per_class is not None:
+            keep = fields_per_class
+        elif fraction is not None:
+            keep = max(math.ceil(fraction * members.size - 1e-9), 1)
+        chosen[order[:keep]] = True
+    return chosen
+
+
+def field_positions(season: Season) -> np.ndarray:
+    """Return the centre of each field.
+
+    Returns
+    -------
+    (F, 2) float64, mean row and mean column (pixels from the cube's corner).
+    """
+    fields, _ = check_labelled(season)
+    parcel_array: Any = season.parcels
+    number = np.asarray(fields.number)
+    size = int(number.max(initial=0)) + 1
+    sums = np.zeros((3, size))
+    for tile in tiles(season.shape_yx, 1024):
+        parcels = np.asarray(parcel_array[tile.rows, tile.cols])
+        row, col = np.nonzero((parcels > 0) & (parcels < size))
+        which = parcels[row, col]
+        sums[0] += np.bincount(which, minlength=size)
+        sums[1] += np.bincount(which, weights=row + tile.row, minlength=size)
+        sums[2] += np.bincount(which, weights=col + tile.col, minlength=size)
+    count = np.maximum(sums[0, number], 1)
+    return np.stack([sums[1, number] / count, sums[2, number] / count], axis=1)
+
+
+def _count(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, counts = np.unique(code, return_counts=True)
+    return values, counts
+
+
+def _split_by_field(
+    code: np.ndarray, *, test: float, validation: float, generator: np.random.Generator
+) -> np.ndarray:
+    split = np.full(code.shape, SPLITS["train"], dtype=np.uint8)
+    for value in np.unique(code):
+        members = generator.permutation(np.flatnonzero(code == value))
+        tests = min(max(round(test * members.size), 1), members.size - 1)
+        room = members.size - tests - 1
+        validations = min(max(round(validation * members.size), 1), room) if validation else 0
+        split[members[:tests]] = SPLITS["test"]
+        split[members[tests : tests + validations]] = SPLITS["validation"]
+    return split
+
+
+def _block_of(positions: np.ndarray, side: int) -> np.ndarray:
+    """Return the number of each field's block: (F,) int, 0 to B-1, only blocks with fields."""
+    if side < 1:
+        raise InputError(
+            f"Cannot split by blocks of {side} px: the side must be 1 px or more. "
+            "Use for example --block 128."
+        )
+    corner = np.floor(np.asarray(positions) / side).astype(np.int64)
+    return np.unique(corner, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _split_by_block(
+    code: np.ndarray,
+    blocks: np.ndarray,
+    *,
+    test: float,
+    validation: float,
+    generator: np.random.Generator,
+    side: int,
+) -> np.ndarray:
+    """Deal out blocks greedily in many random orders; keep the order nearest to the shares."""
+    values, index = np.unique(code, return_inverse=True)
+    members = np.zeros((int(blocks.max()) + 1, values.size))
+    np.add.at(members, (blocks, index), 1)
+    total = members.sum(axis=0)
+    shares = np.array([1 - test - validation, validation, test])
+    target = shares[:, None] * total
+    best: tuple[float, np.ndarray] | None = None
+    for _ in range(_BLOCK_TRIALS):
+        dealt = np.zeros_like(target)
+        choice = np.zeros(len(members), dtype=np.int64)
+        for block in generator.permutation(len(members)):
+            # The split whose classes are furthest below their share, relative to the class.
+            gain = ((target - dealt) * members[block] / total**2).sum(axis=1)
+            gain[shares == 0] = -np.inf
+            choice[block] = int(gain.argmax())
+            dealt[choice[block]] += members[block]
+        missing = int((dealt[[0, 2]] == 0).sum())
+        lacking = int(((dealt[1] == 0) & (total >= 3)).sum()) if validation else 0
+        cost = 1e6 * missing + 1e3 * lacking + float((((dealt - target) / total) ** 2).sum())
+        if best is None or cost < best[0]:
+            best = (cost, choice)
+    if best is None or best[0] >= 1e6:
+        raise LabelError(
+            f"Cannot split {code.size} fields by blocks of {side} px ({len(members)} blocks hold "
+            "fields): no division found gives every class a train and a test field. Use smaller "
+            "blocks (--block), or --by field."
+        )
+    codes = np.array([SPLITS["train"], SPLITS["validation"], SPLITS["test"]], dtype=np.uint8)
+    split: np.ndarray = codes[best[1][blocks]]
+    return split

@@ -1,0 +1,412 @@
+"""Checkpoints: weights and all that is needed to reuse them, in one safetensors file.
+
+The header holds one entry, `stcln_geo`, with JSON: format version, kind, configuration, legend,
+chip, trained days, season start and provenance. The bands are in the configuration, the z-score
+among the tensors. Nothing in a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, InputError, MissingFileError, OutputError
+from ..legend import Legend
+from .config import StclnConfig
+from .reference import MTLCC_BANDS, Kind, PublishedWeights, read_published
+from .stcln import Encoder, MaskedPretrainer, Stcln
+
+FORMAT = 1
+"""Version of the metadata; a reader refuses newer ones."""
+HEADER = "stcln_geo"
+_MODULES: dict[Kind, type[Stcln | Encoder | MaskedPretrainer]] = {
+    "classifier": Stcln,
+    "encoder": Encoder,
+    "pretrainer": MaskedPretrainer,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself."""
+
+    path: Path
+    """The file itself, also when a run directory was asked about."""
+    kind: Kind
+    config: StclnConfig
+    mean: tuple[float, ...]
+    """(C,) reflectance: z-score of the bands."""
+    std: tuple[float, ...]
+    """(C,) reflectance."""
+    legend: str | None
+    """JSON of the legend; None for networks without classes, and for published weights."""
+    chip: int | None
+    """Side in pixels of the chips it was trained on."""
+    halo: int | None
+    """Context pixels per side that it was chosen with."""
+    trained_days: tuple[int, int] | None
+    """First and last of `days` seen in training."""
+    season_start: str | None
+    """MM-DD from which `days` count."""
+    provenance: Mapping[str, Any]
+    """Where the weights come from; plain JSON values."""
+    sha256: str
+    """Of the whole file: names the checkpoint in manifests."""
+    published: bool
+    """True for a file of the published system."""
+    dropped: tuple[str, ...] = ()
+    """Entries of a published file that no output depends on."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Common names in the order of the channel axis."""
+        return self.config.bands
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that training moves."""
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in _MODULES[self.kind](self.config).parameters())
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    *,
+    kind: Kind | None = None,
+    legend: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    chip: int | None = None,
+    halo: int | None = None,
+    trained_days: tuple[int, int] | None = None,
+    season_start: str | None = None,
+) -> Path:
+    """Write a checkpoint under a temporary name, then rename it: readers never see half a file.
+
+    Parameters
+    ----------
+    kind : what to write; default: what `module` is. `encoder` takes the encoder out of a
+        classifier or pre-trainer.
+    legend : JSON of the legend, one class for each output of the network.
+    provenance : plain JSON values.
+    """
+    path = Path(path)
+    module, kind = _part_to_write(path, module, kind)
+    config = module.config
+    if legend is not None and len(Legend.from_json(legend)) != config.classes:
+        raise InputError(
+            f"Cannot save {path}: the legend has {len(Legend.from_json(legend))} classes, and the "
+            f"{kind} {config.classes}. They must agree. Pass the legend it was trained with."
+        )
+    description = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": config.to_dict(),
+        "legend": None if legend is None else json.loads(legend),
+        "chip": chip,
+        "halo": halo,
+        "trained_days": None if trained_days is None else [int(day) for day in trained_days],
+        "season_start": season_start,
+        "provenance": dict(provenance or {}),
+    }
+    try:
+        header = json.dumps(description, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Cannot save {path}: the provenance holds a value that JSON cannot ({error}). "
+            "Numbers must be finite. Pass strings, numbers, lists and dicts."
+        ) from error
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous() for name, tensor in module.state_dict().items()
+    }
+    _write_whole(path, save(tensors, metadata={HEADER: header}))
+    return path
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Give the file to read: `path` itself, or the best, else the last, one of a run directory."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in ("best", "last"):
+            found = path / "checkpoints" / f"{name}.safetensors"
+            if found.is_file():
+                return found
+        raise MissingFileError(
+            f"Cannot find a checkpoint in {path}: a run directory has checkpoints/best.safetensors "
+            "or checkpoints/last.safetensors. Let the run reach its first save, or pass a file."
+        )
+    raise MissingFileError(
+        f"Cannot find the checkpoint {path}: no such file or run directory. "
+        "Pass a .safetensors file, a run directory or a published .tar file."
+    )
+
+
+def read_metadata(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """Tell what a checkpoint is, without building its network."""
+    info, _ = _read(find_checkpoint(path))
+    return info
+
+
+def load_model(path: str | os.PathLike[str]) -> Stcln | Encoder | MaskedPretrainer:
+    """Build the network of a checkpoint with its weights, on the CPU and in eval mode.
+
+    Takes a .safetensors file of ours, a run directory or a published .tar file. A classifier is a
+    `Stcln`, a pre-trained network a `MaskedPretrainer`, a bare encoder an `Encoder`.
+    """
+    info, state = _read(find_checkpoint(path))
+    module = _MODULES[info.kind](info.config)
+    _load_whole(info, module, state)
+    module.eval()
+    return module
+
+
+def load_encoder_into(
+    module: Stcln | Encoder | MaskedPretrainer, path: str | os.PathLike[str]
+) -> list[str]:
+    """Start a network from the encoder of a checkpoint of any kind, and tell what was done.
+
+    The sizes must agree. Bands are matched by name: the first convolution takes the weights of
+    the bands both know, and keeps its own for others. The z-score comes along, except from
+    published PASTIS weights, which were trained on bands normalised outside the network.
+
+    Returns
+    -------
+    One sentence for each thing worth telling, the first of them what was loaded.
+    """
+    encoder = module if isinstance(module, Encoder) else module.encoder
+    info, state = _read(find_checkpoint(path))
+    _check_sizes(info, encoder.config)
+    prefix = "" if info.kind == "encoder" else "encoder."
+    source = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+    target = encoder.state_dict()
+    gaps = _differences(source, target, but=("mean", "std"))
+    if gaps:
+        raise CheckpointError(
+            f"Cannot start from {info.path}: {gaps}. Its encoder must hold the whole network that "
+            "its configuration describes. Write it again."
+        )
+
+    ours, theirs = encoder.config.bands, info.bands
+    shared = [band for band in ours if band in theirs]
+    if not shared:
+        raise CheckpointError(
+            f"Cannot start from {info.path}: it knows the bands {', '.join(theirs)}, and the "
+            f"network takes {', '.join(ours)}. At least one must be shared. Rename the cube's "
+            "bands to common names, or choose another checkpoint."
+        )
+    report = [f"encoder from {info.path} ({info.kind}, {len(shared)} of {len(ours)} bands)"]
+    to = [ours.index(band) for band in shared]
+    of = [theirs.index(band) for band in shared]
+    first = "convolutions.blocks.0.convolution.weight"
+    # Published MTLCC weights take plain reflectance; those of PASTIS a z-score made outside.
+    identity = set(info.mean) == {0.0} and set(info.std) == {1.0}
+    with_zscore = not (info.config.mode == "reference" and identity and theirs != MTLCC_BANDS)
+    for name, tensor in source.items():
+        if name == first:
+            target[name][:, to] = tensor[:, of].to(target[name].dtype)
+        elif name in ("mean", "std"):
+            if with_zscore:
+                target[name][to] = tensor[of].to(target[name].dtype)
+        else:
+            target[name] = tensor
+    encoder.load_state_dict(target)
+
+    if len(shared) < len(ours):
+        fresh = ", ".join(band for band in ours if band not in theirs)
+        report.append(f"the checkpoint does not know {fresh}: their weights start at random")
+    if len(shared) < len(theirs):
+        unused = ", ".join(band for band in theirs if band not in ours)
+        report.append(f"weights of the checkpoint's bands {unused} are not used")
+    if not with_zscore:
+        report.append("the z-score stays as it was: the checkpoint holds none")
+    for field in ("mode", "positions", "affinity_dates", "position_base"):
+        old, new = getattr(info.config, field), getattr(encoder.config, field)
+        if old != new:
+            report.append(f"the checkpoint was trained with {field}={old!r}, this has {new!r}")
+    return report
+
+
+def _part_to_write(
+    path: Path, module: nn.Module, kind: Kind | None
+) -> tuple[Stcln | Encoder | MaskedPretrainer, Kind]:
+    if kind == "encoder" and isinstance(module, Stcln | MaskedPretrainer):
+        module = module.encoder
+    for own, made in _MODULES.items():
+        if isinstance(module, made) and kind in (None, own):
+            return module, own
+    raise InputError(
+        f"Cannot save {path}: a {type(module).__name__} is no {kind or 'known kind of network'}. "
+        f"Kinds are {', '.join(get_args(Kind))}. Pass a Stcln, a MaskedPretrainer or an Encoder."
+    )
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write the checkpoint {path}: {error.strerror or error}. The folder must be "
+            "writable and have room. Choose another path, or make room."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Read a file of any accepted form: what it says, and its tensors under our names."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+            file.seek(0)
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot read the checkpoint {path}: {error.strerror or error}. "
+            "It must be a readable file. Check its permissions."
+        ) from error
+    # A safetensors file opens with the length of its header (8 bytes), then the header's brace.
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        return _read_safetensors(path, digest.hexdigest())
+    return _from_published(path, read_published(path), digest.hexdigest())
+
+
+def _read_safetensors(path: Path, sha256: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot read the checkpoint {path}: {error}. It must be a whole safetensors file; "
+            "this one is cut short or damaged. Copy it again, or go back to an earlier one."
+        ) from error
+    if header is None:
+        raise CheckpointError(
+            f"Cannot use {path}: its header has no `{HEADER}` entry, so another program wrote it. "
+            "A checkpoint tells its network, bands and legend there. Pass one that stcln-geo wrote."
+        )
+    try:
+        told = json.loads(header)
+        if told["format"] > FORMAT:
+            raise CheckpointError(
+                f"Cannot read the checkpoint {path}: its format is {told['format']}, and this "
+                f"version reads up to {FORMAT}. A newer stcln-geo wrote it. Update stcln-geo."
+            )
+        kind: Kind = told["kind"]
+        prefix = "" if _MODULES[kind] is Encoder else "encoder."
+        days = told["trained_days"]
+        info = CheckpointInfo(
+            path=path,
+            kind=kind,
+            config=StclnConfig.from_dict(told["config"]),
+            mean=tuple(state[f"{prefix}mean"].tolist()),
+            std=tuple(state[f"{prefix}std"].tolist()),
+            legend=None
+            if told["legend"] is None
+            else json.dumps(told["legend"], ensure_ascii=False),
+            chip=told["chip"],
+            halo=told["halo"],
+            trained_days=None if days is None else (int(days[0]), int(days[1])),
+            season_start=told["season_start"],
+            provenance=told["provenance"],
+            sha256=sha256,
+            published=False,
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot read the checkpoint {path}: its description is not what stcln-geo writes "
+            f"({type(error).__name__}: {error}). Each field must be there with its type. "
+            "Write the checkpoint again."
+        ) from error
+    return info, state
+
+
+def _from_published(
+    path: Path, weights: PublishedWeights, sha256: str
+) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    prefix = "" if weights.kind == "encoder" else "encoder."
+    bands = len(weights.config.bands)
+    zscore = {f"{prefix}mean": torch.zeros(bands), f"{prefix}std": torch.ones(bands)}
+    provenance: dict[str, Any] = {"source": "published", "file": path.name, "sha256": sha256}
+    if weights.epoch is not None:
+        provenance["epoch"] = weights.epoch
+    info = CheckpointInfo(
+        path=path,
+        kind=weights.kind,
+        config=weights.config,
+        mean=(0.0,) * bands,
+        std=(1.0,) * bands,
+        legend=None,
+        chip=None,
+        halo=None,
+        trained_days=None,
+        season_start=None,
+        provenance=provenance,
+        sha256=sha256,
+        published=True,
+        dropped=weights.dropped,
+    )
+    return info, weights.state | zscore
+
+
+def _differences(
+    source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, but: tuple[str, ...] = ()
+) -> str:
+    """Say what keeps `source` from filling `target`; empty when nothing does."""
+    missing = sorted(set(target) - set(source) - set(but))
+    unknown = sorted(set(source) - set(target))
+    shapes = [
+        f"{name} is {tuple(source[name].shape)} for {tuple(target[name].shape)}"
+        for name in sorted(set(source) & set(target))
+        if source[name].shape != target[name].shape
+        and name not in but
+        and name != "convolutions.blocks.0.convolution.weight"
+    ]
+    said = []
+    for what, names in (("missing", missing), ("unknown", unknown), ("wrong shape", shapes)):
+        if names:
+            said.append(f"{what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+    return "; ".join(said)
+
+
+def _load_whole(info: CheckpointInfo, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        gaps = _differences(state, module.state_dict()) or "shapes differ"
+        raise CheckpointError(
+            f"Cannot load {info.path}: {gaps}. The entries must be exactly those of the network "
+            "that its configuration describes. Fetch or write the file again."
+        ) from error
+
+
+def _check_sizes(info: CheckpointInfo, config: StclnConfig) -> None:
+    wrong = [
+        f"{field} {getattr(info.config, field)} (network: {getattr(config, field)})"
+        for field in ("widths", "layers", "heads", "feedforward")
+        if getattr(info.config, field) != getattr(config, field)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"Cannot start from {info.path}: it has {', '.join(wrong)}. The sizes of the encoders "
+            "must agree. Choose the preset that the checkpoint was trained with."
+        )

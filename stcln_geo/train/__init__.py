@@ -1,0 +1,29 @@
+"""Pre-training, fine-tuning and evaluation.
+
+Import order: config, run_directory -> modules -> fit -> plan -> pretrain, finetune -> evaluate.
+"""
+
+from __future__ import annotations
+
+from .config import FinetuneConfig, PretrainConfig, load_config
+from .evaluate import Evaluation, evaluate_run, evaluate_seeds
+from .finetune import SeedsResult, finetune, finetune_seeds, plan_finetune
+from .plan import RunResult, TrainingPlan
+from .pretrain import plan_pretrain, pretrain
+
+__all__ = [
+    "Evaluation",
+    "FinetuneConfig",
+    "PretrainConfig",
+    "RunResult",
+    "SeedsResult",
+    "TrainingPlan",
+    "evaluate_run",
+    "evaluate_seeds",
+    "finetune",
+    "finetune_seeds",
+    "load_config",
+    "plan_finetune",
+    "plan_pretrain",
+    "pretrain",
+]

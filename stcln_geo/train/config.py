@@ -1,0 +1,311 @@
+"""The recipe of a training run: typed, read from TOML, written back whole into the run directory.
+
+Values that are ``None`` are settled when the data is known; `settle` does so. What does not
+change the result (threads, progress, the place of the cube) is no part of the recipe.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import InputError, MissingFileError
+from ..model.config import Mode, Positions, PresetName
+from ..model.masking import MaskStrategy
+
+__all__ = [
+    "DataSection",
+    "FinetuneConfig",
+    "LabelsSection",
+    "LossSection",
+    "MaskingSection",
+    "ModelSection",
+    "OptimiserSection",
+    "PretrainConfig",
+    "TrainConfig",
+    "ValidationSection",
+    "load_config",
+    "settle",
+    "to_toml",
+]
+
+_LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
+_ROUNDS = 25
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """The network. Sizes left out are those of the preset, or of the checkpoint begun from."""
+
+    preset: PresetName | None = None
+    bands: tuple[str, ...] | None = None
+    """Common STAC names; by default all bands of the cube, or those of the checkpoint."""
+    mode: Mode | None = None
+    """By default ``geo``, or that of the checkpoint begun from."""
+    positions: Positions | None = None
+    widths: tuple[int, int] | None = None
+    layers: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    feedforward: int | None = Field(default=None, ge=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+
+
+class DataSection(_Section):
+    """What the network is shown."""
+
+    chip: int = Field(default=32, ge=4)
+    """Side of a chip (pixels); also the window of validation and prediction."""
+    halo: int = Field(default=4, ge=0)
+    """Context pixels per side of a window that are not judged."""
+    max_dates: int = Field(default=30, ge=0)
+    """Training chips are thinned to so many random dates; 0 keeps all."""
+    augment: bool = True
+    """Turn and mirror training chips."""
+    memory_gb: float = Field(default=2.0, gt=0)
+    """Chips held in memory; part of the recipe, as it sets how far chips are mixed."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes for chips."""
+        return int(self.memory_gb * 1e9)
+
+
+class OptimiserSection(_Section):
+    """How the weights move."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Highest learning rate; by default 1e-3 (tiny), 3e-4 (base), 1e-4 (large)."""
+    encoder_factor: float = Field(default=1.0, ge=0)
+    """The encoder's learning rate as a share of the others'; below 1 spares pre-trained weights."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    clip: float = Field(default=5.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class ValidationSection(_Section):
+    """When to judge, save and stop."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between two validations, each of which saves; by default a 25th of all."""
+    patience: int = Field(default=0, ge=0)
+    """Validations without improvement after which training stops; 0 never stops early."""
+    chips: int = Field(default=64, ge=0)
+    """Pre-training: chips held out (at most an eighth of all)."""
+
+
+class MaskingSection(_Section):
+    """What pre-training hides."""
+
+    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
+    strategy: MaskStrategy = "space-time"
+    gate: bool = True
+    """Hide only on dates on which nearly the whole chip is green (needs red and nir)."""
+
+
+class LabelsSection(_Section):
+    """Which training fields are used; by default all of the train split."""
+
+    fields_per_class: int | None = Field(default=None, ge=1)
+    fraction: float | None = Field(default=None, gt=0, le=1)
+
+
+class LossSection(_Section):
+    """How errors are weighed."""
+
+    class_weights: Literal["none", "inverse-sqrt"] = "inverse-sqrt"
+    """``inverse-sqrt`` weighs a class by 1 / sqrt(its training pixels)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TrainConfig(_Section):
+    """What both kinds of training share."""
+
+    seed: int = Field(default=0, ge=0)
+    season: str | None = None
+    """Season of the cube; by default the only one (pre-training: all)."""
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    """Instead of steps: passes over the chips."""
+    batch_size: int = Field(default=8, ge=1)
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    optimiser: OptimiserSection = OptimiserSection()
+    validation: ValidationSection = ValidationSection()
+
+
+class PretrainConfig(TrainConfig):
+    """The recipe of masked pre-training."""
+
+    masking: MaskingSection = MaskingSection()
+
+
+class FinetuneConfig(TrainConfig):
+    """The recipe of fine-tuning, from a checkpoint or from scratch."""
+
+    init: str | None = None
+    """Checkpoint whose encoder to begin from."""
+    labels: LabelsSection = LabelsSection()
+    loss: LossSection = LossSection()
+
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def load_config(
+    kind: type[C],
+    *,
+    file: str | Path | None = None,
+    assignments: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> C:
+    """Put a recipe together; later sources win: defaults, file, overrides, assignments.
+
+    Parameters
+    ----------
+    file
+        TOML, for example the ``config.toml`` of a run.
+    assignments
+        ``section.key=value``, values as in TOML; bare words are taken as text.
+    overrides
+        Values by dotted key; those that are None are left out.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or a value is not allowed; all breaches in one message.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_toml(Path(file))
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    for key, rival in (("steps", "epochs"), ("epochs", "steps")):
+        # Either says how long: the one given replaces the other one of the file.
+        if key in given and rival not in given:
+            values.pop(rival, None)
+    for key, value in given.items():
+        _assign(values, key, value)
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(
+                f"Cannot use --set {text!r}: it must be key=value, with a dotted key. "
+                "Use for example --set optimiser.learning_rate=1e-4."
+            )
+        _assign(values, key.strip(), _parse_value(value.strip()))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        breaches = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg'].lower()} "
+            f"(given: {item['input']!r})"
+            for item in error.errors()
+        )
+        raise InputError(
+            f"Cannot use the training options: {breaches}. The keys and types are those of "
+            f"{kind.__name__}; --dry-run prints them all. Correct these values."
+        ) from error
+
+
+def settle(config: C, *, chips: int, preset: PresetName | None, default_steps: int) -> C:
+    """Fill in what depends on the data: steps, learning rate, steps between validations.
+
+    Parameters
+    ----------
+    chips
+        Training chips.
+    preset
+        The network's preset; None for sizes of one's own.
+    """
+    if config.steps is not None and config.epochs is not None:
+        raise InputError(
+            f"Cannot train for steps={config.steps} and epochs={config.epochs} at once: both say "
+            "how long. Give one of them."
+        )
+    steps = config.steps or default_steps
+    if config.epochs is not None:
+        steps = max(math.ceil(config.epochs * chips / config.batch_size), 1)
+    rate = config.optimiser.learning_rate or _LEARNING_RATES.get(preset or "base", 3e-4)
+    every = config.validation.every or max(math.ceil(steps / _ROUNDS), 1)
+    return config.model_copy(
+        update={
+            "steps": steps,
+            "epochs": None,
+            "optimiser": config.optimiser.model_copy(update={"learning_rate": rate}),
+            "validation": config.validation.model_copy(update={"every": min(every, steps)}),
+        }
+    )
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Write a recipe as TOML that `load_config` reads back; None is left out."""
+    lines: list[str] = []
+    sections: list[str] = []
+    for key, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            rows = [f"{name} = {_format(item)}" for name, item in value.items() if item is not None]
+            sections += ["", f"[{key}]", *rows]
+        elif value is not None:
+            lines.append(f"{key} = {_format(value)}")
+    return "\n".join([*lines, *sections]) + "\n"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFileError(
+            f"Cannot read the training options {path}: there is no such file. Give a TOML file, "
+            "for example the config.toml of an earlier run."
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"Cannot read the training options {path}: {error}. The file must be TOML. "
+            "Correct it, or begin from the config.toml of an earlier run."
+        ) from error
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(
+                f"Cannot set {key!r}: {section!r} is a value, not a section. "
+                "Use the dotted keys that --dry-run prints."
+            )
+        values = inner
+    values[last] = value
+
+
+def _parse_value(text: str) -> Any:
+    """Read a TOML value; ``none`` is None, and what is no TOML value is text."""
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_format(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,425 @@
+"""Fine-tuning on the training fields of a cube, from a checkpoint or from scratch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cube.contract import SPLITS
+from ..cube.store import FieldTable, Season, open_season
+from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
+from ..data.reader import band_indices
+from ..data.split import check_labelled, few_label_fields
+from ..data.stream import Augmentation, OrderedStream, TrainingStream
+from ..errors import CheckpointError, InputError, LabelError
+from ..execution import ProgressHook
+from ..grid import Lattice
+from ..legend import Legend
+from ..model.checkpoint import CheckpointInfo, load_encoder_into, read_metadata
+from ..model.config import StclnConfig
+from ..model.stcln import Stcln
+from .config import FinetuneConfig, settle, to_toml
+from .fit import Device, Precision, choose_device, choose_precision
+from .modules import FinetuneTask, step_seed
+from .plan import (
+    TRANSDUCTIVE,
+    RunResult,
+    TrainingPlan,
+    carry_out,
+    finished_result,
+    network_config,
+    rehearse,
+)
+from .run_directory import RunDirectory, describe_environment, write_text
+
+__all__ = ["SeedsResult", "finetune", "finetune_seeds", "plan_finetune"]
+
+_DEFAULT_STEPS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedsResult:
+    """Several runs that differ in their seed: fields chosen, first weights, order."""
+
+    path: Path
+    runs: tuple[RunResult, ...]
+    monitor: str
+    mean: float | None
+    """Mean of the runs' best figures; None where nothing was judged."""
+    deviation: float | None
+    """Standard deviation between the runs (n - 1); None for one run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A run whose data is known, but not yet read."""
+
+    season: Season
+    fields: FieldTable
+    legend: Legend
+    config: FinetuneConfig
+    network: StclnConfig
+    init: CheckpointInfo | None
+    chosen: np.ndarray
+    """(F,) bool: fields to train on."""
+    dataset: ChipDataset
+    held_out: ChipDataset
+    device: str
+    precision: Precision
+    notes: tuple[str, ...]
+
+
+def finetune(
+    cube: str | Path,
+    out: str | Path,
+    config: FinetuneConfig,
+    *,
+    device: Device = "auto",
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: ProgressHook | None = None,
+) -> RunResult:
+    """Train a classifier on the pixels of training fields; choose weights on validation fields.
+
+    Called again with the same arguments, an unfinished run goes on from its last checkpoint and
+    a finished one is left alone.
+
+    Parameters
+    ----------
+    cube
+        A cube with burnt labels and a split.
+    out
+        The run directory.
+    workers
+        Threads that read.
+    overwrite
+        True begins anew where ``out`` holds another run.
+    """
+    prepared = _prepare(cube, config, device=device)
+    run = RunDirectory(out)
+    environment = describe_environment(
+        [prepared.season], device=prepared.device, precision=prepared.precision, labels=True
+    )
+    described = environment["cubes"][0]
+    counts = _counts(prepared)
+    begun = run.begin(
+        kind="finetune",
+        config=to_toml(prepared.config),
+        environment=environment,
+        identity={
+            "pixels": described["fingerprint"],
+            "labels": described["labels"],
+            "init": prepared.init.sha256 if prepared.init is not None else None,
+        },
+        summary={
+            "chips": prepared.dataset.chips,
+            "validation_windows": prepared.held_out.chips,
+            "splits": counts,
+            "transductive": TRANSDUCTIVE,
+            "notes": list(prepared.notes),
+        },
+        overwrite=overwrite,
+    )
+    if begun == "finished":
+        return finished_result(run, kind="finetune", notes=prepared.notes)
+    task, report = _make_task(prepared, workers=workers, begin=begun == "new")
+    notes = (*prepared.notes, *report)
+    if begun == "new":
+        run.update(notes=list(notes))
+    days = prepared.season.days
+    return carry_out(
+        task,
+        run,
+        kind="finetune",
+        resume=begun == "resume",
+        device=prepared.device,
+        precision=prepared.precision,
+        checkpoint={
+            "kind": "classifier",
+            "legend": prepared.legend.to_json(),
+            "chip": prepared.config.data.chip,
+            "halo": prepared.config.data.halo,
+            "trained_days": (int(days.min()), int(days.max())),
+            "season_start": prepared.season.name[5:],
+            "provenance": {
+                "stcln_geo": environment["stcln_geo"],
+                "trained": "finetune",
+                "seed": prepared.config.seed,
+                "cubes": environment["cubes"],
+                "init": _describe_init(prepared.init),
+                "splits": counts,
+            },
+        },
+        notes=notes,
+        progress=progress,
+    )
+
+
+def finetune_seeds(
+    cube: str | Path,
+    out: str | Path,
+    config: FinetuneConfig,
+    *,
+    seeds: int,
+    device: Device = "auto",
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: ProgressHook | None = None,
+    on_result: Callable[[RunResult], None] | None = None,
+) -> SeedsResult:
+    """Fine-tune with several seeds, into ``out/seed-0``, ``out/seed-1`` and so on.
+
+    The split stays; the choice of few fields, the first weights and the order differ. Writes
+    ``out/summary.json``. Called again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    seeds
+        Number of runs; their seeds count up from that of ``config``.
+    on_result
+        Told each run's result as it ends.
+    """
+    if seeds < 1:
+        raise InputError(
+            f"Cannot train with --seeds {seeds}: it must be 1 or more. Use for example --seeds 5."
+        )
+    out = Path(out)
+    results = []
+    for place in range(seeds):
+        one = config.model_copy(update={"seed": config.seed + place})
+        result = finetune(
+            cube,
+            out / f"seed-{one.seed}",
+            one,
+            device=device,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+    best = [result.best for result in results if result.best is not None]
+    summary = SeedsResult(
+        path=out,
+        runs=tuple(results),
+        monitor=results[0].monitor,
+        mean=float(np.mean(best)) if best else None,
+        deviation=float(np.std(best, ddof=1)) if len(best) > 1 else None,
+    )
+    _write_summary(summary)
+    return summary
+
+
+def plan_finetune(
+    cube: str | Path, config: FinetuneConfig, *, device: Device = "auto", workers: int = 2
+) -> TrainingPlan:
+    """Resolve a run and try one batch of it, writing nothing."""
+    prepared = _prepare(cube, config, device=device)
+    task, report = _make_task(prepared, workers=workers, begin=True)
+    return rehearse(
+        task,
+        kind="finetune",
+        device=prepared.device,
+        precision=prepared.precision,
+        notes=(*prepared.notes, *report, _say_counts(prepared)),
+    )
+
+
+def _prepare(cube: str | Path, config: FinetuneConfig, *, device: Device) -> _Prepared:
+    season = open_season(cube, config.season)
+    fields, legend = _labelled(season)
+    init = read_metadata(config.init) if config.init is not None else None
+    bands = _choose_bands(season, config, init)
+    network, preset = network_config(
+        config.model,
+        bands=bands,
+        classes=len(legend),
+        base=init.config if init is not None else None,
+    )
+    chosen = few_label_fields(
+        fields,
+        fields_per_class=config.labels.fields_per_class,
+        fraction=config.labels.fraction,
+        seed=config.seed,
+    )
+    judged = fields.split == SPLITS["validation"]
+    lattice = Lattice(window=config.data.chip, halo=config.data.halo)
+    trained = plan_labelled_chips(season, chosen, chip=config.data.chip)
+    held_out = plan_windows(season, judged, lattice=lattice)
+    if not trained:
+        raise LabelError(
+            f"Cannot fine-tune on {season.cube}: none of the {int(chosen.sum())} chosen training "
+            "fields lies where the cube has a clear date. Choose another season, or check the "
+            "cube with `stcln-geo cube info`."
+        )
+    settled = settle(
+        config,
+        chips=sum(len(unit.chips) for unit in trained),
+        preset=preset,
+        default_steps=_DEFAULT_STEPS,
+    )
+    notes = []
+    if not judged.any():
+        notes.append(
+            "No validation fields: the last weights count as the best, and nothing stops early."
+        )
+    if init is not None and init.season_start not in (None, season.name[5:]):
+        notes.append(
+            f"The checkpoint counts days from {init.season_start}, this season from "
+            f"{season.name[5:]}: what it learnt about dates is shifted."
+        )
+    where = choose_device(device)
+    return _Prepared(
+        season=season,
+        fields=fields,
+        legend=legend,
+        config=settled.model_copy(
+            update={
+                "season": season.name,
+                "model": settled.model.model_copy(update={"bands": bands, "preset": preset}),
+            }
+        ),
+        network=network,
+        init=init,
+        chosen=chosen,
+        dataset=ChipDataset([season], trained, bands=bands, wanted=[chosen]),
+        held_out=ChipDataset(
+            [season], held_out, bands=bands, wanted=[judged], halo=config.data.halo
+        ),
+        device=where,
+        precision=choose_precision(config.precision, where),
+        notes=tuple(notes),
+    )
+
+
+def _labelled(season: Season) -> tuple[FieldTable, Legend]:
+    """Return fields and legend of a season that has both, and a split."""
+    fields, legend = check_labelled(season)
+    if not (fields.split == SPLITS["train"]).any():
+        raise LabelError(
+            f"Cannot fine-tune on {season.cube}, season {season.name}: none of its "
+            f"{len(fields)} fields is in the train split. Run `stcln-geo labels split CUBE` "
+            "first."
+        )
+    return fields, legend
+
+
+def _choose_bands(
+    season: Season, config: FinetuneConfig, init: CheckpointInfo | None
+) -> tuple[str, ...]:
+    """Return the bands: those named, else the checkpoint's, else all of the cube."""
+    if init is None:
+        bands = config.model.bands or season.bands
+        band_indices(season, bands, wanted_by="fine-tuning")
+        return bands
+    bands = config.model.bands or init.bands
+    if set(bands) != set(init.bands):
+        raise CheckpointError(
+            f"Cannot begin from {init.path}: it knows the bands {', '.join(init.bands)}, and the "
+            f"run asks for {', '.join(bands)}. The bands must agree. Leave out model.bands, or "
+            "choose a checkpoint trained on these bands."
+        )
+    missing = [band for band in bands if band not in season.bands]
+    if missing:
+        raise CheckpointError(
+            f"Cannot begin from {init.path}: the cube {season.cube} lacks its bands "
+            f"{', '.join(missing)} (it has {', '.join(season.bands)}). The bands must agree by "
+            "name. Rebuild the cube with --bands, or choose another checkpoint."
+        )
+    return bands
+
+
+def _make_task(
+    prepared: _Prepared, *, workers: int, begin: bool
+) -> tuple[FinetuneTask, tuple[str, ...]]:
+    """Build network and streams; ``begin`` gives the network its first weights."""
+    config = prepared.config
+    with torch.random.fork_rng():
+        torch.manual_seed(step_seed(config.seed, 0))
+        network = Stcln(prepared.network)
+    report: tuple[str, ...] = ()
+    if begin:
+        # The checkpoint brings its own mean and deviation, unless it was published without.
+        if prepared.init is None or prepared.init.published:
+            statistics = band_statistics(prepared.dataset, seed=config.seed)
+            network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
+        if prepared.init is not None:
+            report = tuple(load_encoder_into(network, prepared.init.path))
+    stream = TrainingStream(
+        prepared.dataset,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        memory=config.data.memory,
+        threads=workers,
+        augmentation=Augmentation(
+            max_dates=config.data.max_dates or None, dihedral=config.data.augment
+        ),
+    )
+    validation = None
+    if prepared.held_out.chips:
+        validation = OrderedStream(
+            prepared.held_out,
+            batch_size=config.batch_size,
+            memory=config.data.memory // 4,
+            threads=workers,
+        )
+    fields = prepared.fields
+    class_pixels = [
+        int(fields.pixels[prepared.chosen & (fields.code == code)].sum())
+        for code in prepared.legend.codes
+    ]
+    task = FinetuneTask(
+        network, config, stream=stream, validation=validation, class_pixels=class_pixels
+    )
+    return task, report
+
+
+def _counts(prepared: _Prepared) -> dict[str, dict[str, int]]:
+    """Count fields and pixels of each split; of the train split also those chosen."""
+    fields = prepared.fields
+    parts = {
+        "train_chosen": prepared.chosen,
+        **{name: fields.split == code for name, code in SPLITS.items()},
+    }
+    return {
+        name: {"fields": int(part.sum()), "pixels": int(fields.pixels[part].sum())}
+        for name, part in parts.items()
+    }
+
+
+def _say_counts(prepared: _Prepared) -> str:
+    counts = _counts(prepared)
+    return "fields: " + ", ".join(
+        f"{counts[name]['fields']} {said}"
+        for name, said in (
+            ("train_chosen", f"of {counts['train']['fields']} training fields chosen"),
+            ("validation", "for validation"),
+            ("test", "for test"),
+        )
+    )
+
+
+def _describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:
+    if init is None:
+        return None
+    return {"path": str(init.path), "sha256": init.sha256, "kind": init.kind}
+
+
+def _write_summary(summary: SeedsResult) -> None:
+    told = {
+        "monitor": summary.monitor,
+        "mean": summary.mean,
+        "deviation": summary.deviation,
+        "runs": [
+            {"run": result.path.name, "best": result.best, "best_step": result.best_step}
+            for result in summary.runs
+        ],
+    }
+    write_text(summary.path / "summary.json", json.dumps(told, indent=1) + "\n")

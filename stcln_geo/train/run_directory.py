@@ -1,0 +1,306 @@
+"""The run directory: all that a training run was given, did and found.
+
+::
+
+    RUN/config.toml            the recipe, settled; --config reads it back
+    RUN/environment.json       versions, machine, cubes with their fingerprints
+    RUN/metrics.jsonl          one line a validation
+    RUN/curves.png
+    RUN/checkpoints/           best.safetensors, last.safetensors, last.ckpt (to resume)
+    RUN/run.json               status, best figure, counts, notes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..cube.store import Season
+from ..errors import InputError, OutputError
+
+__all__ = [
+    "Begun",
+    "RunDirectory",
+    "describe_environment",
+    "fingerprint_labels",
+    "fingerprint_season",
+]
+
+Begun = Literal["new", "resume", "finished"]
+
+_PACKAGES = ("torch", "lightning", "numpy", "zarr", "safetensors", "pydantic")
+_MADE = (
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "curves.png",
+    "run.json",
+    "checkpoints",
+)
+
+
+class RunDirectory:
+    """A folder that holds one training run.
+
+    Parameters
+    ----------
+    path
+        The folder; need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.resume_file = self.checkpoints / "last.ckpt"
+        self.best_file = self.checkpoints / "best.safetensors"
+        self.last_file = self.checkpoints / "last.safetensors"
+        self.curves_file = self.path / "curves.png"
+        self._config = self.path / "config.toml"
+        self._environment = self.path / "environment.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._run = self.path / "run.json"
+
+    @property
+    def status(self) -> str | None:
+        """``running``, ``finished``, ``failed``; None where no run was begun."""
+        return self.summary().get("status")
+
+    def summary(self) -> dict[str, Any]:
+        """Return what run.json holds; empty where there is none."""
+        if not self._run.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
+        return found
+
+    def begin(
+        self,
+        *,
+        kind: str,
+        config: str,
+        environment: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> Begun:
+        """Start a run here, or find the one to go on with.
+
+        Parameters
+        ----------
+        config
+            The settled recipe as TOML.
+        identity
+            What besides the recipe must be the same to go on: fingerprints of the data.
+        summary
+            First content of run.json.
+        overwrite
+            True deletes an earlier run, with its evaluations.
+
+        Returns
+        -------
+        ``new``; ``resume`` where a run can go on from its last checkpoint; ``finished`` where
+        there is nothing left to do.
+
+        Raises
+        ------
+        InputError
+            If the folder holds another run, or files that no run wrote.
+        """
+        if overwrite:
+            self._clear()
+        if self._run.is_file():
+            self._check_same(kind=kind, config=config, identity=identity)
+            if self.status == "finished":
+                return "finished"
+            if self.resume_file.is_file():
+                self.update(status="running", error=None)
+                return "resume"
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            names = sorted(child.name for child in self.path.iterdir())[:5]
+            if not set(names) <= set(_MADE):
+                raise InputError(
+                    f"Cannot write a run into {self.path}: it holds other files "
+                    f"({', '.join(names)}). A run has a folder of its own. Choose another --out."
+                )
+        write_text(self._config, config)
+        write_text(self._environment, json.dumps(dict(environment), indent=1) + "\n")
+        write_text(self._metrics, "")
+        write_text(
+            self._run,
+            _to_json({"status": "running", "kind": kind, "identity": dict(identity), **summary}),
+        )
+        return "new"
+
+    def update(self, **values: Any) -> None:
+        """Change entries of run.json."""
+        write_text(self._run, _to_json({**self.summary(), **values}))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(record), allow_nan=False) + "\n")
+        except OSError as error:
+            raise _cannot_write(self._metrics, error) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; a line cut short by a kill is left out."""
+        if not self._metrics.is_file():
+            return []
+        records = []
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps after ``step``, which a resumed run will write again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def _check_same(self, *, kind: str, config: str, identity: Mapping[str, Any]) -> None:
+        before = self.summary()
+        if before.get("kind") != kind:
+            raise InputError(
+                f"Cannot go on in {self.path}: it holds a {before.get('kind')} run, and this is "
+                f"{kind}. A run directory holds one run. Choose another --out, or --overwrite."
+            )
+        old = self._config.read_text(encoding="utf-8") if self._config.is_file() else ""
+        if old != config:
+            raise InputError(
+                f"Cannot go on in {self.path}: its options differ: {_difference(old, config)}. A "
+                "run goes on only with the options it was begun with. Choose another --out, or "
+                "--overwrite to begin anew."
+            )
+        earlier, now = before.get("identity", {}), dict(identity)
+        if earlier != now:
+            changed = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
+            raise InputError(
+                f"Cannot go on in {self.path}: its data changed since it was begun "
+                f"({', '.join(sorted(changed))}). A run goes on only with the same pixels, labels "
+                "and split. Choose another --out, or --overwrite to begin anew."
+            )
+
+    def _clear(self) -> None:
+        try:
+            for name in _MADE:
+                target = self.path / name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+            for folder in self.path.glob("evaluation-*"):
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: readers see all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def describe_environment(
+    seasons: list[Season], *, device: str, precision: str, labels: bool
+) -> dict[str, Any]:
+    """Describe versions, machine and cubes, for environment.json and for provenance."""
+    return {
+        "stcln_geo": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "device": device,
+        "precision": precision,
+        "cubes": [describe_cube(season, labels=labels) for season in seasons],
+    }
+
+
+def describe_cube(season: Season, *, labels: bool) -> dict[str, Any]:
+    """Name a season and its fingerprints."""
+    described = {
+        "cube": str(season.cube.resolve()),
+        "season": season.name,
+        "fingerprint": fingerprint_season(season),
+    }
+    if labels:
+        described["labels"] = fingerprint_labels(season)
+    return described
+
+
+def fingerprint_season(season: Season) -> str:
+    """Return a hash of a season's grid, dates, bands and cloud counts, not of its labels."""
+    digest = hashlib.sha256()
+    described = [str(season.geobox.crs), tuple(season.geobox.affine)[:6], season.shape_yx]
+    digest.update(json.dumps([*described, season.bands, season.name]).encode())
+    digest.update(np.ascontiguousarray(season.time.astype("int64")).tobytes())
+    digest.update(np.ascontiguousarray(season.coverage[:]).tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_labels(season: Season) -> str:
+    """Return a hash of a season's legend, fields and split; of nothing where it has no labels."""
+    digest = hashlib.sha256()
+    if season.legend is not None and season.fields is not None:
+        digest.update(season.legend.to_json().encode())
+        for column in ("number", "code", "pixels", "split"):
+            digest.update(np.ascontiguousarray(getattr(season.fields, column)).tobytes())
+    return digest.hexdigest()
+
+
+def _difference(old: str, new: str) -> str:
+    """Name the lines that differ, each with its section."""
+    before, after = _by_key(old), _by_key(new)
+    changed = [
+        f"{key} was {before.get(key, 'unset')}, is {after.get(key, 'unset')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    return "; ".join(changed[:5]) + more
+
+
+def _by_key(text: str) -> dict[str, str]:
+    values, section = {}, ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]") + "."
+        elif line:
+            key, _, value = line.partition(" = ")
+            values[section + key] = value
+    return values
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _to_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), indent=1, allow_nan=False) + "\n"
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write {path}: {error.strerror or error}. The folder must be writable and have "
+        "room. Choose another --out, or free some space."
+    )

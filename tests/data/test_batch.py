@@ -1,0 +1,123 @@
+"""Augmentation keeps pixels and targets together; padding adds nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stcln_geo.cube.contract import FILL
+from stcln_geo.data.batch import IGNORE_INDEX, augment, collate, decode_reflectance
+from stcln_geo.data.chips import Chip
+from stcln_geo.errors import InputError
+
+
+def make_chip(dates: int = 5, side: int = 7, seed: int = 0) -> Chip:
+    """Every pixel carries its own number in all arrays, so that a mix-up shows."""
+    place = np.arange(side * side).reshape(side, side)
+    generator = np.random.default_rng(seed)
+    reflectance = place + 100 * np.arange(dates)[:, None, None, None] + np.zeros((1, 3, 1, 1))
+    return Chip(
+        reflectance=reflectance.astype(np.int16),
+        valid=generator.random((dates, side, side)) < 0.7,
+        days=np.arange(dates, dtype=np.int32) * 10 + 3,
+        target=(place % 251).astype(np.uint8),
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_augmentation_keeps_image_valid_and_target_aligned(seed: int) -> None:
+    chip = make_chip()
+
+    changed = augment(chip, np.random.default_rng(seed), max_dates=3)
+
+    assert changed.target is not None
+    assert len(changed.days) == 3
+    assert (np.diff(changed.days) > 0).all()
+    for date, day in enumerate(changed.days):
+        before = (int(day) - 3) // 10
+        numbers = changed.reflectance[date, 0] - 100 * before
+        np.testing.assert_array_equal(changed.target, numbers)
+        row, col = numbers // 7, numbers % 7
+        np.testing.assert_array_equal(changed.valid[date], chip.valid[before][row, col])
+
+
+def test_augmentation_reaches_all_eight_symmetries_evenly() -> None:
+    chip = make_chip(dates=1)
+    generator = np.random.default_rng(0)
+
+    seen = [augment(chip, generator).target for _ in range(400)]
+
+    counts: dict[bytes, int] = {}
+    for target in seen:
+        assert target is not None
+        counts[target.tobytes()] = counts.get(target.tobytes(), 0) + 1
+    assert len(counts) == 8
+    assert min(counts.values()) > 25
+
+
+def test_augmentation_can_be_switched_off() -> None:
+    chip = make_chip()
+
+    same = augment(chip, np.random.default_rng(1), max_dates=None, dihedral=False)
+
+    np.testing.assert_array_equal(same.reflectance, chip.reflectance)
+    np.testing.assert_array_equal(same.target, chip.target)
+
+
+def test_padding_is_invalid_and_changes_no_real_date() -> None:
+    short, long = make_chip(dates=2), make_chip(dates=6, seed=1)
+
+    alone, together = collate([short]), collate([short, long])
+
+    assert together.reflectance.shape == (2, 6, 3, 7, 7)
+    np.testing.assert_array_equal(together.reflectance[0, :2], alone.reflectance[0])
+    np.testing.assert_array_equal(together.valid[0, :2], alone.valid[0])
+    np.testing.assert_array_equal(together.days[0, :2], alone.days[0])
+    assert not together.valid[0, 2:].any()
+    assert (together.reflectance[0, 2:] == FILL).all()
+    assert (together.days[0, 2:] == 0).all()
+    assert together.images()[0, 2:].abs().sum() == 0
+
+
+def test_a_chip_without_dates_is_padded_too() -> None:
+    empty = Chip(
+        reflectance=np.zeros((0, 3, 7, 7), dtype=np.int16),
+        valid=np.zeros((0, 7, 7), dtype=bool),
+        days=np.zeros(0, dtype=np.int32),
+        target=np.zeros((7, 7), dtype=np.uint8),
+    )
+
+    batch = collate([empty])
+
+    assert batch.reflectance.shape == (1, 1, 3, 7, 7)
+    assert not batch.valid.any()
+
+
+def test_unlabelled_pixels_are_ignored() -> None:
+    chip = make_chip()
+    target = np.array(chip.target)
+    target[0, :3] = 255
+    batch = collate(
+        [Chip(reflectance=chip.reflectance, valid=chip.valid, days=chip.days, target=target)]
+    )
+
+    assert batch.target is not None
+    assert batch.target.dtype == torch.int64
+    assert (batch.target[0, 0, :3] == IGNORE_INDEX).all()
+    assert (batch.target == IGNORE_INDEX).sum() == 3
+
+
+def test_decoding_gives_reflectance_and_nought_where_not_valid() -> None:
+    raw = torch.tensor([[[[[1234, FILL, -50]]]]], dtype=torch.int16)
+    valid = torch.tensor([[[[True, True, False]]]])
+
+    images = decode_reflectance(raw, valid)
+
+    assert images.dtype == torch.float32
+    assert images.flatten().tolist() == pytest.approx([0.1234, 0.0, 0.0])
+
+
+def test_mixed_sizes_are_refused() -> None:
+    with pytest.raises(InputError, match="one chip size"):
+        collate([make_chip(side=7), make_chip(side=8)])

@@ -1,0 +1,160 @@
+"""Chips hold the pixels of the cube, and targets only of the fields that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stcln_geo.cube.contract import FILL, SPLITS
+from stcln_geo.cube.store import Season, open_season
+from stcln_geo.data.chips import (
+    ChipDataset,
+    band_statistics,
+    plan_chips,
+    plan_labelled_chips,
+    plan_windows,
+)
+from stcln_geo.errors import CubeError, LabelError
+from stcln_geo.grid import Lattice, Window
+
+
+@pytest.fixture
+def season(cube: Path) -> Season:
+    return open_season(cube)
+
+
+def covered(units: list, shape_yx: tuple[int, int]) -> np.ndarray:
+    counts = np.zeros((shape_yx[0] + 64, shape_yx[1] + 64), dtype=int)
+    for unit in units:
+        for chip in unit.chips:
+            assert unit.window.contains(chip)
+            counts[chip.rows, chip.cols] += 1
+    return counts[: shape_yx[0], : shape_yx[1]]
+
+
+@pytest.mark.parametrize("chip", [16, 24, 32, 48])
+def test_chips_partition_the_season(season: Season, chip: int) -> None:
+    units = plan_chips(season, chip=chip)
+
+    assert (covered(units, season.shape_yx) == 1).all()
+    assert len(units) == (12 if chip in (16, 32) else -(-86 // chip) * -(-101 // chip))
+
+
+def test_chips_that_are_never_clear_are_left_out(new_cube: Callable[..., Path]) -> None:
+    path = new_cube()
+    opened = open_season(path, mode="r+")
+    opened.coverage[:, 1, 2] = 0
+
+    chips = [chip for unit in plan_chips(open_season(path), chip=16) for chip in unit.chips]
+
+    assert len(chips) == 6 * 7 - 4
+    assert not any(32 <= chip.row < 64 and 64 <= chip.col < 96 for chip in chips)
+
+
+@pytest.mark.parametrize("chip", [16, 24])
+def test_labelled_chips_are_those_with_a_wanted_pixel(season: Season, chip: int) -> None:
+    assert season.fields is not None
+    wanted = season.fields.number % 7 == 3
+
+    units = plan_labelled_chips(season, wanted, chip=chip)
+
+    chosen = np.isin(season.parcels[:], season.fields.number[wanted])
+    expected = {
+        (row, col)
+        for row in range(0, 86, chip)
+        for col in range(0, 101, chip)
+        if chosen[row : row + chip, col : col + chip].any()
+    }
+    assert {(chip.row, chip.col) for unit in units for chip in unit.chips} == expected
+
+
+def test_windows_lie_on_the_absolute_lattice_and_judge_each_pixel_once(season: Season) -> None:
+    assert season.fields is not None
+    lattice = Lattice(window=20, halo=3)
+    wanted = season.fields.split == SPLITS["test"]
+
+    units = plan_windows(season, wanted, lattice=lattice)
+    dataset = ChipDataset([season], units, bands=season.bands, wanted=[wanted], halo=lattice.halo)
+
+    judged = np.zeros(season.shape_yx, dtype=int)
+    for number, unit in enumerate(units):
+        absolute = unit.window.shift(season.window.row, season.window.col)
+        assert (absolute.row + 3) % 14 == 0
+        assert (absolute.col + 3) % 14 == 0
+        (chip,) = dataset.read(number)
+        assert chip.target is not None
+        row, col = np.nonzero(chip.target != 255)
+        assert row.min() >= 3
+        assert row.max() < 17
+        judged[row + unit.window.row, col + unit.window.col] += 1
+    assert (judged == np.isin(season.parcels[:], season.fields.number[wanted])).all()
+
+
+def test_chip_equals_the_arrays_beyond_the_edge_too(season: Season) -> None:
+    units = plan_chips(season, chip=32)
+    dataset = ChipDataset([season], units, bands=("nir", "green"))
+    last = len(units) - 1
+    window = units[last].chips[-1]
+    assert window == Window(64, 96, 32, 32)
+
+    chip = dataset.read(last)[-1]
+
+    assert chip.target is None
+    valid = season.valid[:, 64:86, 96:101]
+    kept = valid.any(axis=(1, 2))
+    assert not kept.all()
+    assert chip.days.tolist() == season.days[kept].tolist()
+    np.testing.assert_array_equal(chip.valid[:, :22, :5], valid[kept])
+    assert not chip.valid[:, 22:].any()
+    assert (chip.reflectance[:, :, :, 5:] == FILL).all()
+    stored = season.reflectance[:, :, 64:86, 96:101][kept]
+    np.testing.assert_array_equal(chip.reflectance[:, :, :22, :5], stored[:, [2, 0]])
+
+
+def test_targets_are_labels_of_wanted_fields_only(season: Season) -> None:
+    assert season.fields is not None
+    wanted = season.fields.split == SPLITS["train"]
+    units = plan_labelled_chips(season, wanted, chip=32)
+    dataset = ChipDataset([season], units, bands=season.bands, wanted=[wanted])
+    labels, parcels = season.labels[:], season.parcels[:]
+
+    for number, unit in enumerate(units):
+        for chip, window in zip(dataset.read(number), unit.chips, strict=True):
+            inside = window.intersection(Window(0, 0, 86, 101))
+            known = np.isin(parcels[inside.rows, inside.cols], season.fields.number[wanted])
+            expected = np.where(known, labels[inside.rows, inside.cols], 255)
+            assert chip.target is not None
+            np.testing.assert_array_equal(
+                chip.target[: inside.height, : inside.width], expected
+            )
+            assert (chip.target[inside.height :] == 255).all()
+
+
+def test_statistics_are_those_of_the_valid_pixels(season: Season) -> None:
+    dataset = ChipDataset([season], plan_chips(season, chip=32), bands=("swir16", "red"))
+
+    found = band_statistics(dataset)
+
+    values = np.moveaxis(season.reflectance[:], 1, -1)[season.valid[:]][:, [3, 1]] * 1e-4
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found.std, values.std(axis=0), rtol=1e-6)
+    assert found.observations == season.valid[:].sum()
+
+
+def test_unit_bytes_bound_what_is_read(season: Season) -> None:
+    dataset = ChipDataset([season], plan_chips(season, chip=16), bands=season.bands)
+
+    for unit in range(len(dataset.units)):
+        pixels = sum(chip.nbytes - chip.days.nbytes for chip in dataset.read(unit))
+        assert pixels <= dataset.unit_bytes(unit)
+
+
+def test_says_what_is_missing(season: Season, new_cube: Callable[..., Path]) -> None:
+    dataset = ChipDataset([season], plan_chips(season, chip=32), bands=("nir", "blue"))
+    with pytest.raises(CubeError, match="'blue'"):
+        dataset.read(0)
+    with pytest.raises(LabelError, match="one value a field"):
+        plan_labelled_chips(season, np.ones(3, dtype=bool), chip=32)

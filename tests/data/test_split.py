@@ -1,0 +1,141 @@
+"""Splits divide fields, class by class, and depend on nothing but the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stcln_geo.cube.contract import SPLITS
+from stcln_geo.cube.store import FieldTable, open_season
+from stcln_geo.data.split import check_labelled, few_label_fields, field_positions, split_fields
+from stcln_geo.errors import InputError, LabelError
+
+TRAIN, VALIDATION, TEST = (SPLITS[name] for name in ("train", "validation", "test"))
+
+
+def table(counts: dict[int, int], split: np.ndarray | None = None) -> FieldTable:
+    code = np.concatenate([np.full(count, value) for value, count in counts.items()])
+    code = np.random.default_rng(5).permutation(code).astype(np.uint8)
+    return FieldTable(
+        number=np.arange(1, code.size + 1, dtype=np.int32),
+        code=code,
+        pixels=np.full(code.size, 20, dtype=np.int32),
+        split=np.zeros(code.size, dtype=np.uint8) if split is None else split,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_is_in_every_split(seed: int) -> None:
+    fields = table({0: 101, 1: 7, 2: 3, 3: 4, 4: 13})
+
+    split = split_fields(fields, seed=seed)
+
+    assert split.dtype == np.uint8
+    assert set(split.tolist()) == {TRAIN, VALIDATION, TEST}
+    for code in range(5):
+        assert set(split[fields.code == code].tolist()) == {TRAIN, VALIDATION, TEST}
+
+
+def test_shares_hold_in_each_class() -> None:
+    fields = table({0: 100, 1: 50})
+
+    split = split_fields(fields, test=0.3, validation=0.2)
+
+    for code, count in ((0, 100), (1, 50)):
+        counts = np.bincount(split[fields.code == code], minlength=4)
+        assert counts.tolist() == [0, count // 2, count // 5, 3 * count // 10]
+
+
+def test_two_fields_give_one_to_train_and_one_to_test() -> None:
+    fields = table({0: 2, 1: 9})
+
+    split = split_fields(fields)
+
+    assert sorted(split[fields.code == 0].tolist()) == [TRAIN, TEST]
+
+
+def test_is_deterministic_and_moves_with_the_seed() -> None:
+    fields = table({0: 30, 1: 30})
+
+    assert split_fields(fields, seed=3).tolist() == split_fields(fields, seed=3).tolist()
+    assert split_fields(fields, seed=3).tolist() != split_fields(fields, seed=4).tolist()
+
+
+def test_without_validation() -> None:
+    split = split_fields(table({0: 10, 1: 10}), validation=0)
+
+    assert set(split.tolist()) == {TRAIN, TEST}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_stay_together(seed: int) -> None:
+    fields = table({0: 60, 1: 40, 2: 25})
+    positions = np.random.default_rng(seed).uniform(0, 1000, (125, 2))
+
+    split = split_fields(fields, by="block", positions=positions, block_pixels=100, seed=seed)
+
+    block = (positions // 100).astype(int)
+    for corner in np.unique(block, axis=0):
+        inside = (block == corner).all(axis=1)
+        assert len(set(split[inside].tolist())) == 1
+    for code in range(3):
+        mine = split[fields.code == code]
+        assert (mine == TRAIN).any()
+        assert (mine == TEST).any()
+        assert 0.1 < (mine == TEST).mean() < 0.5
+
+
+def test_few_labels_are_train_fields_and_nested() -> None:
+    fields = table({0: 40, 1: 11, 2: 6})
+    fields = table({0: 40, 1: 11, 2: 6}, split_fields(fields))
+    train = fields.split == TRAIN
+
+    two = few_label_fields(fields, fields_per_class=2, seed=1)
+    five = few_label_fields(fields, fields_per_class=5, seed=1)
+
+    assert not (two & ~five).any()
+    assert not (five & ~train).any()
+    assert np.bincount(fields.code[two]).tolist() == [2, 2, 2]
+    assert np.bincount(fields.code[five])[0] == 5
+    assert (few_label_fields(fields) == train).all()
+    assert two.tolist() != few_label_fields(fields, fields_per_class=2, seed=2).tolist()
+
+
+def test_fraction_rounds_up_and_keeps_every_class() -> None:
+    fields = table({0: 50, 1: 3}, np.full(53, TRAIN, dtype=np.uint8))
+
+    chosen = few_label_fields(fields, fraction=0.05)
+
+    assert np.bincount(fields.code[chosen]).tolist() == [3, 1]
+
+
+def test_positions_are_the_centres_of_the_fields(cube: Path) -> None:
+    season = open_season(cube)
+    fields, _ = check_labelled(season)
+    parcels = season.parcels[:]
+
+    positions = field_positions(season)
+
+    for place in (0, 17, len(fields) - 1):
+        row, col = np.nonzero(parcels == fields.number[place])
+        assert positions[place].tolist() == pytest.approx([row.mean(), col.mean()])
+
+
+def test_refuses_what_cannot_be_divided(new_cube: Callable[..., Path]) -> None:
+    with pytest.raises(LabelError, match=r"class codes \[1\] have one field"):
+        split_fields(table({0: 5, 1: 1}))
+    with pytest.raises(InputError, match=r"test=0\.7 and validation=0\.4"):
+        split_fields(table({0: 5, 1: 5}), test=0.7, validation=0.4)
+    with pytest.raises(InputError, match="never by pixel"):
+        split_fields(table({0: 5, 1: 5}), by="pixel")  # type: ignore[arg-type]
+    with pytest.raises(LabelError, match="by blocks of 1000 px"):
+        split_fields(
+            table({0: 5, 1: 5}), by="block", positions=np.zeros((10, 2)), block_pixels=1000
+        )
+    with pytest.raises(LabelError, match="labels split"):
+        few_label_fields(table({0: 5, 1: 5}))
+    with pytest.raises(InputError, match="Give one of them"):
+        few_label_fields(table({0: 5, 1: 5}), fields_per_class=1, fraction=0.1)

@@ -1,0 +1,135 @@
+"""Batches, padding and devices change no label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stcln_geo.errors import CheckpointError, InputError
+from stcln_geo.grid import Window
+from stcln_geo.model.checkpoint import read_metadata
+from stcln_geo.predict import forward
+from stcln_geo.predict.forward import Labels, Network, Sample, load_network
+
+
+def samples_of(world: Any, count: int) -> list[Sample]:
+    """Return windows with different numbers of dates."""
+    found = []
+    for index in range(count):
+        place = Window(world.extent.row + 9 * index, world.extent.col + 5 * index, 16, 16)
+        numbers, valid = world.pixels_at(place, 8, 3)
+        if index % 3 == 1:
+            valid[2:6] = False
+        dates = np.flatnonzero(valid.any(axis=(1, 2)))
+        days = np.arange(8, dtype=np.int32) * 37
+        found.append(Sample(reflectance=numbers, valid=valid, days=days, dates=dates))
+    assert len({len(sample.dates) for sample in found}) > 1
+    return found
+
+
+def network_of(world: Any, mode: str = "geo") -> Network:
+    return Network(world.make_network(4, mode=mode), device="cpu", precision="float32")
+
+
+def agree(one: list[Labels], other: list[Labels]) -> bool:
+    """Return True where classes are equal and confidences within a percent."""
+    return all(
+        np.array_equal(a.classes, b.classes)
+        and np.abs(a.confidence.astype(int) - b.confidence.astype(int)).max() <= 1
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("mode", ["geo", "reference"])
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_batches_give_the_labels_in_order(
+    world: Any, monkeypatch: pytest.MonkeyPatch, mode: str, batch_size: int | None
+) -> None:
+    """What a GPU does, done on a CPU: grouped by length, filled up, put back in order."""
+    network = network_of(world, mode)
+    samples = samples_of(world, 7)
+    alone = list(network.label(samples, threads=2))
+    if mode == "geo":
+        monkeypatch.setattr(network, "_padded", lambda dates: -(-dates // 5) * 5)
+    assert agree(list(network._label_in_batches(samples, batch_size)), alone)
+
+
+def test_a_full_gpu_halves_the_batch_and_goes_on(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(world)
+    samples = [samples_of(world, 2)[0]] * 9
+    alone = next(network.label(samples[:1], threads=1))
+    run, sizes = network._run, []
+
+    def run_at_most_three(batch: list[Sample]) -> list[Labels]:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError
+        return run(batch)
+
+    monkeypatch.setattr(network, "_run", run_at_most_three)
+    labels = list(network._label_in_batches(samples, None))
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    assert agree(labels, [alone] * 9)
+
+
+def test_a_gpu_without_room_for_one_window_is_an_error(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(world)
+
+    def run_never(batch: list[Sample]) -> list[Labels]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(network, "_run", run_never)
+    with pytest.raises(InputError, match="too little memory even for one"):
+        list(network._label_in_batches(samples_of(world, 2)[:1], None))
+
+
+def test_ties_take_the_lowest_code_and_halves_round_up() -> None:
+    logits = torch.full((1, 8, 1, 2), -torch.inf)
+    logits[0, [2, 5], 0, 0] = 1.0
+    logits[0, :, 0, 1] = 0.0
+    (labels,) = forward._labels_of(logits)
+    assert labels.classes.tolist() == [[2, 0]]
+    assert labels.confidence.tolist() == [[50, 13]], "12.5 % rounds up"
+    assert labels.classes.dtype == labels.confidence.dtype == np.uint8
+
+
+def test_low_precision_gives_nearly_the_same_labels(world: Any) -> None:
+    samples = samples_of(world, 6)
+    exact = list(network_of(world).label(samples, threads=1))
+    low = Network(world.make_network(4), device="cpu", precision="bf16")
+    rough = list(low.label(samples, threads=1))
+    same = np.mean([a.classes == b.classes for a, b in zip(exact, rough, strict=True)])
+    assert same > 0.9
+
+
+def test_a_network_is_loaded_once_per_process(world: Any) -> None:
+    info = read_metadata(world.checkpoint)
+    options = {"sha256": info.sha256, "device": "cpu", "precision": "float32"}
+    first = load_network(world.checkpoint, **options)
+    assert load_network(world.checkpoint, **options) is first
+
+
+def test_a_checkpoint_changed_since_the_plan_is_refused(world: Any) -> None:
+    with pytest.raises(CheckpointError, match="not the file that was planned with"):
+        load_network(world.checkpoint, sha256="0" * 64, device="cpu", precision="float32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(world: Any) -> None:
+    with pytest.raises(InputError, match="--device cpu"):
+        load_network(world.checkpoint, sha256="", device="cuda", precision="auto")
+
+
+def test_automatic_choices_fit_the_hardware() -> None:
+    device = forward._choose_device("auto")
+    assert device == ("cuda" if torch.cuda.is_available() else "cpu")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    assert forward._choose_precision("auto", "cpu") == ("bf16" if amx else "float32")
+    assert forward._choose_precision("float32", "cuda") == "float32"

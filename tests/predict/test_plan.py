@@ -1,0 +1,158 @@
+"""Plans tell what will be done, and refuse what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapely
+
+from stcln_geo.cube.store import open_season
+from stcln_geo.errors import CheckpointError, CubeError, InputError
+from stcln_geo.grid import Window
+from stcln_geo.model.checkpoint import read_metadata
+from stcln_geo.model.config import StclnConfig
+from stcln_geo.model.stcln import MaskedPretrainer
+from stcln_geo.predict import PredictionPlan, PredictSpec, plan_prediction, predict_region
+from stcln_geo.region import Region
+
+
+def plan(world: Any, **options: Any) -> PredictionPlan:
+    region = options.pop("region", None)
+    checkpoint = options.pop("checkpoint", world.checkpoint)
+    return plan_prediction(
+        world.season, read_metadata(checkpoint), PredictSpec(**options), region=region
+    )
+
+
+def test_the_extent_is_the_box_of_the_region_not_the_padded_cube(world: Any) -> None:
+    made = plan(world)
+    assert made.extent == world.extent
+    assert world.season.window.contains(made.extent)
+    assert world.season.window != made.extent
+    assert made.lattice == world.lattice, "window and halo come from the checkpoint"
+
+
+def test_shards_tile_the_extent(world: Any) -> None:
+    made = plan(world, shard_size=40)
+    assert sum(shard.area for shard in made.all_shards) == made.extent.area
+    assert all(made.extent.contains(shard) for shard in made.all_shards)
+
+
+def test_shards_outside_the_region_are_left_out(world: Any) -> None:
+    region = Region.from_projected(
+        shapely.union(
+            shapely.box(500_200, 5_600_200, 500_240, 5_600_250),
+            shapely.box(500_800, 5_599_400, 500_850, 5_599_420),
+        ),
+        world.crs,
+        source="test",
+    )
+    made = plan(world, shard_size=16, region=region)
+    assert 0 < len(made.shards) < len(made.all_shards) / 4
+    assert f"{len(made.shards)} of about 16 px, " in str(made)
+
+
+def test_window_count_is_near_the_truth(world: Any) -> None:
+    assert plan(world).window_count == pytest.approx(137, abs=8)
+
+
+def test_the_plan_prints_itself(world: Any) -> None:
+    text = str(plan(world))
+    for part in ("101 x 75 px", "EPSG:32631", "halo 4 px", "stride 8 px", "4 classes", "nir, red"):
+        assert part in text
+    assert "2018-09-21 to 2019-06-29" in text
+
+
+def test_memory_bounds_what_is_read_at_once(world: Any) -> None:
+    made = plan(world, memory=300_000)
+    assert made.memory_bytes - 4 * 101**2 <= 300_000
+    assert made.block_size < plan(world).block_size
+    assert plan(world, memory=1).block_size == made.lattice.stride, "one window at least"
+
+
+def test_the_run_is_told_by_what_decides_the_map(world: Any) -> None:
+    same = plan(world).run_hash
+    assert plan(world, memory=10**6, keep_shards=True, batch_size=3).run_hash == same
+    others = [
+        plan(world, min_dates=2), plan(world, halo=3), plan(world, precision="bf16"),
+        plan(world, region=Region.from_projected(
+            shapely.box(500_200, 5_600_000, 500_300, 5_600_100), world.crs, source="test")),
+    ]  # fmt: skip
+    assert len({same, *(other.run_hash for other in others)}) == 5
+
+
+def test_a_rebuilt_season_is_another_run(world: Any, tmp_path: Path) -> None:
+    twin = world.make_season(tmp_path / "twin.zarr", world.region_polygon())
+    info = read_metadata(world.checkpoint)
+    assert plan_prediction(twin, info, PredictSpec()).run_hash == plan(world).run_hash
+    shard = Window(0, 0, twin.layout.shard, twin.layout.shard)
+    changed = open_season(twin.cube, mode="r+")
+    changed.coverage[0, shard.row, shard.col] += 1
+    assert plan_prediction(twin, info, PredictSpec()).run_hash != plan(world).run_hash
+
+
+def test_missing_bands_are_named(world: Any, tmp_path: Path) -> None:
+    season = world.make_season(
+        tmp_path / "c.zarr", shapely.box(500_200, 5_600_000, 500_300, 5_600_100),
+        bands=("blue", "green", "red"),
+    )  # fmt: skip
+    with pytest.raises(
+        CubeError, match=r"lacks band 'nir' required by checkpoint .*The cube has: "
+    ):
+        plan_prediction(season, read_metadata(world.checkpoint), PredictSpec())
+
+
+@pytest.mark.parametrize("kind", ["pretrainer", "encoder"])
+def test_networks_without_classes_are_refused(world: Any, tmp_path: Path, kind: str) -> None:
+    config = StclnConfig(bands=("red",), widths=(4, 8), layers=1, heads=2, feedforward=8)
+    path = world.save(tmp_path / "n.safetensors", MaskedPretrainer(config), kind=kind, legend=None)
+    with pytest.raises(CheckpointError, match="finetune CUBE --init"):
+        plan(world, checkpoint=path)
+
+
+def test_a_classifier_without_names_is_refused(world: Any, tmp_path: Path) -> None:
+    path = world.save(tmp_path / "n.safetensors", world.make_network(4), legend=None)
+    with pytest.raises(CheckpointError, match="without a legend"):
+        plan(world, checkpoint=path)
+
+
+def test_a_season_that_does_not_exist(world: Any, tmp_path: Path) -> None:
+    with pytest.raises(CubeError, match=r"season '2020-09-01'.*does not exist"):
+        predict_region(world.cube, world.checkpoint, tmp_path, season="2020-09-01")
+
+
+def test_a_region_elsewhere(world: Any) -> None:
+    region = Region.from_bbox((10.0, 45.0, 10.1, 45.1))
+    with pytest.raises(InputError, match="does not meet the region of"):
+        plan(world, region=region)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"min_dates": 0}, "min_dates=0"),
+        ({"shard_size": 0}, "--shard-size"),
+        ({"halo": -1}, "halo=-1"),
+        ({"device": "tpu"}, "auto, cpu, cuda"),
+        ({"precision": "int4"}, "auto, float32, bf16"),
+        ({"window": 8, "halo": 4}, "core"),
+    ],
+)
+def test_bad_numbers(world: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        plan(world, **options)
+
+
+def test_what_fits_badly_is_said(world: Any, tmp_path: Path) -> None:
+    assert plan(world).warnings == ()
+    path = world.save(
+        tmp_path / "n.safetensors",
+        world.make_network(4),
+        trained_days=(100, 200),
+        season_start="01-01",
+    )
+    texts = plan(world, checkpoint=path, window=24).warnings
+    for text, part in zip(texts, ("--window 16", "days 20 to 301", "from 01-01"), strict=True):
+        assert part in text

@@ -1,0 +1,87 @@
+"""The command line: same map, clear words, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rasterio
+from stcln_geo.cli.main import invoke
+
+
+def arguments(world: Any, out: Path, *more: str) -> list[str]:
+    return [
+        "predict", str(world.cube), "--checkpoint", str(world.checkpoint), "--out", str(out),
+        "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_predict_and_validate(
+    world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    region = tmp_path / "part.geojson"
+    region.write_text(
+        json.dumps(
+            {
+                "type": "Polygon",
+                "coordinates": [
+                    [
+                        [3.004, 50.547],
+                        [3.009, 50.547],
+                        [3.009, 50.551],
+                        [3.004, 50.551],
+                        [3.004, 50.547],
+                    ]
+                ],
+            }
+        )
+    )
+    out = tmp_path / "map"
+    more = ("--region", str(region), "--min-dates", "2", "--memory", "1MB", "--shard-size", "32")
+    assert invoke(arguments(world, out, *more)) == 0
+    shown = capsys.readouterr().out
+    assert "Prediction of season 2018-09-01" in shown
+    assert "Maïs" in shown
+    assert "pixels labelled" in shown
+    assert json.loads((out / "run.json").read_text())["spec"]["min_dates"] == 2
+
+    for name in ("classes.tif", "confidence.tif"):
+        assert invoke(["cog", "validate", str(out / name)]) == 0
+    assert "is a valid cloud-optimized GeoTIFF" in capsys.readouterr().out
+    careless = {"mode": "r+", "IGNORE_COG_LAYOUT_BREAK": "YES"}
+    with rasterio.open(out / "classes.tif", **careless) as source:
+        values = source.read(1)
+        values[0, 0] = 77
+        source.write(values, 1)
+    assert invoke(["cog", "validate", str(out / "classes.tif")]) == 2
+    assert "77" in capsys.readouterr().out
+
+
+def test_dry_run_writes_nothing(
+    world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(arguments(world, tmp_path / "map", "--dry-run", "--halo", "3")) == 0
+    assert "stride 10 px" in capsys.readouterr().out
+    assert not (tmp_path / "map").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--season", "1999-09-01"), "does not exist"),
+        (("--precision", "half"), "auto, float32, bf16"),
+        (("--workers", "1", "--scheduler", "tcp://localhost:1"), "--workers or --scheduler"),
+    ],
+)
+def test_mistakes_exit_with_2(
+    world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], text: str
+) -> None:
+    assert invoke(arguments(world, tmp_path / "map", *more)) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_missing_file_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["cog", "validate", str(tmp_path / "no.tif")]) == 2
+    assert "there is no such file" in capsys.readouterr().err

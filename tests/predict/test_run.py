@@ -1,0 +1,396 @@
+"""The map is a function of cube, checkpoint and lattice, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from PIL import Image
+
+from stcln_geo.cog import validate_cog
+from stcln_geo.errors import CheckpointError, OutputError
+from stcln_geo.execution import Execution
+from stcln_geo.grid import Window
+from stcln_geo.model.checkpoint import load_model
+from stcln_geo.predict import Prediction, PredictSpec, predict_region
+from stcln_geo.predict import run as run_module
+from stcln_geo.predict import shard as shard_module
+
+PRODUCT = {
+    "classes.tif", "classes.tif.aux.xml", "classes.qml", "confidence.tif", "item.json",
+    "legend.csv", "legend.json", "plan.json", "quicklook.png", "run.json", "shards",
+}  # fmt: skip
+
+CPU = {"device": "cpu", "precision": "float32"}
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as source:
+        return source.read(1)
+
+
+def layers(product: Prediction) -> np.ndarray:
+    return np.stack([read(product.classes), read(product.confidence)])
+
+
+def label_by_hand(world: Any, *, min_dates: int = 1) -> np.ndarray:
+    """Run the network window by window over the region; classes and confidence, (2, H, W)."""
+    season, lattice, extent = world.season, world.lattice, world.extent
+    module = load_model(world.checkpoint)
+    bands = [season.bands.index(band) for band in module.config.bands]
+    pad = 2 * lattice.window
+    space = ((0, 0), (pad, pad), (pad, pad))
+    numbers = np.pad(season.reflectance[:][:, bands], ((0, 0), *space), constant_values=-32768)
+    valid = np.pad(season.valid[:], space)
+    found = np.full((2, *extent.shape_yx), 255, dtype=np.uint8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for core in lattice.cores(extent):
+        at = core.expand(lattice.halo).relative_to(season.window).shift(pad, pad)
+        usable = valid[:, at.rows, at.cols]
+        dates = [date for date in range(len(usable)) if usable[date].any()]
+        if not dates:
+            continue
+        images = numbers[dates][:, :, at.rows, at.cols].astype(np.float32) * np.float32(1e-4)
+        with torch.inference_mode():
+            logits = module(
+                torch.from_numpy(images)[None],
+                torch.from_numpy(season.days[dates])[None],
+                torch.from_numpy(usable[dates])[None],
+            )[0]
+        probability = torch.softmax(logits, 0).max(0).values.numpy()
+        for row in range(lattice.stride):
+            for col in range(lattice.stride):
+                y, x = core.row + row - extent.row, core.col + col - extent.col
+                if not (0 <= y < extent.height and 0 <= x < extent.width):
+                    continue
+                centre = shapely.Point((core.col + col + 0.5) * 10, -(core.row + row + 0.5) * 10)
+                inside = row + lattice.halo, col + lattice.halo
+                seen = usable[:, inside[0], inside[1]].sum()
+                if seen >= min_dates and season.aoi.intersects(centre):
+                    found[0, y, x] = int(logits[:, inside[0], inside[1]].argmax())
+                    found[1, y, x] = int(np.floor(probability[inside] * 100 + 0.5))
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_hand(world: Any) -> np.ndarray:
+    return label_by_hand(world)
+
+
+@pytest.fixture(scope="module")
+def product(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Prediction:
+    out = tmp_path_factory.mktemp("product") / "map"
+    return predict_region(world.cube, world.checkpoint, out, spec=PredictSpec(**CPU))
+
+
+@pytest.mark.parametrize(
+    ("shard_size", "workers", "memory"),
+    [(64, 0, None), (96, 0, 2000), (256, 0, None), (64, 1, None), (24, 2, 100_000)],
+    ids=["64", "96-low-memory", "256", "64-one-worker", "24-two-workers"],
+)
+def test_the_map_equals_windows_run_by_hand(
+    world: Any,
+    by_hand: np.ndarray,
+    tmp_path: Path,
+    shard_size: int,
+    workers: int,
+    memory: int | None,
+) -> None:
+    spec = PredictSpec(shard_size=shard_size, memory=memory, **CPU)
+    product = predict_region(
+        world.cube, world.checkpoint, tmp_path, spec=spec, execution=Execution(workers=workers)
+    )
+    assert np.array_equal(layers(product), by_hand)
+    assert set(np.unique(by_hand[0])) == {0, 1, 2, 3, 255}, "the test must tell classes apart"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing_and_torch_keeps_its_own(
+    world: Any, by_hand: np.ndarray, tmp_path: Path, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    product = predict_region(
+        world.cube,
+        world.checkpoint,
+        tmp_path,
+        spec=PredictSpec(**CPU),
+        execution=Execution(threads=threads),
+    )
+    assert np.array_equal(layers(product), by_hand)
+    assert torch.get_num_threads() == before
+
+
+def test_two_regions_agree_where_they_overlap(
+    world: Any, by_hand: np.ndarray, tmp_path: Path
+) -> None:
+    """Regions of one cube, and another cube over other land."""
+    top, left = -world.extent.row * 10.0, world.extent.col * 10.0
+    part = shapely.Polygon(
+        [(left + 96, top - 300), (left + 700, top - 310), (left + 395, top - 955)]
+    )
+    elsewhere = shapely.box(left + 211, top - 1333, left + 999, top - 388)
+    other_cube = world.make_season(tmp_path / "other.zarr", elsewhere, chunk=16).cube
+    runs = [
+        (world.cube, part, Window(world.extent.row + 30, world.extent.col + 9, 66, 61)),
+        (other_cube, None, Window(world.extent.row + 38, world.extent.col + 21, 96, 79)),
+    ]
+    for index, (cube, region, expected) in enumerate(runs):
+        product = predict_region(
+            cube, world.checkpoint, tmp_path / str(index), region=region, spec=PredictSpec(**CPU)
+        )
+        with rasterio.open(product.classes) as source:
+            place = Window(
+                round(-source.transform.f / 10), round(source.transform.c / 10), *source.shape
+            )
+        assert place == expected
+        both = place.intersection(world.extent)
+        one, whole = both.relative_to(place), both.relative_to(world.extent)
+        mine, theirs = layers(product)[:, one.rows, one.cols], by_hand[:, whole.rows, whole.cols]
+        labelled = (mine[0] != 255) & (theirs[0] != 255)
+        assert labelled.sum() > 1000
+        assert np.array_equal(mine[:, labelled], theirs[:, labelled])
+
+
+def test_pixels_without_enough_dates_or_outside_the_region_are_nodata(
+    world: Any, by_hand: np.ndarray, tmp_path: Path
+) -> None:
+    assert (by_hand[:, 40:47, :9] == 255).all(), "no date sees this place"
+    assert (by_hand[:, -1, -1] == 255).all(), "the polygon's cut corner"
+    assert (by_hand[0, 70:75, 50:] != 255).all(), "one date sees this place"
+    spec = PredictSpec(min_dates=2, **CPU)
+    product = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    found = layers(product)
+    assert (found[:, 70:75, 50:] == 255).all()
+    assert np.array_equal(found, label_by_hand(world, min_dates=2))
+
+
+def test_the_product_is_whole_and_says_what_it_is(world: Any, product: Prediction) -> None:
+    assert {path.name for path in product.out.iterdir()} == PRODUCT
+    assert {path.suffix for path in (product.out / "shards").iterdir()} == {".json"}
+    values = read(product.classes)
+    counts = dict(
+        zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)
+    )
+    assert product.histogram == counts
+    assert product.pixels == int((values != 255).sum())
+    assert product.windows == len(world.lattice.cores(world.extent)) - 3, "cut corner: 3 windows"
+    assert validate_cog(product.classes, legend=world.legend, histogram=counts) == ([], [])
+    assert validate_cog(product.confidence) == ([], [])
+    with rasterio.open(product.classes) as source, rasterio.open(product.confidence) as other:
+        assert source.crs.to_epsg() == 32631
+        assert tuple(source.transform)[:6] == (10, 0, 500_170, 0, -10, 5_600_330)
+        assert source.nodata == other.nodata == 255
+        assert source.shape == other.shape == world.extent.shape_yx
+        palette = source.colormap(1)
+        assert all(palette[code] == color for code, color in world.legend.colormap().items())
+        confidence = other.read(1)
+    assert np.array_equal(confidence == 255, values == 255)
+    assert confidence[confidence != 255].max() <= 100
+    assert confidence[confidence != 255].min() >= 25, "the winner of four classes"
+
+    run = json.loads((product.out / "run.json").read_text())
+    assert run["owned_pixels"] == product.pixels
+    assert run["spec"]["window"] == 16
+    assert run["spec"]["halo"] == 4
+    assert run["km2_per_second"] > 0
+    assert run["devices"] == ["cpu"]
+
+
+def test_the_stac_item_describes_the_files(world: Any, product: Prediction) -> None:
+    pystac = pytest.importorskip("pystac")
+    item = pystac.Item.from_file(product.item)
+    for asset in item.assets.values():
+        assert asset.href.startswith("./")
+        assert (product.out / asset.href).is_file()
+    assert item.properties["proj:code"] == "EPSG:32631"
+    assert item.properties["proj:shape"] == [101, 75]
+    assert item.properties["start_datetime"] == "2018-09-21T00:00:00Z"
+    assert item.properties["end_datetime"] == "2019-06-29T00:00:00Z"
+    classes = item.assets["classes"].extra_fields["classification:classes"]
+    assert [entry["title"] for entry in classes[:-1]] == list(world.legend.names)
+    assert sum(entry.get("count", 0) for entry in classes) == product.pixels
+    west, south, east, north = item.bbox
+    assert 3.00 < west < east < 3.02
+    assert 50.54 < south < north < 50.56
+
+
+def test_the_quicklook_has_the_legends_colours(world: Any, product: Prediction) -> None:
+    picture = np.asarray(Image.open(product.out / "quicklook.png"))
+    values = read(product.classes)
+    assert picture.shape == (*values.shape, 4)
+    for code, color in world.legend.colormap().items():
+        assert (picture[values == code] == color).all()
+    assert (picture[values == 255][:, 3] == 0).all()
+
+
+def test_a_finished_run_is_not_touched(
+    world: Any, product: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "predict_shard", explode)
+    before = {path.name: path.stat().st_mtime_ns for path in product.out.glob("*.*")}
+    again = predict_region(world.cube, world.checkpoint, product.out, spec=PredictSpec(**CPU))
+    assert again.histogram == product.histogram
+    after = {path.name: path.stat().st_mtime_ns for path in product.out.glob("*.*")}
+    assert {name for name in after if after[name] != before[name]} <= {"plan.json"}
+
+    (product.out / "quicklook.png").unlink()
+    predict_region(world.cube, world.checkpoint, product.out, spec=PredictSpec(**CPU))
+    assert {path.name for path in product.out.iterdir()} == PRODUCT
+
+
+def explode(task: Any) -> Any:
+    raise AssertionError(f"{task} must not run")
+
+
+def test_damaged_shards_are_labelled_again_and_others_kept(
+    world: Any, by_hand: np.ndarray, tmp_path: Path
+) -> None:
+    spec = PredictSpec(shard_size=40, keep_shards=True, **CPU)
+    first = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    manifests = sorted((tmp_path / "shards").glob("*.json"))
+    rasters = sorted((tmp_path / "shards").glob("*.confidence.tif"))
+    assert len(manifests) == 6
+    manifests[0].unlink()
+    rasters[1].write_bytes(rasters[1].read_bytes()[:-300])
+    with rasterio.open(rasters[2], "r+") as source:
+        source.write(source.read(1) ^ 1, 1)
+    rasters[3].unlink()
+    manifests[4].write_text("{")
+    (tmp_path / "classes.tif").unlink()
+
+    second = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert second.resumed_shards == 1
+    assert np.array_equal(layers(second), by_hand)
+    assert second.windows == first.windows
+
+
+def test_an_interrupted_run_continues_and_leaves_no_litter(
+    world: Any, by_hand: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = PredictSpec(shard_size=40, **CPU)
+    done = []
+
+    def stop_in_the_third(path: Path, *rest: Any) -> None:
+        if path.name.endswith("classes.tif") and len(done) == 2:
+            path.with_name(f".{path.name}.1234.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        if path.name.endswith("confidence.tif"):
+            done.append(path)
+        write_raster(path, *rest)
+
+    write_raster = shard_module._write_raster
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_module, "_write_raster", stop_in_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert not (tmp_path / "classes.tif").exists()
+    assert not (tmp_path / "run.json").exists()
+
+    product = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert product.resumed_shards == 2
+    assert np.array_equal(layers(product), by_hand)
+    assert {path.name for path in tmp_path.iterdir()} == PRODUCT
+    assert {path.suffix for path in (tmp_path / "shards").iterdir()} == {".json"}
+
+
+def test_a_killed_process_is_resumed(world: Any, by_hand: np.ndarray, tmp_path: Path) -> None:
+    code = (
+        "import sys; from stcln_geo.predict import *;"
+        "predict_region(sys.argv[1], sys.argv[2], sys.argv[3], spec=PredictSpec("
+        "shard_size=16, device='cpu', precision='float32'))"
+    )
+    arguments = [str(world.cube), str(world.checkpoint), str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments]) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("shards/*.json"))) < 3 and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "run.json").exists()
+    spec = PredictSpec(shard_size=16, **CPU)
+    product = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert product.resumed_shards >= 3
+    assert np.array_equal(layers(product), by_hand)
+    assert {path.name for path in tmp_path.iterdir()} == PRODUCT
+
+
+def test_runs_are_never_mixed(world: Any, tmp_path: Path) -> None:
+    other = world.save(tmp_path / "other.safetensors", world.make_network(4, seed=5))
+    out = tmp_path / "out"
+    small = shapely.box(500_300, 5_600_000, 500_420, 5_600_100)
+    spec = PredictSpec(**CPU)
+    first = predict_region(world.cube, world.checkpoint, out, region=small, spec=spec)
+    with pytest.raises(OutputError, match=r"another run \(different: checkpoint\).*--overwrite"):
+        predict_region(world.cube, other, out, region=small, spec=spec)
+    assert first.classes.is_file()
+    (out / "notes.txt").write_text("mine")
+    second = predict_region(world.cube, other, out, region=small, spec=spec, overwrite=True)
+    fresh = predict_region(world.cube, other, tmp_path / "fresh", region=small, spec=spec)
+    assert np.array_equal(layers(second), layers(fresh))
+    assert {path.name for path in out.iterdir()} == {*PRODUCT, "notes.txt"}
+
+
+def test_a_folder_with_a_foreign_map_is_left_alone(world: Any, tmp_path: Path) -> None:
+    (tmp_path / "classes.tif").write_bytes(b"precious")
+    with pytest.raises(OutputError, match="holds another run"):
+        predict_region(world.cube, world.checkpoint, tmp_path)
+    assert (tmp_path / "classes.tif").read_bytes() == b"precious"
+
+
+def test_a_broken_network_is_named(world: Any, tmp_path: Path) -> None:
+    network = world.make_network(4)
+    with torch.no_grad():
+        network.classifier.weight[2] = torch.nan
+    path = world.save(tmp_path / "nan.safetensors", network)
+    with pytest.raises(CheckpointError, match="NaN"):
+        predict_region(world.cube, path, tmp_path / "out", spec=PredictSpec(**CPU))
+
+
+def test_a_dataset_is_mapped_like_the_cube_made_of_it(
+    world: Any, tmp_path: Path, by_hand: np.ndarray
+) -> None:
+    import rioxarray  # noqa: F401 -- registers the accessor
+    import xarray as xr
+
+    season = world.season
+    numbers = season.reflectance[:]
+    height, width = season.shape_yx
+    affine = season.geobox.affine
+    dataset = xr.Dataset(
+        {
+            band: (("time", "y", "x"), numbers[:, index], {"_FillValue": -32768})
+            for index, band in enumerate(season.bands)
+        },
+        coords={
+            "time": season.time,
+            "y": affine.f + affine.e * (np.arange(height) + 0.5),
+            "x": affine.c + affine.a * (np.arange(width) + 0.5),
+        },
+    ).rio.write_crs(world.crs)
+    product = predict_region(
+        dataset, world.checkpoint, tmp_path, region=season.aoi, spec=PredictSpec(**CPU)
+    )
+    assert np.array_equal(layers(product), by_hand)
+    assert (tmp_path / "cube.zarr" / season.name).is_dir()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_agrees_with_the_cpu(world: Any, by_hand: np.ndarray, tmp_path: Path) -> None:
+    spec = PredictSpec(device="cuda", precision="float32", shard_size=40)
+    found = layers(predict_region(world.cube, world.checkpoint, tmp_path, spec=spec))
+    assert np.array_equal(found[0] == 255, by_hand[0] == 255)
+    assert (found[0] == by_hand[0]).mean() > 0.99

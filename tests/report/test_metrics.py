@@ -1,0 +1,108 @@
+"""Metrics agree with hand-worked cases and with torchmetrics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from stcln_geo.errors import InputError
+from stcln_geo.report.metrics import confusion_matrix, metrics_from_confusion
+
+
+def test_counts_rows_truth_columns_prediction() -> None:
+    truth = np.array([[0, 0, 1], [2, 255, 1]], dtype=np.uint8)
+    prediction = np.array([[0, 1, 1], [0, 2, 2]], dtype=np.uint8)
+
+    confusion = confusion_matrix(truth, prediction, classes=3)
+
+    assert confusion.tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 0]]
+
+
+def test_figures_by_hand() -> None:
+    # Class 0: 6 right of 8 true, 9 predicted; class 1: 5 of 8, 7; class 2: 3 of 4, 4.
+    metrics = metrics_from_confusion(np.array([[6, 1, 1], [3, 5, 0], [0, 1, 3]]))
+
+    assert metrics.overall_accuracy == pytest.approx(14 / 20)
+    assert metrics.iou == pytest.approx([6 / 11, 5 / 10, 3 / 5])
+    assert metrics.f1 == pytest.approx([12 / 17, 10 / 15, 6 / 8])
+    assert metrics.users_accuracy == pytest.approx([6 / 9, 5 / 7, 3 / 4])
+    assert metrics.producers_accuracy == pytest.approx([6 / 8, 5 / 8, 3 / 4])
+    assert metrics.macro_miou == pytest.approx((6 / 11 + 5 / 10 + 3 / 5) / 3)
+    assert metrics.macro_f1 == pytest.approx((12 / 17 + 10 / 15 + 6 / 8) / 3)
+    chance = (8 * 9 + 8 * 7 + 4 * 4) / 400
+    assert metrics.kappa == pytest.approx((0.7 - chance) / (1 - chance))
+    assert metrics.support.tolist() == [8, 8, 4]
+    assert metrics.pixels == 20
+
+
+def test_class_absent_from_truth_and_prediction_stays_out_of_the_means() -> None:
+    with_absent = metrics_from_confusion(np.array([[4, 0, 1], [0, 0, 0], [2, 0, 3]]))
+    without = metrics_from_confusion(np.array([[4, 1], [2, 3]]))
+
+    assert math.isnan(with_absent.iou[1])
+    assert math.isnan(with_absent.f1[1])
+    assert with_absent.macro_miou == pytest.approx(without.macro_miou)
+    assert with_absent.macro_f1 == pytest.approx(without.macro_f1)
+    assert with_absent.kappa == pytest.approx(without.kappa)
+
+
+def test_class_never_found_and_class_wrongly_predicted_count_as_zero() -> None:
+    metrics = metrics_from_confusion(np.array([[4, 0, 1], [2, 0, 0], [0, 0, 0]]))
+
+    assert metrics.iou.tolist() == pytest.approx([4 / 7, 0.0, 0.0])
+    assert metrics.macro_miou == pytest.approx(4 / 21)
+    assert math.isnan(metrics.users_accuracy[1])
+    assert math.isnan(metrics.producers_accuracy[2])
+
+
+def test_agrees_with_torchmetrics() -> None:
+    torch = pytest.importorskip("torch")
+    classification = pytest.importorskip("torchmetrics.functional.classification")
+    generator = np.random.default_rng(7)
+    truth = generator.integers(0, 5, 1234)
+    prediction = np.where(generator.random(1234) < 0.6, truth, generator.integers(0, 5, 1234))
+    metrics = metrics_from_confusion(confusion_matrix(truth, prediction, classes=5))
+    pair = torch.from_numpy(prediction), torch.from_numpy(truth)
+    none = {"num_classes": 5, "average": "none"}
+
+    assert metrics.confusion.tolist() == (
+        classification.multiclass_confusion_matrix(*pair, num_classes=5).tolist()
+    )
+    for ours, name in (
+        (metrics.iou, "jaccard_index"),
+        (metrics.f1, "f1_score"),
+        (metrics.users_accuracy, "precision"),
+        (metrics.producers_accuracy, "recall"),
+    ):
+        theirs = getattr(classification, f"multiclass_{name}")(*pair, **none)
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, err_msg=name)
+    kappa = classification.multiclass_cohen_kappa(*pair, num_classes=5)
+    assert metrics.kappa == pytest.approx(float(kappa), rel=1e-5)
+
+
+def test_summary_and_records_hold_no_nan() -> None:
+    metrics = metrics_from_confusion(np.zeros((2, 2), dtype=np.int64))
+
+    assert set(metrics.summary().values()) == {None}
+    assert metrics.per_class(("a", "b"))[1] == {
+        "code": 1,
+        "name": "b",
+        "iou": None,
+        "f1": None,
+        "users_accuracy": None,
+        "producers_accuracy": None,
+        "support_pixels": 0,
+    }
+
+
+def test_refuses_what_would_flatter_or_mislead() -> None:
+    with pytest.raises(InputError, match="prediction 255"):
+        confusion_matrix(np.array([0, 1]), np.array([0, 255]), classes=2)
+    with pytest.raises(InputError, match="one prediction a pixel"):
+        confusion_matrix(np.array([0, 1]), np.array([0]), classes=2)
+    with pytest.raises(InputError, match="square"):
+        metrics_from_confusion(np.zeros((2, 3), dtype=np.int64))
+    with pytest.raises(InputError, match="2 classes with 1 names"):
+        metrics_from_confusion(np.eye(2, dtype=np.int64)).per_class(("a",))

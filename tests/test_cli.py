@@ -1,0 +1,213 @@
+"""A user's mistakes: one sentence with the remedy, exit code 2, nothing left that looks done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from stcln_geo.cli.main import invoke
+
+from stcln_geo.cube.store import list_seasons, open_season
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "archive"
+    assert invoke(["simulate", str(folder), "--size", "101x75", "--dates", "6", "--seed", "3"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(archive) -> Path:
+    path = archive.parent / "cube.zarr"
+    assert invoke(["cube", "build", "--catalog", str(archive), str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def cube(built, tmp_path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "cube.zarr"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(built) -> Path:
+    """A classifier with random weights: enough to be refused, or to map."""
+    import torch
+
+    from stcln_geo.legend import Legend
+    from stcln_geo.model import Stcln, StclnConfig, save_checkpoint
+
+    season = open_season(built)
+    torch.manual_seed(0)
+    model = Stcln(StclnConfig.preset("tiny", bands=season.bands, classes=3))
+    return save_checkpoint(
+        built.parent / "random.safetensors",
+        model,
+        kind="classifier",
+        legend=Legend.from_values(["a", "b", "c"]).to_json(),
+    )
+
+
+def failing(capsys, arguments: list[str | Path]) -> str:
+    """Run a command that must fail as a user's mistake; return what it said."""
+    capsys.readouterr()
+    code = invoke([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert code == 2, said.err
+    assert "Traceback" not in said.err
+    return " ".join(said.err.split())
+
+
+def test_missing_band(capsys, archive, tmp_path):
+    said = failing(
+        capsys,
+        ["cube", "build", "--catalog", archive, "--bands", "blue,coastal", tmp_path / "c.zarr"],
+    )
+    assert "coastal" in said
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_wrong_crs(capsys, archive, tmp_path):
+    said = failing(
+        capsys,
+        ["cube", "build", "--catalog", archive, "--crs", "EPSG:999999", tmp_path / "c.zarr"],
+    )
+    assert "EPSG:999999" in said
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_empty_search(capsys, archive, tmp_path):
+    said = failing(
+        capsys,
+        ["cube", "build", "--catalog", archive, "--time", "1999-01-01/1999-12-31",
+         tmp_path / "c.zarr"],
+    )  # fmt: skip
+    assert "1999" in said
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{not json"], ids=["missing", "broken"])
+def test_unreadable_catalog(capsys, tmp_path, content):
+    catalog = tmp_path / "catalog.json"
+    if content is not None:
+        catalog.write_text(content)
+    said = failing(capsys, ["cube", "build", "--catalog", catalog, tmp_path / "c.zarr"])
+    assert "catalog" in said
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_labels_outside_the_cube(capsys, cube, archive, tmp_path):
+    import geopandas
+
+    parcels = geopandas.read_file(archive / "parcels.gpkg")
+    parcels.geometry = parcels.geometry.translate(xoff=50_000)
+    parcels.to_file(tmp_path / "far.gpkg")
+    said = failing(capsys, ["labels", "burn", cube, tmp_path / "far.gpkg", "--column", "crop_code"])
+    assert "outside" in said or "overlap" in said
+    assert open_season(cube).legend is None
+
+
+def test_labels_of_one_class_only(capsys, cube, archive, tmp_path):
+    import geopandas
+
+    parcels = geopandas.read_file(archive / "parcels.gpkg")
+    parcels["crop_code"] = 7
+    parcels.to_file(tmp_path / "one.gpkg")
+    said = failing(capsys, ["labels", "burn", cube, tmp_path / "one.gpkg", "--column", "crop_code"])
+    assert "two" in said
+    assert open_season(cube).legend is None
+
+
+def test_labels_with_a_wrong_column(capsys, cube, archive):
+    said = failing(capsys, ["labels", "burn", cube, archive / "parcels.gpkg", "--column", "plant"])
+    assert "crop_code" in said
+
+
+def test_season_that_does_not_exist(capsys, cube, checkpoint, tmp_path):
+    said = failing(
+        capsys,
+        ["predict", cube, "--checkpoint", checkpoint, "--season", "1999-09-01",
+         "--out", tmp_path / "map"],
+    )  # fmt: skip
+    assert list_seasons(cube)[0] in said
+    assert not (tmp_path / "map" / "classes.tif").exists()
+
+
+def test_checkpoint_and_cube_with_different_bands(capsys, archive, checkpoint, tmp_path):
+    small = tmp_path / "small.zarr"
+    arguments = ["cube", "build", "--catalog", archive, "--bands", "red,nir,swir16", small]
+    assert invoke([str(argument) for argument in arguments]) == 0
+    said = failing(
+        capsys, ["predict", small, "--checkpoint", checkpoint, "--out", tmp_path / "map"]
+    )
+    assert "'blue'" in said
+    assert "The cube has: red, nir, swir16" in said
+    assert not (tmp_path / "map" / "classes.tif").exists()
+    burnt = ["labels", "burn", small, archive / "parcels.gpkg", "--column", "crop_code",
+             "--min-fields", "1"]  # fmt: skip
+    assert invoke([str(argument) for argument in burnt]) == 0
+    assert invoke(["labels", "split", str(small)]) == 0
+    said = failing(
+        capsys, ["finetune", small, "--init", checkpoint, "--out", tmp_path / "run", "--steps", "2"]
+    )
+    assert "blue" in said
+    assert not list((tmp_path / "run").glob("checkpoints/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cube", "build", "--catalog", "{archive}", "{blocked}"],
+        ["pretrain", "{cube}", "--out", "{blocked}", "--steps", "1"],
+        ["predict", "{cube}", "--checkpoint", "{checkpoint}", "--out", "{blocked}"],
+        ["simulate", "{blocked}", "--size", "64x64", "--dates", "3"],
+    ],
+    ids=lambda command: " ".join(command[:2]) if command[0] == "cube" else command[0],
+)
+def test_path_that_cannot_be_written(capsys, command, archive, cube, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    names = {
+        "archive": archive,
+        "cube": cube,
+        "checkpoint": checkpoint,
+        "blocked": tmp_path / "file" / "below",
+    }
+    said = failing(capsys, [part.format(**names) for part in command])
+    assert str(tmp_path / "file") in said
+
+
+def test_missing_cube_and_checkpoint(capsys, cube, checkpoint, tmp_path):
+    assert "nothing.zarr" in failing(capsys, ["cube", "info", tmp_path / "nothing.zarr"])
+    said = failing(
+        capsys,
+        ["predict", cube, "--checkpoint", tmp_path / "no.safetensors", "--out", tmp_path / "m"],
+    )
+    assert "no.safetensors" in said
+
+
+def test_a_wrong_flag_and_a_wrong_verb(capsys):
+    assert "--colour" in failing(capsys, ["simulate", "out", "--colour", "red"])
+    assert "fly" in failing(capsys, ["fly"])
+
+
+def test_version_and_help(capsys):
+    assert invoke(["--version"]) == 0
+    assert invoke(["--help"]) == 0
+    said = capsys.readouterr().out
+    for verb in ("demo", "simulate", "cube", "labels", "pretrain", "finetune", "evaluate"):
+        assert verb in said
+
+
+def test_dry_runs_write_nothing(capsys, archive, cube, checkpoint, tmp_path):
+    commands = [
+        ["simulate", tmp_path / "a", "--size", "64x64", "--dates", "3", "--dry-run"],
+        ["cube", "build", "--catalog", archive, tmp_path / "b.zarr", "--dry-run"],
+        ["pretrain", cube, "--out", tmp_path / "c", "--steps", "2", "--dry-run"],
+        ["predict", cube, "--checkpoint", checkpoint, "--out", tmp_path / "d", "--dry-run"],
+    ]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for command in commands:
+        assert invoke([str(part) for part in command]) == 0, command
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert capsys.readouterr().out.strip()

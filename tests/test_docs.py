@@ -1,0 +1,217 @@
+"""The papers are true of the code: commands exist, links resolve, the site builds strictly."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from stcln_geo.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "stcln-geo"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda path: path.as_posix()
+)
+GENERATED = ("reference/",)
+"""Pages that the build writes; links to them are checked by the strict build."""
+
+TREE = typer.main.get_command(app)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One command line found in a page."""
+
+    page: Path
+    text: str
+    whole: bool
+    """True in a block: to be run as it stands. False inside a sentence: a name, maybe a part."""
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}: {self.text}"
+
+
+def blocks(page: Path) -> list[str]:
+    """Return the fenced blocks of shell commands in a page."""
+    pattern = r"^```(?:bash|console|sh|shell)\n(.*?)^```"
+    return re.findall(pattern, page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def command_lines() -> list[Line]:
+    """Collect every use of our command in the pages."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            for raw in block.replace("\\\n", " ").splitlines():
+                text = raw.strip().removeprefix("$ ")
+                if text.startswith(f"{COMMAND} "):
+                    found.append(Line(page=page, text=" ".join(text.split()), whole=True))
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        found.extend(
+            Line(page=page, text=" ".join(span.split()), whole=False)
+            for span in re.findall(rf"`({COMMAND} [^`]+)`", prose)
+        )
+    return found
+
+
+LINES = command_lines()
+
+
+def check(line: Line) -> None:
+    """Raise unless verbs, options and, for a whole line, the arguments exist and suffice."""
+    command, words = TREE, shlex.split(line.text, comments=True)[1:]
+    path = COMMAND
+    context = command.context_class(command, info_name=path)
+    while hasattr(command, "list_commands") and words and not words[0].startswith("-"):
+        verb = words.pop(0)
+        known = command.list_commands(context)
+        assert verb in known, f"{line}: no command {verb!r} under {path!r}; there are {known}"
+        command, path = command.get_command(context, verb), f"{path} {verb}"
+        context = command.context_class(command, info_name=path)
+    if hasattr(command, "list_commands"):
+        assert not line.whole or words, f"{line}: {path!r} needs a command after it"
+    values, rest, _ = command.make_parser(context).parse_args(words)
+    assert not rest, f"{line}: arguments that nothing takes: {rest}"
+    if line.whole and "--help" not in words:
+        given = {name for name, value in values.items() if value not in (None, (), "")}
+        missing = [p.name for p in command.params if p.required and p.name not in given]
+        assert not missing, f"{line}: missing {missing}"
+
+
+def test_the_pages_use_the_command() -> None:
+    verbs = {" ".join(line.text.split()[1:3]) for line in LINES if line.whole}
+    for path in ("cube build", "cube plan", "labels burn", "labels split", "cog validate"):
+        assert path in verbs
+    for verb in ("demo", "pretrain", "finetune", "evaluate", "predict"):
+        assert any(text.split()[0] == verb for text in verbs)
+
+
+@pytest.mark.parametrize("line", LINES, ids=str)
+def test_every_command_in_the_pages_exists(line: Line) -> None:
+    check(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["stcln-geo cub build", "stcln-geo cube build --no-such-option x", "stcln-geo cube"],
+    ids=["verb", "option", "half"],
+)
+def test_a_wrong_command_would_be_found(text: str) -> None:
+    with pytest.raises(Exception, match=r"no command|No such option|needs a command"):
+        check(Line(page=ROOT / "README.md", text=text, whole=True))
+
+
+def test_every_make_target_in_the_pages_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {
+        word
+        for page in PAGES
+        for block in blocks(page)
+        for line in block.splitlines()
+        if line.startswith("make ")
+        for word in line.split()[1:2]
+    }
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def slugs(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as the table of contents makes them."""
+    from markdown.extensions.toc import slugify
+
+    headings = re.findall(r"^#+ +(.*?)\s*$", page.read_text(), flags=re.MULTILINE)
+    return {slugify(re.sub(r"[`*]", "", heading), "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_internal_links_resolve(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        if (ROOT / "docs") in place.parents:
+            inside = place.relative_to(ROOT / "docs").as_posix()
+            if inside.startswith(GENERATED):
+                continue
+        if not place.exists() or (anchor and anchor not in slugs(place)):
+            broken.append(target)
+    assert not broken
+
+
+def test_no_page_is_left_out_of_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in text] == []
+
+
+def test_glossary_is_in_alphabetical_order() -> None:
+    lines = (ROOT / "docs" / "glossary.md").read_text().splitlines()
+    terms = [lines[index - 1] for index, line in enumerate(lines) if line.startswith(":   ")]
+    assert len(terms) > 20
+    assert terms == sorted(terms, key=str.lower)
+
+
+def test_python_examples_compile() -> None:
+    pattern = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+    examples = [(page, block) for page in PAGES for block in pattern.findall(page.read_text())]
+    assert examples
+    for page, block in examples:
+        compile(block, str(page), "exec")
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    """Every page, every link and every docstring passes; the references hold what exists."""
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cli = (tmp_path / "reference" / "cli" / "index.html").read_text()
+    context = TREE.context_class(TREE, info_name=COMMAND)
+    for verb in TREE.list_commands(context):
+        assert f"{COMMAND} {verb}" in cli
+    cubes = (tmp_path / "reference" / "python" / "cube" / "index.html").read_text()
+    assert "stcln_geo.cube.contract.validate_cube" in cubes
+
+
+def test_the_own_dataset_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the example as it is printed, on a small netCDF, and find the values in the cube."""
+    import numpy as np
+    import xarray as xr
+
+    from stcln_geo import open_cube, validate_cube
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(3)
+    shape = (3, 41, 37)
+    values = {
+        name: (("time", "y", "x"), rng.uniform(0.02, 0.5, shape).astype("float32"))
+        for name in ("B02", "B03", "B04", "B08")
+    }
+    coordinates = {
+        "time": np.array(["2020-10-01", "2021-03-05", "2021-06-20"], dtype="datetime64[ns]"),
+        "y": 5_600_000.0 - 10.0 * np.arange(shape[1]) - 5.0,
+        "x": 500_000.0 + 10.0 * np.arange(shape[2]) + 5.0,
+    }
+    images = xr.Dataset(values, coords=coordinates)
+    images.to_netcdf("region_2021.nc", engine="scipy")
+
+    page = (ROOT / "docs" / "how-to" / "own-dataset.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(example, "own-dataset.md", "exec"), {})
+
+    cube = open_cube("region.zarr")
+    assert validate_cube(cube)[0] == []
+    assert list(cube["band"].to_numpy()) == ["blue", "green", "red", "nir"]
+    inside = cube["reflectance"].sel(y=images["y"], x=images["x"])
+    for name, band in (("B02", "blue"), ("B08", "nir")):
+        np.testing.assert_allclose(inside.sel(band=band), images[name], atol=6e-5)
+    assert bool(cube["valid"].sel(y=images["y"], x=images["x"]).all())
