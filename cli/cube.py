@@ -38,7 +38,7 @@ _RegionOption = Annotated[
 _TimeOption = Annotated[
     str | None,
     typer.Option(
-        "--time", metavar="START/END", help="Dates, both included: 2018-09-01/2019-08-31."
+        "--time", metavar="START/END", help="Dates, both included, as YYYY-MM-DD."
     ),
 ]
 _BandsOption = Annotated[

@@ -349,7 +349,8 @@ def _fetch(address: str) -> str:
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
 
-    retry = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+    statuses = (429, 500, 502, 503, 504)
+    retry = Retry(total=4, connect=1, backoff_factor=0.5, status_forcelist=statuses)
     with requests.Session() as session:
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))

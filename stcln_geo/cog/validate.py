@@ -329,20 +329,19 @@ def _invented(source: Any, overview: Any, window: Window) -> int:
     base = _read(
         source, Window(top, left, int(row_edges[1].max()) - top, int(col_edges[1].max()) - left)
     )
+    rows = np.stack(row_edges, axis=1).ravel() - top
+    cols = np.stack(col_edges, axis=1).ravel() - left
+    present = np.unique(values)
     found = np.zeros(values.shape, dtype=bool)
-    for code in np.unique(values):
-        # Presence in any rectangle comes from four corners of the summed-area table.
-        total = np.zeros((base.shape[0] + 1, base.shape[1] + 1), dtype=np.int32)
-        np.cumsum(np.cumsum(base == code, axis=0, dtype=np.int32), axis=1, out=total[1:, 1:])
-        low, high = (edge - top for edge in row_edges)
-        first, last = (edge - left for edge in col_edges)
-        inside = (
-            total[np.ix_(high, last)]
-            - total[np.ix_(low, last)]
-            - total[np.ix_(high, first)]
-            + total[np.ix_(low, first)]
-        )
-        found |= (values == code) & (inside > 0)
+    for start in range(0, len(present), 64):
+        # One bit per class: a rectangle's classes are the bitwise or of its pixels.
+        bits = np.zeros(256, dtype=np.uint64)
+        some = present[start : start + 64]
+        bits[some] = np.uint64(1) << np.arange(len(some), dtype=np.uint64)
+        below = np.pad(bits[base], ((0, 1), (0, 1)))  # so that an end may be the last edge
+        below = np.bitwise_or.reduceat(below, rows, axis=0)[::2]
+        below = np.bitwise_or.reduceat(below, cols, axis=1)[:, ::2]
+        found |= (bits[values] & below) != 0
     return int(np.count_nonzero(~found))
 
 

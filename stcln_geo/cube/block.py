@@ -34,6 +34,9 @@ class BlockTask:
     season: str
     window: Window
     fingerprint: str
+    """Of the plan, which the task reads from the cube."""
+    skip_failures: bool
+    """True leaves a scene out where one of its assets cannot be read."""
     threads: int
 
 
@@ -149,7 +152,7 @@ def _fill(
             failures = _failures(reading, block.area)
             for entry in failures:
                 append_ledger(path / LEDGER_FILE, entry)
-            if failures and plan.spec.on_error == "fail":
+            if failures and not task.skip_failures:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise AssetReadError(
                     f"{failures[0].item}, asset {failures[0].asset},",

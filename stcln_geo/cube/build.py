@@ -114,6 +114,7 @@ def build_cube(
                 season=season.name,
                 window=block,
                 fingerprint=plan.fingerprint,
+                skip_failures=plan.spec.on_error == "skip",
                 threads=execution.threads_per_worker,
             )
             for block in blocks[season.name]

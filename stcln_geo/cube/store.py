@@ -252,7 +252,9 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
 def open_building(path: str | Path, name: str) -> Season | None:
     """Open an unfinished season for writing, or return None if there is none."""
     folder = f"{name}.building"
-    if not (Path(path) / folder / ".created").is_file():
+    metadata = Path(path) / folder / "zarr.json"
+    # The attributes are written last: a folder without them was left half-created.
+    if not metadata.is_file() or "season" not in json.loads(metadata.read_text())["attributes"]:
         return None
     return _open(Path(path), name, folder, mode="r+")
 
@@ -330,7 +332,6 @@ def create_season(
                 "aoi": aoi.__geo_interface__,
             }
         )
-        (folder / ".created").touch()
     return _open(path, name, folder.name, mode="r+")
 
 
@@ -384,7 +385,6 @@ def finish_season(path: str | Path, name: str) -> None:
     path = Path(path)
     building, final = path / f"{name}.building", path / name
     with writing(path), _quiet_zarr():
-        (building / ".created").unlink(missing_ok=True)
         zarr.consolidate_metadata(str(building))
         if final.exists():
             aside = path / f"{name}.replaced"

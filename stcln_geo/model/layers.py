@@ -5,10 +5,10 @@ pixel's series each). `valid` is True where an observation is usable; None means
 
 What an invalid observation does, everywhere in this file: nothing. It enters as 0, and it is set
 back to 0 after every convolution block and at the end of the temporal encoder. A convolution thus
-sees it exactly as it sees the border of the chip; batch and group statistics, attention, the
-maximum over time and the affinities leave it out. Zeroing after *every* block is needed: without
-it the second convolution would read what the first one made of an invalid pixel's neighbours, on
-a date that may be nothing but padding.
+sees it exactly as it sees the border of the chip, at every depth: a chip with a margin of invalid
+pixels is the chip without the margin. (Zeroing the input alone would not do: normalisation makes
+something of a zero, and the next convolution would read it.) Batch and group statistics,
+attention, the maximum over time and the affinities leave it out.
 """
 
 from __future__ import annotations

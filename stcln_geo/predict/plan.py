@@ -124,6 +124,9 @@ class PredictionPlan:
     fingerprint: str
     """Of the season's content."""
     warnings: tuple[str, ...]
+    """What fits badly though it can be done."""
+    notes: tuple[str, ...]
+    """What is worth knowing and needs no action."""
 
     def __str__(self) -> str:
         """Describe the plan for people."""
@@ -147,6 +150,7 @@ class PredictionPlan:
             f"  disk        at most {_size(self.disk_bytes)}",
         ]
         lines += [f"  warning     {text}" for text in self.warnings]
+        lines += [f"  note        {text}" for text in self.notes]
         return "\n".join(lines)
 
     @property
@@ -313,6 +317,7 @@ def plan_prediction(
         spec=spec,
         fingerprint=fingerprint(season),
         warnings=tuple(mismatches(season, checkpoint, lattice)),
+        notes=tuple(_notes(season, lattice, extent)),
     )
 
 
@@ -334,6 +339,16 @@ def crs_name(season: Season) -> str:
             "Write the cube again from data with a CRS."
         )
     return f"EPSG:{crs.epsg}" if crs.epsg else str(crs.to_wkt())
+
+
+def _notes(season: Season, lattice: Lattice, extent: Window) -> list[str]:
+    if season.window.contains(lattice.cover(extent)):
+        return []
+    return [
+        f"Windows of {lattice.window} px at the region's rim reach beyond the cube and see no data "
+        f"there: up to {lattice.window - lattice.halo} px from the cube's edge, a cube of more "
+        "land may give other labels."
+    ]
 
 
 def _area_of(season: Season, region: Region | None, crs: str) -> BaseGeometry:

@@ -306,6 +306,7 @@ def _describe(
         },
         "km2_per_second": round(fresh_km2 / label_seconds, 6) if label_seconds > 0 else None,
         "warnings": list(plan.warnings),
+        "notes": list(plan.notes),
         "versions": _versions(),
     }
 

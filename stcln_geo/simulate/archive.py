@@ -48,6 +48,8 @@ _RECIPE = "simulation.json"
 _PACKED = {"uint16": 0.72, "uint8": 0.12}
 _SMALL = 1024
 _PARISH_ROWS = 64
+# Square metres; less is left of a field that only touches the region.
+_SLIVER = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,9 +239,9 @@ class _RawFile:
         self.step = asset_resolution(asset) // RESOLUTION
         self.shape_yx = asset_shape(spec, asset)
         self._spec = spec
-        # Names begin with the process so that two runs at once cannot write into one file.
-        self._raw = target.with_name(f".{os.getpid()}.{target.name}.raw")
-        self._cog = target.with_name(f".{os.getpid()}.{target.name}.cog")
+        # Fixed names: a run after a killed one overwrites and removes what that one left.
+        self._raw = target.with_name(f".{target.name}.raw")
+        self._cog = target.with_name(f".{target.name}.cog")
 
     def __enter__(self) -> _RawFile:
         import rasterio
@@ -310,7 +312,7 @@ def _write_parcels(folder: Path, spec: SimulationSpec) -> None:
     target = folder / "parcels.gpkg"
     if target.exists():
         return
-    partial = folder / f".{os.getpid()}.parcels.gpkg"
+    partial = folder / ".parcels.gpkg"
     partial.unlink(missing_ok=True)
     try:
         for number, frame in enumerate(_parcel_frames(spec)):
@@ -325,7 +327,6 @@ def _parcel_frames(spec: SimulationSpec) -> Iterator[Any]:
     import shapely
 
     region = shapely.box(*spec.bounds)
-    shapely.prepare(region)
     wanted = parishes_in(spec, spec.bounds)
     rows = sorted({row for row, _ in wanted})
     for start in range(0, len(rows), _PARISH_ROWS):
@@ -343,13 +344,14 @@ def _parcel_frames(spec: SimulationSpec) -> Iterator[Any]:
                 [make_key(parish.key, 43, number + 1) for number in range(len(parish.fields))],
                 dtype=np.uint32,
             )
-            kept = is_declared(keys) & shapely.intersects(parish.fields, region)
+            cut = shapely.intersection(parish.fields, region)
+            kept = is_declared(keys) & (shapely.area(cut) > _SLIVER)
             by_season = [
                 choose_crops(parish.ranks, keys, season=spec.start_year + season)
                 for season in range(spec.seasons)
             ]
             for number in np.flatnonzero(kept):
-                shapes.append(shapely.intersection(parish.fields[number], region))
+                shapes.append(cut[number])
                 crop = CROPS[by_season[0][number]]
                 columns["field_id"].append(f"{row}-{col}-{number}")
                 columns["crop_code"].append(crop.code)
@@ -363,7 +365,7 @@ def _parcel_frames(spec: SimulationSpec) -> Iterator[Any]:
 
 
 def _write_legend(path: Path) -> None:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial = path.with_name(f".{path.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("value", "name", "color"))
@@ -403,6 +405,6 @@ def _dtype(asset: str) -> str:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial = path.with_name(f".{path.name}.part")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -207,7 +207,7 @@ def _spacing(field_pixels: int) -> float:
     return _FIELDS_ACROSS * RESOLUTION * float(np.sqrt(field_pixels))
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=4_000)
 def _make_parish(seed: int, field_pixels: int, row: int, col: int) -> Parish:
     import shapely
 

@@ -195,7 +195,7 @@ def _footprint(spec: SimulationSpec, acquisition: Acquisition) -> list[tuple[flo
     if acquisition.partial:
         ends = np.array([south, north])
         x_south, x_north = (float(x) for x in swath_edge(spec, ends))
-        far = west - 10 * (east - west)
+        far = min(west, x_south, x_north) - 1000
         area &= shapely.Polygon([(far, south), (x_south, south), (x_north, north), (far, north)])
     return [(float(x), float(y)) for x, y in area.exterior.coords]
 

@@ -178,7 +178,8 @@ def load_config(
     file
         TOML, for example the ``config.toml`` of a run.
     assignments
-        ``section.key=value``, values as in TOML; bare words are taken as text.
+        ``section.key=value``, values as in TOML; bare words are taken as text, and
+        ``null`` sets nothing.
     overrides
         Values by dotted key; those that are None are left out.
 
@@ -291,8 +292,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _parse_value(text: str) -> Any:
-    """Read a TOML value; ``none`` is None, and what is no TOML value is text."""
-    if text.lower() == "none":
+    """Read a TOML value; ``null`` is None, and what is no TOML value is text."""
+    if text == "null":
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]

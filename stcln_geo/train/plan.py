@@ -243,7 +243,7 @@ def _draw_curves(run: RunDirectory, *, monitor: str) -> None:
     from ..report import plots
 
     records = run.records()
-    curves = {
+    curves: dict[str, list[tuple[float, float]]] = {
         name: [
             (int(record["step"]), float(record[name]))
             for record in records
@@ -251,7 +251,9 @@ def _draw_curves(run: RunDirectory, *, monitor: str) -> None:
         ]
         for name in ("train_loss", monitor)
     }
-    plots.plot_curves({name: curve for name, curve in curves.items() if curve}, run.curves_file)
+    drawn = {name: curve for name, curve in curves.items() if curve}
+    if drawn:
+        plots.plot_curves(drawn, run.curves_file, y_label="loss, share")
 
 
 def _peak_memory(device: str) -> int:

@@ -198,6 +198,23 @@ def test_averaged_overviews_are_found_though_their_values_are_codes(
     assert validate_cog(good) == ([], [])
 
 
+def test_overviews_of_many_classes_are_compared(tmp_path: Path) -> None:
+    legend = Legend.from_values([str(code) for code in range(200)])
+    fields = np.random.default_rng(2).integers(0, 200, (SHAPE[0] // 7 + 1, SHAPE[1] // 7 + 1))
+    values = fields.repeat(7, 0).repeat(7, 1)[: SHAPE[0], : SHAPE[1]].astype(np.uint8)
+    good = write_cog(
+        write_sources(tmp_path, values), tmp_path / "good.tif", geobox=GEOBOX, legend=legend
+    )
+    assert validate_cog(good) == ([], [])
+    sidecar = good.with_name("good.tif.aux.xml")
+    bad = rewrite(
+        tmp_path / "bad.tif", values, resampling="AVERAGE", legend=legend, palette=False,
+        sidecar=sidecar,
+    )  # fmt: skip
+    errors, _ = validate_cog(bad)
+    assert sum("none of the pixels below" in text for text in errors) == 2
+
+
 def test_overview_values_that_are_no_codes_are_found(tmp_path: Path, codes: np.ndarray) -> None:
     legend = Legend.from_values([str(code) for code in range(4)])
     sparse = np.where(codes == 2, 0, np.where(codes == 1, 3, codes))

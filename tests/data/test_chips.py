@@ -44,7 +44,7 @@ def test_chips_partition_the_season(season: Season, chip: int) -> None:
 
 
 def test_chips_that_are_never_clear_are_left_out(new_cube: Callable[..., Path]) -> None:
-    path = new_cube()
+    path = new_cube(shape_yx=(86, 101))
     opened = open_season(path, mode="r+")
     opened.coverage[:, 1, 2] = 0
 
@@ -127,9 +127,7 @@ def test_targets_are_labels_of_wanted_fields_only(season: Season) -> None:
             known = np.isin(parcels[inside.rows, inside.cols], season.fields.number[wanted])
             expected = np.where(known, labels[inside.rows, inside.cols], 255)
             assert chip.target is not None
-            np.testing.assert_array_equal(
-                chip.target[: inside.height, : inside.width], expected
-            )
+            np.testing.assert_array_equal(chip.target[: inside.height, : inside.width], expected)
             assert (chip.target[inside.height :] == 255).all()
 
 
@@ -152,7 +150,7 @@ def test_unit_bytes_bound_what_is_read(season: Season) -> None:
         assert pixels <= dataset.unit_bytes(unit)
 
 
-def test_says_what_is_missing(season: Season, new_cube: Callable[..., Path]) -> None:
+def test_says_what_is_missing(season: Season) -> None:
     dataset = ChipDataset([season], plan_chips(season, chip=32), bands=("nir", "blue"))
     with pytest.raises(CubeError, match="'blue'"):
         dataset.read(0)

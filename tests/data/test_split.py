@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +123,7 @@ def test_positions_are_the_centres_of_the_fields(cube: Path) -> None:
         assert positions[place].tolist() == pytest.approx([row.mean(), col.mean()])
 
 
-def test_refuses_what_cannot_be_divided(new_cube: Callable[..., Path]) -> None:
+def test_refuses_what_cannot_be_divided() -> None:
     with pytest.raises(LabelError, match=r"class codes \[1\] have one field"):
         split_fields(table({0: 5, 1: 1}))
     with pytest.raises(InputError, match=r"test=0\.7 and validation=0\.4"):

@@ -73,9 +73,7 @@ def test_no_chip_is_an_error() -> None:
 
 
 def content(batch: Batch) -> tuple[bytes, bytes, bytes]:
-    return tuple(
-        array.numpy().tobytes() for array in (batch.reflectance, batch.valid, batch.days)
-    )
+    return tuple(array.numpy().tobytes() for array in (batch.reflectance, batch.valid, batch.days))
 
 
 @pytest.mark.parametrize("memory", [10**9, 400_000], ids=["resident", "groups"])

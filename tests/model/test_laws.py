@@ -109,6 +109,24 @@ def test_values_where_invalid_move_nothing(make_network, make_batch, junk, train
 
 
 @modes
+@precisions
+def test_a_margin_of_invalid_pixels_moves_nothing(make_network, make_batch, dtype, atol, training):
+    """What is invalid looks like the border of the chip, so padding a chip is no change."""
+    network, batch = make_network(dtype=dtype), make_batch(dtype=dtype)
+    margin = (2, 1, 3, 5)  # left, right, top, bottom
+    padded = dataclasses.replace(
+        batch,
+        images=nn.functional.pad(batch.images, margin, value=torch.nan),
+        valid=nn.functional.pad(batch.valid, margin, value=False),
+        labels=nn.functional.pad(batch.labels, margin, value=-100),  # ignored by the loss
+    )
+    before = outcome(network, batch, training=training)
+    after = outcome(network, padded, training=training)
+    inside = dataclasses.replace(after, logits=after.logits[..., 3:-5, 2:-1])
+    assert_same(before, inside, atol=atol)
+
+
+@modes
 def test_values_where_valid_do_move_logits(make_network, make_batch, training):
     network, batch = make_network(), make_batch()
     batch.valid[1, 2, 4, 4] = True
@@ -255,6 +273,18 @@ def test_hidden_values_do_not_reach_the_reconstruction(make_config, make_batch):
     with torch.no_grad():
         one = network(batch.images, batch.days, batch.valid, mask)
         other = network(changed, batch.days, batch.valid, mask)
+    torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_hiding_what_is_invalid_has_no_effect(make_config, make_batch):
+    torch.manual_seed(2)
+    network = MaskedPretrainer(make_config()).eval()
+    batch = make_batch()
+    mask = torch.rand(batch.valid.shape) < 0.4
+    with torch.no_grad():
+        network.token.fill_(2.0)
+        one = network(batch.images, batch.days, batch.valid, mask & batch.valid)
+        other = network(batch.images, batch.days, batch.valid, mask | ~batch.valid)
     torch.testing.assert_close(one, other, atol=0, rtol=0)
 
 

@@ -156,3 +156,10 @@ def test_what_fits_badly_is_said(world: Any, tmp_path: Path) -> None:
     texts = plan(world, checkpoint=path, window=24).warnings
     for text, part in zip(texts, ("--window 16", "days 20 to 301", "from 01-01"), strict=True):
         assert part in text
+
+
+def test_windows_that_reach_beyond_the_cube_are_noted(world: Any) -> None:
+    assert plan(world).notes == ()
+    made = plan(world, window=48, halo=8)
+    assert "reach beyond the cube" in made.notes[0]
+    assert made.notes[0] in str(made)

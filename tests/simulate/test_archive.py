@@ -168,7 +168,8 @@ def test_running_again_keeps_files_and_restores_a_lost_one(tmp_path):
     paths = sorted(tmp_path.glob("S2*/*.tif"))
     content = {path: path.read_bytes() for path in paths}
     paths[4].unlink()
-    (paths[0].parent / ".1.B02.tif.raw").write_bytes(b"left by a killed run")
+    left = paths[4].with_name(f".{paths[4].name}.raw")
+    left.write_bytes(b"left by a killed run")
     stamps = {path: path.stat().st_mtime_ns for path in paths if path.exists()}
 
     told = []
@@ -177,6 +178,8 @@ def test_running_again_keeps_files_and_restores_a_lost_one(tmp_path):
     assert {path: path.read_bytes() for path in paths} == content
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert told[-1][:2] == (3, 3)
+    assert not left.exists()
+    assert not [path for path in tmp_path.rglob(".*")]
     with pytest.raises(OutputError, match=r"seed 1 \(now 2\)"):
         simulate_archive(tmp_path, SimulationSpec(width=40, height=33, dates=3, seed=2))
 

@@ -25,8 +25,9 @@ def make_cube(
     bands: tuple[str, ...] = BANDS,
     chunk: int = 32,
     split: bool = True,
+    bare: bool = False,
 ) -> Path:
-    """Write a cube of square fields, two pixels apart, one class each."""
+    """Write a cube of square fields, two pixels apart, one class each; ``bare`` is never green."""
     from shapely.geometry import box
 
     from stcln_geo.cube.store import (
@@ -62,7 +63,7 @@ def make_cube(
     peaks = 60 + 180 * np.arange(classes) / max(classes - 1, 1)
     green = 0.2 + 0.6 * np.exp(-(((days[:, None] - peaks) / 60) ** 2))
     green = np.concatenate([green, np.full((dates, 1), 0.45)], axis=1)
-    ndvi = green[:, np.where(labels == 255, classes, labels)]
+    ndvi = green[:, np.where(labels == 255, classes, labels)] * (0.2 if bare else 1.0)
     red = 0.12 * (1 - ndvi) + 0.02
     planes = {"red": red, "nir": red * (1 + ndvi) / (1 - ndvi), "green": 0.08 + 0 * ndvi}
     planes["swir16"] = 0.3 - 0.2 * ndvi
@@ -105,11 +106,18 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cube(tmp_path_factory.mktemp("cube") / "field.zarr")
 
 
+@pytest.fixture(scope="session")
+def small_cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled and split cube of 59 x 66 px with 20 fields; not to be changed."""
+    return make_cube(tmp_path_factory.mktemp("cube") / "small.zarr", shape_yx=(59, 66), dates=6)
+
+
 @pytest.fixture
 def new_cube(tmp_path: Path) -> Callable[..., Path]:
-    """Make a cube of one's own, with other sizes, to change."""
+    """Make a cube of one's own, as small as ``small_cube`` unless told otherwise, to change."""
 
     def make(name: str = "own", **options: object) -> Path:
-        return make_cube(tmp_path / f"{name}.zarr", **options)
+        sizes = {"shape_yx": (59, 66), "dates": 6}
+        return make_cube(tmp_path / f"{name}.zarr", **{**sizes, **options})
 
     return make

@@ -1,0 +1,512 @@
+"""Building: rasterio's numbers in the cube, whatever the blocks, workers and interruptions."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
+
+from stcln_geo.catalog import load_catalog
+from stcln_geo.cube import block as block_module
+from stcln_geo.cube.build import build_cube, unfinished_plan
+from stcln_geo.cube.clouds import CloudSpec, clear_sky
+from stcln_geo.cube.contract import FILL, validate_cube
+from stcln_geo.cube.cost import count_reads, plan_blocks, task_bytes
+from stcln_geo.cube.dataset import open_cube
+from stcln_geo.cube.layout import Layout
+from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
+from stcln_geo.cube.preview import write_preview
+from stcln_geo.cube.read import read_ledger
+from stcln_geo.cube.search import read_items, search_items
+from stcln_geo.cube.store import Season, list_seasons, open_season
+from stcln_geo.errors import CubeError, InputError, OutputError, TaskError
+from stcln_geo.execution import Execution
+from stcln_geo.region import Region
+
+SMALL = Layout(chunk=16, shard=48)
+NO_MARGIN = CloudSpec(cloud_margin=0, shadow_margin=0)
+
+
+def plan_of(location: str | Path, *, region: Region | None = None, **choices: Any) -> CubePlan:
+    snapshot = search_items(load_catalog(location), region=region)
+    return plan_cube(snapshot, region, CubeSpec(**choices))
+
+
+def one_shard(plan: CubePlan) -> int:
+    """Memory for one shard per block."""
+    return max(task_bytes(plan, season, season.layout.shard) for season in plan.seasons)
+
+
+def assert_equal(first: Season, second: Season) -> None:
+    np.testing.assert_array_equal(first.time, second.time)
+    for name in ("reflectance", "valid", "scl", "coverage", "overview"):
+        np.testing.assert_array_equal(
+            getattr(first, name)[:], getattr(second, name)[:], err_msg=name
+        )
+
+
+def rows_of(season: Season, part: Season) -> tuple[slice, slice]:
+    """Where another season's grid lies in this one."""
+    inside = part.window.relative_to(season.window)
+    return inside.rows, inside.cols
+
+
+# --- the numbers ---
+
+
+def test_flanders_equals_rasterio(flanders: Path, tmp_path: Path):
+    catalog = load_catalog(flanders)
+    snapshot = search_items(catalog, time_range="2018-09-01/2018-12-31")
+    bands = ("swir16", "blue", "nir", "rededge1")
+    plan = plan_cube(snapshot, spec=CubeSpec(bands=bands, clouds=NO_MARGIN))
+    report = build_cube(plan, tmp_path / "f.zarr")
+    season = open_season(tmp_path / "f.zarr")
+    assert season.bands == bands
+    assert report.windows_read == len(snapshot) * 5
+    left, top = plan.geobox.affine.c, plan.geobox.affine.f
+    col, row = int(574680 - left) // 10, int(top - 5622440) // 10
+    inner = (slice(row, row + 64), slice(col, col + 64))
+
+    for index, item in enumerate(snapshot.items):
+        cube = season.reflectance[index]
+        usable = np.ones(plan.window.shape_yx, dtype=bool)
+        for number, band in enumerate(bands):
+            with rasterio.open(item["assets"][band]["href"]) as file:
+                raw = file.read(1)
+                expected = np.zeros(plan.window.shape_yx, dtype="uint16")
+                if raw.shape == (64, 64):
+                    expected[inner] = raw
+                else:
+                    reproject(
+                        raw, expected, src_transform=file.transform, src_crs=file.crs,
+                        dst_transform=plan.geobox.affine, dst_crs=file.crs, src_nodata=0,
+                        dst_nodata=0, resampling=Resampling.bilinear,
+                    )  # fmt: skip
+            expected = np.where(expected == 0, FILL, expected.astype("int32"))
+            np.testing.assert_array_equal(cube[number], expected)
+            usable &= expected != FILL
+        with rasterio.open(item["assets"]["scl"]["href"]) as file:
+            scl = np.repeat(np.repeat(file.read(1), 2, 0), 2, 1)
+        np.testing.assert_array_equal(season.scl[index][inner], scl)
+        clear = np.zeros(plan.window.shape_yx, dtype=bool)
+        clear[inner] = np.isin(scl, (4, 5, 6, 7, 11))
+        np.testing.assert_array_equal(season.valid[index], clear & usable)
+    assert 0.2 < season.valid[:][:, inner[0], inner[1]].mean() < 0.9
+    errors, _ = validate_cube(open_cube(tmp_path / "f.zarr", mask_and_scale=False))
+    assert errors == []
+
+
+def test_clouds_are_masked_with_their_margin(planted: Any, tmp_path: Path):
+    plan = plan_of(planted.location, clouds=CloudSpec(cloud_margin=3, shadow_margin=1))
+    build_cube(plan, tmp_path / "c.zarr")
+    season = open_season(tmp_path / "c.zarr")
+    for index in range(3):
+        scl = season.scl[index]
+        measured = (season.reflectance[index] != FILL).all(axis=0)
+        expected = clear_sky(np.pad(scl, 3), plan.spec.clouds) & measured
+        np.testing.assert_array_equal(season.valid[index], expected)
+        assert (scl[measured] == 9).any()
+
+
+def test_tanzania_without_ten_metre_bands(shared: Path, tmp_path: Path):
+    snapshot = search_items(
+        load_catalog(shared / "data" / "tanzania_2021"), time_range="2020-09-01/2020-12-31"
+    )
+    plan = plan_cube(snapshot)
+    build_cube(plan, tmp_path / "t.zarr")
+    season = open_season(tmp_path / "t.zarr")
+    assert season.bands == plan.bands
+    assert season.valid[:].any()
+    assert season.overview[:].any()
+
+
+FULL = np.ones((102, 104), dtype="uint16")
+CLEAR = np.full((51, 52), 4, dtype="uint8")
+
+
+def test_offsets_are_applied_before_scenes_are_fused(archive: Any, tmp_path: Path):
+    # One solar day, one place, two offsets; the halves of the raster are measured by one each.
+    west, east = FULL * 3000, FULL * 2000
+    west[:, 52:] = 0
+    east[:, :52] = 0
+    archive.add("raw", "2019-03-01T10:50:00", pixels={"red": west}, scl=CLEAR, offset=-0.1,
+                properties={"grid:code": "MGRS-31UFT"})  # fmt: skip
+    archive.add("done", "2019-03-01T10:50:10", pixels={"red": east}, scl=CLEAR, offset=-0.1,
+                properties={"earthsearch:boa_offset_applied": True})  # fmt: skip
+    build_cube(plan_of(archive.location), tmp_path / "o.zarr")
+    season = open_season(tmp_path / "o.zarr")
+    assert season.reflectance.shape[0] == 1
+    values = season.reflectance[0, 0]
+    assert set(np.unique(values)) == {FILL, 2000}
+    assert (values == 2000).sum() == 102 * 104
+    dataset = open_cube(tmp_path / "o.zarr")
+    assert str(dataset["item_ids"].values[0]) == "done raw"
+    assert str(dataset["offset_dn"].values[0]) == "0 -1000"
+    assert str(dataset["offset_rule"].values[0]) == "already_applied declared"
+
+
+def test_negatives_are_kept_and_too_bright_is_never_valid(archive: Any, tmp_path: Path):
+    red = FULL * 1500
+    red[0, :5] = (0, 500, 33767, 40000, 65535)
+    archive.add("a", "2019-03-01T10:50:00", pixels={"red": red, "nir": FULL * 1500}, scl=CLEAR,
+                offset=-0.1)  # fmt: skip
+    build_cube(plan_of(archive.location), tmp_path / "n.zarr")
+    season = open_season(tmp_path / "n.zarr")
+    row, col = -560004 - season.window.row, 60000 - season.window.col
+    np.testing.assert_array_equal(
+        season.reflectance[0, 0, row, col : col + 5], [FILL, -500, 32767, 32767, 32767]
+    )
+    np.testing.assert_array_equal(
+        season.valid[0, row, col : col + 6], [False, True, True, False, False, True]
+    )
+
+
+def test_a_clear_pixel_beats_a_cloudy_one_and_the_preferred_scene_wins_otherwise(
+    archive: Any, tmp_path: Path
+):
+    cloudy = CLEAR.copy()
+    cloudy[:, 26:] = 9
+    first, second = FULL * 1000, FULL * 2000
+    first[:10] = 0
+    archive.add("a", "2019-03-01T10:50:00", pixels={"red": first}, scl=cloudy,
+                properties={"s2:processing_baseline": "05.11"})  # fmt: skip
+    both = CLEAR.copy()
+    both[40:, :] = 9
+    archive.add("b", "2019-03-01T10:50:10", pixels={"red": second}, scl=both,
+                properties={"grid:code": "MGRS-31UFT"})  # fmt: skip
+    plan = plan_of(archive.location, clouds=NO_MARGIN)
+    build_cube(plan, tmp_path / "m.zarr")
+    season = open_season(tmp_path / "m.zarr")
+    row, col = -560004 - season.window.row, 60000 - season.window.col
+    values = season.reflectance[0, 0, row : row + 102, col : col + 104]
+    expected = np.full((102, 104), 1000)
+    expected[:80, 52:] = 2000  # cloudy in a, clear in b
+    expected[:10] = 2000  # not measured in a
+    np.testing.assert_array_equal(values, expected)
+    valid = season.valid[0, row : row + 102, col : col + 104]
+    assert not valid[80:, 52:].any()
+    assert valid[:80].all()
+    assert valid[80:, :52].all()
+    assert (season.scl[0, row : row + 80, col : col + 104] == 4).all()
+
+
+def test_another_zone_is_warped_and_comes_second(archive: Any, tmp_path: Path):
+    archive.add("own", "2019-03-01T10:50:00", pixels={"red": FULL * 1000}, scl=CLEAR,
+                properties={"s2:processing_baseline": "02.14"})  # fmt: skip
+    far = np.random.default_rng(5).integers(2000, 9000, (300, 300)).astype("uint16")
+    archive.add("far", "2019-03-01T10:50:10", crs="EPSG:32632", origin=(174800, 5609400),
+                pixels={"red": far},
+                scl=np.full((150, 150), 4, "uint8"),
+                properties={"grid:code": "MGRS-32ULB"})  # fmt: skip
+    region = Region.from_bbox((4.412, 50.532, 4.43, 50.544))
+    plan = plan_of(archive.location, region=region, crs="EPSG:32631", layout=SMALL)
+    assert [scene.item for scene in plan.scenes] == ["own", "far"]
+    build_cube(plan, tmp_path / "one.zarr")
+    build_cube(plan, tmp_path / "many.zarr", memory=one_shard(plan))
+    season = open_season(tmp_path / "one.zarr")
+    row, col = -560004 - season.window.row, 60000 - season.window.col
+    values = season.reflectance[0, 0]
+    own = values[max(row, 0) : row + 102, max(col, 0) : col + 104]
+    assert own.size > 5000
+    assert (own == 1000).all()
+    assert (values == 1000).sum() == own.size
+    assert (values >= 2000).sum() > 1000
+    assert_equal(season, open_season(tmp_path / "many.zarr"))
+
+
+# --- the laws ---
+
+
+@pytest.fixture(scope="module")
+def plan(planted_once: Any) -> CubePlan:
+    """A grid of three by three shards, ragged at the far edges."""
+    return plan_of(planted_once.location, layout=SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(plan: CubePlan, tmp_path_factory: pytest.TempPathFactory) -> Season:
+    """The plan built in one block."""
+    path = tmp_path_factory.mktemp("whole") / "whole.zarr"
+    report = build_cube(plan, path)
+    assert (report.shards_written, report.windows_read) == (9, 12)
+    return open_season(path)
+
+
+def test_blocks_do_not_show(plan: CubePlan, whole: Season, tmp_path: Path):
+    blocks = plan_blocks(plan, plan.seasons[0], memory=one_shard(plan))
+    report = build_cube(plan, tmp_path / "b.zarr", memory=one_shard(plan))
+    assert len(blocks) == 9
+    assert report.windows_read == count_reads(plan, plan.seasons[0], blocks)
+    assert_equal(whole, open_season(tmp_path / "b.zarr"))
+
+
+def test_workers_do_not_show(plan: CubePlan, whole: Season, tmp_path: Path):
+    calls: list[tuple[int, int, str]] = []
+    build_cube(
+        plan,
+        tmp_path / "w.zarr",
+        execution=Execution(workers=2),
+        memory=2 * one_shard(plan),
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls[-1] == (9, 9, "block")
+    assert_equal(whole, open_season(tmp_path / "w.zarr"))
+
+
+def test_every_asset_is_opened_once_per_block(
+    plan: CubePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[str] = []
+    original = rasterio.open
+
+    def counting(path: Any, *args: Any, **options: Any) -> Any:
+        opened.append(str(path))
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(rasterio, "open", counting)
+    build_cube(plan, tmp_path / "c.zarr")
+    assert len(opened) == len(set(opened)) == 12
+
+
+def test_overlap_of_two_regions_is_equal(planted_once: Any, tmp_path: Path):
+    seasons = []
+    for name, bbox in (("w", (4.4125, 50.5365, 4.4205, 50.5440)),
+                       ("e", (4.4170, 50.5350, 4.4270, 50.5425))):  # fmt: skip
+        made = plan_of(planted_once.location, region=Region.from_bbox(bbox), layout=SMALL)
+        build_cube(made, tmp_path / f"{name}.zarr")
+        seasons.append(open_season(tmp_path / f"{name}.zarr"))
+    west, east = seasons
+    shared = west.window.intersection(east.window)
+    assert shared.area > 1000
+    assert shared not in (west.window, east.window)
+    for name in ("reflectance", "valid", "scl"):
+        parts = []
+        for season in seasons:
+            inside = shared.relative_to(season.window)
+            parts.append(getattr(season, name)[..., inside.rows, inside.cols])
+        np.testing.assert_array_equal(*parts)
+    assert parts[0].any()
+
+
+def test_seasons_built_together_equal_seasons_built_alone(planted: Any, tmp_path: Path):
+    pixels = {"red": FULL * 5, "nir": FULL * 6, "swir16": FULL[:51, :52] * 7}
+    planted.add("next", "2019-10-01T10:50:00", pixels=pixels, scl=CLEAR)
+    build_cube(plan_of(planted.location), tmp_path / "both.zarr")
+    assert list_seasons(tmp_path / "both.zarr") == ["2018-09-01", "2019-09-01"]
+    snapshot = search_items(load_catalog(planted.location), time_range="2019-09-01/2020-08-31")
+    build_cube(plan_cube(snapshot), tmp_path / "alone.zarr")
+    assert_equal(
+        open_season(tmp_path / "both.zarr", "2019-09-01"), open_season(tmp_path / "alone.zarr")
+    )
+
+
+# --- stopping, resuming, repeating ---
+
+
+def test_a_finished_build_has_nothing_to_do(plan: CubePlan, tmp_path: Path):
+    build_cube(plan, tmp_path / "r.zarr")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r.zarr" / "2018-09-01").rglob("*")}
+    report = build_cube(plan, tmp_path / "r.zarr")
+    assert (report.shards_written, report.shards_kept, report.windows_read) == (0, 9, 0)
+    assert "nothing to do" in str(report)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_an_interrupted_build_goes_on(
+    plan: CubePlan, whole: Season, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, written = tmp_path / "i.zarr", []
+    original = block_module.write_shard
+
+    def stop_at_fourth(season: Season, window: Any, **arrays: Any) -> None:
+        if len(written) == 3:
+            # Half of the shard reaches the disk before the lights go out.
+            season.reflectance[:, :1, window.rows, window.cols] = 99
+            raise KeyboardInterrupt
+        written.append(window)
+        original(season, window, **arrays)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(block_module, "write_shard", stop_at_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            build_cube(plan, path, memory=one_shard(plan))
+    assert list_seasons(path) == []
+    assert (path / "2018-09-01.building").is_dir()
+    with pytest.raises(CubeError, match="is unfinished"):
+        open_season(path)
+    # Going on with blocks of another size is the same build.
+    report = build_cube(plan, path)
+    assert (report.shards_written, report.shards_kept) == (6, 3)
+    assert_equal(whole, open_season(path))
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(plan: CubePlan, whole: Season, tmp_path: Path):
+    path = tmp_path / "k.zarr"
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
+    script = (
+        "import json, sys, time\n"
+        "from stcln_geo.cube import block, build\n"
+        "from stcln_geo.cube.plan import CubePlan\n"
+        "import dataclasses\n"
+        "from stcln_geo.cube.search import read_items\n"
+        "original = block.write_shard\n"
+        "def slow(*args, **options):\n"
+        "    original(*args, **options); time.sleep(0.3)\n"
+        "block.write_shard = slow\n"
+        "plan = CubePlan.from_json(json.load(open(sys.argv[1])))\n"
+        "plan = dataclasses.replace(plan, items=tuple(read_items(sys.argv[3])))\n"
+        "build.build_cube(plan, sys.argv[2], memory=int(sys.argv[4]))\n"
+    )
+    items = whole.cube / "items.parquet"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "plan.json"), str(path), str(items),
+         str(one_shard(plan))],
+    )  # fmt: skip
+    manifests = path / "manifests" / "2018-09-01"
+    deadline = time.monotonic() + 60
+    while len(list(manifests.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list_seasons(path) == []
+    report = build_cube(plan, path)
+    assert 2 <= report.shards_kept < 9
+    assert_equal(whole, open_season(path))
+
+
+def test_a_killed_build_goes_on_with_the_items_it_began_with(
+    planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import dataclasses
+
+    request = {"catalog": "x", "time": None}
+    plan = dataclasses.replace(plan_of(planted.location), request=request)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(block_module, "write_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_cube(plan, tmp_path / "u.zarr")
+    stored = unfinished_plan(tmp_path / "u.zarr", request)
+    assert stored == plan
+    assert unfinished_plan(tmp_path / "u.zarr", {"catalog": "y"}) is None
+    assert stored is not None
+    build_cube(stored, tmp_path / "u.zarr")
+    assert unfinished_plan(tmp_path / "u.zarr", request) is None
+    assert {item["id"] for item in read_items(tmp_path / "u.zarr" / "items.parquet")} == {
+        "S2_0", "S2_1", "S2_2",
+    }  # fmt: skip
+
+
+def test_another_plan_is_refused_and_overwritten_on_demand(planted_once: Any, tmp_path: Path):
+    path = tmp_path / "p.zarr"
+    build_cube(plan_of(planted_once.location, bands=("red", "nir")), path)
+    other = plan_of(planted_once.location, bands=("nir",))
+    with pytest.raises(CubeError, match=r"its bands are red, nir.*--overwrite"):
+        build_cube(other, path)
+    colder = plan_of(planted_once.location, bands=("red", "nir"), resampling="nearest")
+    with pytest.raises(CubeError, match="its resampling is bilinear"):
+        build_cube(colder, path)
+    assert open_season(path).bands == ("red", "nir")
+    build_cube(other, path, overwrite=True)
+    assert open_season(path).bands == ("nir",)
+
+
+def test_places_that_cannot_hold_a_cube_are_named(plan: CubePlan, tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(OutputError, match="it is a file"):
+        build_cube(plan, file)
+    with pytest.raises(OutputError, match="Cannot write to"):
+        build_cube(plan, file / "x.zarr")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="holds other files"):
+            build_cube(plan, tmp_path / "full", overwrite=overwrite)
+    with pytest.raises(InputError, match="needs"):
+        build_cube(plan, tmp_path / "no.zarr", memory=1)
+    assert not (tmp_path / "no.zarr").exists()
+
+
+# --- assets that cannot be read ---
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stcln_geo.cube.read._PAUSE_SECONDS", 0.0)
+
+
+def test_a_missing_asset_stops_the_build_and_can_be_put_back(
+    planted: Any, whole: Season, tmp_path: Path
+):
+    path = tmp_path / "m.zarr"
+    plan = plan_of(planted.location, layout=SMALL)
+    lost = planted.folder / "S2_1_swir16.tif"
+    content = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(TaskError, match=r"S2_1 swir16: gone after 1 attempts.*--on-error skip"):
+        build_cube(plan, path, memory=one_shard(plan))
+    assert list_seasons(path) == []
+    entries = read_ledger(path / "ledger.jsonl")
+    assert {(entry.item, entry.asset, entry.kind) for entry in entries} == {
+        ("S2_1", "swir16", "gone")
+    }
+    assert 1 <= len(entries) <= 9
+
+    lost.write_bytes(content)
+    build_cube(plan, path)
+    assert_equal(whole, open_season(path))
+
+
+def test_a_broken_asset_is_skipped_on_demand(planted: Any, whole: Season, tmp_path: Path):
+    path = tmp_path / "s.zarr"
+    broken = planted.folder / "S2_1_nir.tif"
+    broken.write_bytes(broken.read_bytes()[:600])
+    failing = plan_of(planted.location, layout=SMALL)
+    with pytest.raises(TaskError, match=r"S2_1 nir: corrupt after 2 attempts"):
+        build_cube(failing, path)
+    skipping = plan_of(planted.location, layout=SMALL, on_error="skip")
+    report = build_cube(skipping, path)
+    assert [(entry.item, entry.asset) for entry in report.failures] == [("S2_1", "nir")]
+    season = open_season(path)
+    assert not season.valid[1].any()
+    assert (season.reflectance[1] == FILL).all()
+    for index in (0, 2):
+        np.testing.assert_array_equal(season.reflectance[index], whole.reflectance[index])
+        np.testing.assert_array_equal(season.valid[index], whole.valid[index])
+    manifest = json.loads((path / "manifests" / "2018-09-01" / "0_0.json").read_text())
+    assert manifest["left_out"] == ["S2_1"]
+
+
+# --- pictures ---
+
+
+def test_previews(whole: Season, tmp_path: Path):
+    from PIL import Image
+
+    sheet = write_preview(whole.cube, tmp_path / "sheet.png")
+    one = write_preview(whole.cube, tmp_path / "deep" / "one.png", date="2019-03-11")
+    height, width = (-(-size // 16) for size in whole.shape_yx)
+    with Image.open(one) as picture:
+        factor = 1200 // max(height, width)
+        assert picture.size == (width * factor, height * factor)
+        values = np.asarray(picture)[::factor, ::factor]
+    np.testing.assert_array_equal(values, np.moveaxis(whole.overview[1], 0, -1))
+    with Image.open(sheet) as picture:
+        assert picture.size[0] > picture.size[1]
+    with pytest.raises(InputError, match="It has: 2019-03-01, 2019-03-11, 2019-04-30"):
+        write_preview(whole.cube, tmp_path / "x.png", date="2020-01-01")

@@ -1,0 +1,178 @@
+"""Plans: grid, bands, dates, mosaics, blocks and costs, without reading a pixel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+
+from stcln_geo.catalog import load_catalog
+from stcln_geo.cube.cost import count_reads, plan_blocks, task_bytes
+from stcln_geo.cube.layout import Layout
+from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
+from stcln_geo.cube.search import search_items
+from stcln_geo.errors import InputError, SearchError
+from stcln_geo.grid import Lattice, Window, absolute_window
+from stcln_geo.region import Region
+
+FULL = np.full((102, 104), 1000, dtype="uint16")
+CLEAR = np.full((51, 52), 4, dtype="uint8")
+
+
+def plan_of(archive: Any, *, region: Region | None = None, **choices: Any) -> CubePlan:
+    snapshot = search_items(load_catalog(archive.location), region=region)
+    return plan_cube(snapshot, region, CubeSpec(**choices))
+
+
+def add(archive: Any, name: str, time: str, **options: Any) -> None:
+    archive.add(name, time, pixels={"red": FULL, "nir": FULL}, scl=CLEAR, **options)
+
+
+def test_flanders_plan(flanders: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_reading(*_: Any, **__: Any) -> None:
+        raise AssertionError("a plan must not open a file")
+
+    monkeypatch.setattr(rasterio, "open", no_reading)
+    plan = plan_cube(search_items(load_catalog(flanders)))
+    assert plan.crs == "EPSG:32631"
+    assert plan.aoi.bounds == (574680.0, 5621800.0, 575320.0, 5622440.0)
+    assert [season.name for season in plan.seasons] == ["2017-09-01", "2018-09-01", "2019-09-01"]
+    assert [len(season.dates) for season in plan.seasons] == [4, 55, 13]
+    assert plan.lacking == ()
+    assert plan.window.contains(Lattice().cover(Window(-562244, 57468, 64, 64)))
+    assert absolute_window(plan.geobox) == plan.window
+    text = str(plan)
+    for expected in ("EPSG:32631, 10 m, 108 x 84 px", "55 dates", "605 asset windows",
+                     "80 items: has no asset", "+0 (declared): 72 scenes"):  # fmt: skip
+        assert expected in text
+
+
+def test_plan_survives_the_disk(flanders: Path):
+    plan = plan_cube(search_items(load_catalog(flanders)), spec=CubeSpec(bands=("nir", "red")))
+    back = CubePlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert back == plan
+    assert back.fingerprint == plan.fingerprint
+    other = plan_cube(search_items(load_catalog(flanders)), spec=CubeSpec(bands=("red", "nir")))
+    assert other.fingerprint != plan.fingerprint
+
+
+def test_without_ten_metre_bands(shared: Path):
+    catalog = load_catalog(shared / "data" / "tanzania_2021")
+    plan = plan_cube(search_items(catalog))
+    assert plan.bands == ("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22")
+    assert plan.lacking == ("blue", "green", "red", "nir")
+    assert "lacking: blue, green, red, nir" in str(plan)
+    assert plan.crs == "EPSG:32737"
+    assert sum(len(season.dates) for season in plan.seasons) == 134
+    with pytest.raises(InputError, match="The items have: rededge1"):
+        plan_cube(search_items(catalog), spec=CubeSpec(bands=("red", "swir16")))
+
+
+def test_scenes_of_one_solar_day_are_one_date_in_the_order_of_preference(archive: Any):
+    old = {"s2:processing_baseline": "02.14", "grid:code": "MGRS-31UFT"}
+    add(archive, "b_old", "2019-03-01T10:50:00", properties=old)
+    new = {"s2:processing_baseline": "05.00", "grid:code": "MGRS-31UGS"}
+    add(archive, "c_new", "2019-03-01T10:50:20", properties=new)
+    add(archive, "a_new", "2019-03-01T10:50:10", properties={"grid:code": "MGRS-31UGT"})
+    other = {"s2:processing_baseline": "09.00", "grid:code": "MGRS-32ULB"}
+    add(archive, "zone", "2019-03-01T10:49:50", crs="EPSG:32632", origin=(175000, 5606000),
+        properties=other)  # fmt: skip
+    add(archive, "next", "2019-03-02T10:50:00")
+    plan = plan_of(archive, region=Region.from_bbox((4.40, 50.5, 4.44, 50.55)), crs="EPSG:32631")
+    dates = plan.seasons[0].dates
+    assert [[scene.item for scene in date.scenes] for date in dates] == [
+        ["a_new", "c_new", "b_old", "zone"], ["next"],
+    ]  # fmt: skip
+    assert str(dates[0].time) == "2019-03-01T10:49:50"
+
+
+def test_days_follow_the_sun_not_the_date_line(archive: Any):
+    # 178 E: the morning pass is at about 22:30 UTC of the day before, on both sides of midnight.
+    for name, time in (("a", "2019-03-01T23:59:50"), ("b", "2019-03-02T00:00:20")):
+        tile = {"grid:code": f"MGRS-57M{name.upper()}A"}
+        add(archive, name, time, crs="EPSG:32757", origin=(300000, 9000000), properties=tile)
+    plan = plan_of(archive)
+    assert [len(date.scenes) for date in plan.seasons[0].dates] == [2]
+
+
+def test_items_outside_the_grid_or_without_a_band_are_left_out_with_the_reason(archive: Any):
+    add(archive, "good", "2019-03-01T10:50:00")
+    add(archive, "other", "2019-03-05T10:50:00")
+    add(archive, "no_nir", "2019-03-02T10:50:00", drop=("nir",))
+    add(archive, "no_scl", "2019-03-03T10:50:00", drop=("scl",))
+    add(archive, "beside", "2019-03-04T10:50:00", origin=(602000, 5600040),
+        properties={"grid:code": "MGRS-31UFX"})  # fmt: skip
+    region = Region.from_bbox((4.4122, 50.5436, 4.4139, 50.5447))
+    plan = plan_of(archive, region=region)
+    assert [scene.item for scene in plan.scenes] == ["good", "other"]
+    reasons = {entry.item: entry.reason for entry in plan.dropped}
+    assert reasons == {
+        "no_nir": "lacks the asset of nir",
+        "no_scl": "lacks the asset of scl",
+        "beside": "its raster lies outside the grid",
+    }
+    assert {item["id"] for item in plan.items} == {"good", "other"}
+
+
+def test_seasons_are_split_by_their_first_day(archive: Any):
+    for day in ("2019-08-31", "2019-09-01", "2020-03-01"):
+        add(archive, f"S_{day}", f"{day}T10:50:00")
+    assert [s.name for s in plan_of(archive).seasons] == ["2018-09-01", "2019-09-01"]
+    calendar = plan_of(archive, season_start="01-01")
+    assert [s.name for s in calendar.seasons] == ["2019-01-01", "2020-01-01"]
+    gaps = plan_of(archive).seasons[1].gaps
+    assert gaps == [("2019-09-01", "2020-03-01", 182)]
+    assert "no date for 182 days: 2019-09-01 to 2020-03-01" in str(plan_of(archive))
+
+
+def test_no_scene_classes_is_said(archive: Any):
+    archive.add("a", "2019-03-01T10:50:00", pixels={"red": FULL})
+    plan = plan_of(archive)
+    assert plan.bands == ("red",)
+    assert "NOT masked" in str(plan)
+
+
+def test_blocks_are_whole_shards_within_memory(planted: Any):
+    plan = plan_of(planted, layout=Layout(chunk=16, shard=48))
+    season = plan.seasons[0]
+    whole = plan_blocks(plan, season)
+    assert whole == [Window(0, 0, *plan.window.shape_yx)]
+    one = task_bytes(plan, season, 48)
+    blocks = plan_blocks(plan, season, memory=one)
+    assert len(blocks) == 9
+    assert {block.row % 48 for block in blocks} == {0}
+    assert sum(block.area for block in blocks) == plan.window.area
+    assert plan_blocks(plan, season, memory=2 * one, workers=2) == blocks
+    assert count_reads(plan, season, whole) == 3 * 4
+    with pytest.raises(InputError, match="2 workers: season 2018-09-01 needs"):
+        plan_blocks(plan, season, memory=2 * one - 1, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"crs": "EPSG:4326"}, "projected CRS in metres"),
+        ({"crs": "EPSG:2229"}, "projected CRS in metres"),
+        ({"crs": "nonsense"}, "not known"),
+        ({"resolution": 0}, "above 0"),
+        ({"season_start": "02-30"}, "month and day"),
+        ({"resampling": "magic"}, "resampling='magic'"),
+        ({"composite": "median"}, "composite='median'"),
+        ({"bands": ("red", "B08")}, "common STAC names"),
+        ({"offset": -1000.0}, "reflectance"),
+    ],
+)
+def test_bad_choices_are_named(archive: Any, choices: dict[str, Any], message: str):
+    add(archive, "a", "2019-03-01T10:50:00")
+    with pytest.raises(InputError, match=message):
+        plan_of(archive, **choices)
+
+
+def test_a_region_beside_all_scenes_is_named(planted: Any):
+    snapshot = search_items(load_catalog(planted.location))
+    with pytest.raises(SearchError, match="none of 3 items has pixels there"):
+        plan_cube(snapshot, Region.from_bbox((5.0, 50.0, 5.01, 50.01)))

@@ -1,0 +1,81 @@
+"""Offsets: the rule chosen for real items, and the arithmetic on planted numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stcln_geo.catalog import BaselineRule, CollectionProfile, OffsetRule, load_catalog
+from stcln_geo.cube.contract import FILL
+from stcln_geo.cube.granules import describe_item
+from stcln_geo.cube.radiometry import Radiometry, harmonise, resolve_offset
+
+CASES = [
+    # Flag true although -0.1 is declared: the pixels already lack the offset.
+    ("earth-search", "earth-search-v1/sentinel-2-l2a/S2A_13TDE_20231008_0_L2A", "red", 0,
+     "already applied"),
+    ("earth-search", "earth-search-v1/sentinel-2-l2a/S2B_24MUV_20250731_0_L2A", "red", 0,
+     "already applied"),
+    # Flag false before baseline 04.00: 0 is declared.
+    ("earth-search", "earth-search-v1/sentinel-2-l2a/S2A_32UMU_20200305_0_L2A", "red", 0,
+     "declared"),
+    # Collection 1 keeps raw numbers and has no flag.
+    ("earth-search", "earth-search-v1/sentinel-2-c1-l2a/S2B_T20EPT_20250731T131905_L2A", "nir08",
+     -1000, "declared"),
+    ("planetary-computer",
+     "planetary-computer/sentinel-2-l2a/S2B_MSIL2A_20240419T095549_R122_T46XES_20240419T123824",
+     "B04", -1000, "baseline"),
+    ("planetary-computer",
+     "planetary-computer/sentinel-2-l2a/S2A_MSIL2A_20190101T000001_R116_T58UFE_20201007T214651",
+     "B04", 0, "none"),
+    ("cdse", "cdse/sentinel-2-l2a/S2A_MSIL2A_20200301T090901_N0500_R050_T35UPU_20230630T033416",
+     "B04_10m", -1000, "declared"),
+    ("cdse", "cdse/sentinel-2-l2a/S2C_MSIL2A_20250330T100051_N0511_R122_T33UWP_20250330T145914",
+     "B8A_20m", -1000, "declared"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "key", "dn", "source"), CASES)
+def test_recorded_items_resolve(name: str, file: str, key: str, dn: int, source: str, shared: Path):
+    item = json.loads((shared / "data" / "stac_items" / f"{file}.json").read_text())
+    profile = load_catalog(name).profile(item["collection"])
+    baseline = describe_item(item, profile).baseline
+    found = resolve_offset(item, key, profile, baseline=baseline)
+    assert (found.offset, found.source, found.factor, found.nodata) == (dn, source, 1.0, 0)
+    given = resolve_offset(item, key, profile, baseline=baseline, override=-0.05)
+    assert (given.offset, given.source) == (-500, "given by the user")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "dn"),
+    [("03.01", 0), ("04.00", -1000), ("05.09", -1000), ("05.10", -1000), ("10.00", -1000), ("", 0)],
+)
+def test_baselines_are_compared_as_versions(baseline: str, dn: int):
+    rule = OffsetRule(baseline=BaselineRule(since="04.00", offset=-0.1))
+    profile = CollectionProfile(offset=rule)
+    assert resolve_offset({}, "red", profile, baseline=baseline).offset == dn
+
+
+def test_values_shift_keep_negatives_and_are_cut():
+    raw = np.array([[0, 1, 999, 1000, 1001, 33767, 33768, 40000, 65535]], dtype=np.uint16)
+    values, usable = harmonise(raw, Radiometry(offset=-1000))
+    np.testing.assert_array_equal(values, [[FILL, -999, -1, 0, 1, 32767, 32767, 32767, 32767]])
+    np.testing.assert_array_equal(usable, [[False] + [True] * 5 + [False] * 3])
+    assert values.dtype == np.int16
+
+
+def test_other_scales_are_converted():
+    raw = np.array([[0, 1000, 20000]], dtype=np.uint16)
+    values, usable = harmonise(raw, Radiometry(offset=-2000, factor=0.275))
+    np.testing.assert_array_equal(values, [[FILL, -1725, 3500]])
+    np.testing.assert_array_equal(usable, [[False, True, True]])
+
+
+def test_declared_scale_and_nodata_are_used():
+    item = {"assets": {"red": {"raster:bands": [{"scale": 2e-4, "offset": 0.01, "nodata": 7}]}}}
+    profile = CollectionProfile(offset=OffsetRule(declared=True))
+    found = resolve_offset(item, "red", profile)
+    assert (found.factor, found.offset, found.nodata) == (2.0, 100, 7)

@@ -1,0 +1,281 @@
+"""Search: paging of an API, static catalogs, duplicates, and what is left out and why."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shapely.geometry import box, mapping, shape
+
+from stcln_geo.catalog import Catalog, load_catalog
+from stcln_geo.cube.granules import describe_item, drop_duplicates
+from stcln_geo.cube.search import parse_time_range, read_items, search_items, write_items
+from stcln_geo.errors import CatalogError, InputError, SearchError, StclnGeoWarning
+from stcln_geo.region import Region
+
+
+def item(number: int, **changes: Any) -> dict[str, Any]:
+    """A scene near 4 E, 50 N, one day after another from 2020-01-01."""
+    day = np.datetime64("2020-01-01") + number
+    made = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": f"S2A_{number:03d}",
+        "collection": "s2",
+        "geometry": mapping(box(4.0, 50.0, 4.2, 50.2)),
+        "bbox": [4.0, 50.0, 4.2, 50.2],
+        "properties": {"datetime": f"{day}T10:30:00Z", "platform": "sentinel-2a"},
+        "assets": {"red": {"href": f"https://example.org/{number}/red.tif"}},
+        "links": [],
+    }
+    made.update(changes)
+    return made
+
+
+class Server:
+    """A minimal STAC API; `fault` makes it misbehave as real ones do."""
+
+    def __init__(self, items: list[dict[str, Any]], *, page: int = 3, fault: str = "") -> None:
+        self.items, self.page, self.fault = items, page, fault
+        self.searches: list[dict[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def reply(self, content: Any, status: int = 200) -> None:
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                self.reply(outer.landing())
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                query = json.loads(self.rfile.read(length))
+                outer.searches.append(query)
+                if outer.fault == "busy" and len(outer.searches) == 2:
+                    self.reply({"message": "slow down"}, 429)
+                elif outer.fault == "down":
+                    self.reply({"message": "wrong"}, 400)
+                else:
+                    self.reply(outer.answer(query))
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def landing(self) -> dict[str, Any]:
+        core = "https://api.stacspec.org/v1.0.0"
+        search = {"rel": "search", "href": f"{self.url}search", "method": "POST",
+                  "type": "application/geo+json"}  # fmt: skip
+        return {
+            "type": "Catalog", "stac_version": "1.0.0", "id": "tiny", "description": "tiny",
+            "conformsTo": [f"{core}/core", f"{core}/item-search"],
+            "links": [{"rel": "self", "href": self.url}, {"rel": "root", "href": self.url}, search],
+        }  # fmt: skip
+
+    def answer(self, query: dict[str, Any]) -> dict[str, Any]:
+        start = int(query.get("token", 0))
+        found = self.items[start : start + self.page]
+        following = 0 if self.fault == "same page" else start + self.page
+        links = []
+        if following < len(self.items):
+            links = [{"rel": "next", "href": f"{self.url}search", "method": "POST",
+                      "body": {**query, "token": following}}]  # fmt: skip
+        return {"type": "FeatureCollection", "features": found, "links": links}
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    servers: list[Server] = []
+
+    def start(*args: Any, **options: Any) -> Server:
+        servers.append(Server(*args, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+REGION = Region.from_bbox((4.05, 50.05, 4.1, 50.1))
+
+
+def test_all_pages_are_read_with_the_query_in_each(serve: Any):
+    server = serve([item(number) for number in range(11)], page=3)
+    snapshot = search_items(load_catalog(server.url), "s2", REGION, "2020-01-01/2020-12-31")
+    assert [found["id"] for found in snapshot.items] == [f"S2A_{n:03d}" for n in range(11)]
+    assert len(server.searches) == 4
+    for query in server.searches:
+        assert query["collections"] == ["s2"]
+        assert query["datetime"] == "2020-01-01T00:00:00Z/2020-12-31T23:59:59Z"
+        asked = shape(query["intersects"])
+        assert asked.contains(REGION.geometry.buffer(0.01))
+        assert not asked.contains(REGION.geometry.buffer(0.1))
+
+
+def test_a_busy_server_is_asked_again(serve: Any):
+    server = serve([item(number) for number in range(7)], page=3, fault="busy")
+    assert len(search_items(load_catalog(server.url), "s2", REGION)) == 7
+    assert len(server.searches) == 4
+
+
+def test_a_server_that_repeats_its_page_does_not_hang_and_is_reported(serve: Any):
+    server = serve([item(number) for number in range(7)], page=3, fault="same page")
+    with pytest.warns(StclnGeoWarning, match=r"repeats itself at page 2, after 3 items"):
+        snapshot = search_items(load_catalog(server.url), "s2", REGION)
+    assert len(snapshot) == 3
+    assert len(server.searches) == 2
+
+
+def test_a_refusing_server_is_named(serve: Any):
+    server = serve([item(0)], fault="down")
+    with pytest.raises(SearchError, match="Cannot search 'tiny'"):
+        search_items(load_catalog(server.url), "s2", REGION)
+
+
+def test_an_unreachable_server_is_named(serve: Any):
+    with pytest.raises(CatalogError, match="Cannot fetch http://127"):
+        load_catalog("http://127.0.0.1:9/")
+
+
+def test_what_the_server_should_have_left_out_is_left_out(serve: Any):
+    far = item(3, geometry=mapping(box(8, 50, 8.2, 50.2)), bbox=[8, 50, 8.2, 50.2])
+    server = serve(
+        [item(0), item(1, collection="s1"), item(2, assets={"vv": {"href": "x"}}), far, item(400)]
+    )
+    snapshot = search_items(load_catalog(server.url), "s2", REGION, "2020-01-01/2020-06-01")
+    assert [found["id"] for found in snapshot.items] == ["S2A_000"]
+    assert snapshot.seen == 5
+    assert {entry.item: entry.reason for entry in snapshot.dropped} == {
+        "S2A_001": "is of collection s1",
+        "S2A_002": "has no asset of a Sentinel-2 band",
+        "S2A_003": "lies outside the region",
+        "S2A_400": "lies outside the time range",
+    }
+
+
+def test_nothing_found_says_what_was_seen(serve: Any):
+    server = serve([item(0), item(1)])
+    with pytest.raises(SearchError, match=r"2 items were seen \(2 lies outside the time range\)"):
+        search_items(load_catalog(server.url), "s2", REGION, "2021-01-01/2021-06-01")
+
+
+def test_an_api_needs_a_region():
+    catalog = Catalog(name="x", kind="api", endpoint="http://127.0.0.1:9/")
+    with pytest.raises(SearchError, match="Give --bbox or --region"):
+        search_items(catalog, "s2")
+
+
+def test_flanders_is_whole_and_other_sensors_are_left_out(flanders: Path):
+    snapshot = search_items(load_catalog(flanders))
+    assert len(snapshot) == 72
+    assert snapshot.seen == 152
+    assert snapshot.collection == "flanders-2019"
+    assert {entry.reason for entry in snapshot.dropped} == {"has no asset of a Sentinel-2 band"}
+    for found in snapshot.items:
+        assert all(Path(asset["href"]).is_file() for asset in found["assets"].values())
+
+
+def test_time_range_is_inclusive(flanders: Path):
+    snapshot = search_items(load_catalog(flanders), time_range="2018-11-22/2018-11-27")
+    assert [str(g.time)[:10] for g in snapshot.granules] == ["2018-11-22", "2018-11-27"]
+    one = search_items(load_catalog(flanders), time_range="2018-11-22")
+    assert len(one) == 1
+
+
+@pytest.mark.parametrize("text", ["2020", "2020-01-01/x", "a/b/c", "2020-13-01/2020-12-01"])
+def test_bad_time_ranges_are_named(text: str):
+    with pytest.raises(InputError, match="START/END"):
+        parse_time_range(text)
+
+
+def test_time_range_ends_before_it_starts():
+    with pytest.raises(InputError, match="ends before"):
+        parse_time_range("2020-02-01/2020-01-01")
+    assert parse_time_range("../2020-01-01").start is None
+
+
+def test_snapshot_survives_the_disk(flanders: Path, shared: Path, tmp_path: Path):
+    items = list(search_items(load_catalog(flanders)).items[:5])
+    for name in ("planetary-computer", "cdse"):
+        folder = shared / "data" / "stac_items" / name / "sentinel-2-l2a"
+        recorded = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+        profile = load_catalog(name).profile("sentinel-2-l2a")
+        write_items(tmp_path / f"{name}.parquet", recorded)
+        back = {found["id"]: found for found in read_items(tmp_path / f"{name}.parquet")}
+        for found in recorded:
+            assert describe_item(back[found["id"]], profile) == describe_item(found, profile)
+    write_items(tmp_path / "items.parquet", items)
+    for before, after in zip(items, read_items(tmp_path / "items.parquet"), strict=True):
+        for key in ("red", "scl"):
+            for field in ("href", "proj:transform", "raster:bands"):
+                assert list(after["assets"][key][field]) == list(before["assets"][key][field])
+        assert after["properties"]["s2:processing_baseline"] == "02.14"
+
+
+def earth_search(shared: Path, name: str) -> dict[str, Any]:
+    folder = shared / "data" / "stac_items" / "earth-search-v1" / "sentinel-2-l2a"
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_duplicates_newest_baseline_wins_and_halves_stay(shared: Path):
+    profile = load_catalog("earth-search").profile("sentinel-2-l2a")
+    first = earth_search(shared, "S2A_32UMU_20200305_0_L2A")
+
+    again = deepcopy(first)
+    again["id"] = "S2A_32UMU_20200305_1_L2A"
+    again["properties"]["s2:processing_baseline"] = "05.00"
+    again["properties"]["s2:sequence"] = "1"
+    strip = "S2A_OPER_MSI_L2A_DS_S2RP_20230601T000000_S20200305T103211_N05.00"
+    again["properties"]["s2:datastrip_id"] = strip
+
+    half = deepcopy(first)
+    half["id"] = "S2A_32UMU_20200305_2_L2A"
+    other = "S2A_OPER_MSI_L2A_DS_SGS__20200305T132101_S20200305T103642_N02.14"
+    half["properties"]["s2:datastrip_id"] = other
+
+    late = deepcopy(first)
+    late["id"] = "S2A_32UMU_20200305_3_L2A"
+    late["properties"]["s2:generation_time"] = "2020-03-06T13:21:01.000000Z"
+    neighbour = earth_search(shared, "S2A_32UNU_20200305_0_L2A")
+
+    everything = [first, again, half, late, neighbour]
+    for order in (everything, everything[::-1]):
+        kept, dropped = drop_duplicates(describe_item(one, profile) for one in order)
+        assert {granule.item for granule in kept} == {again["id"], half["id"], neighbour["id"]}
+        assert {entry.item: entry.reason for entry in dropped} == {
+            first["id"]: f"older processing of {again['id']}",
+            late["id"]: f"older processing of {again['id']}",
+        }
+
+
+def test_neighbours_without_a_tile_name_are_not_duplicates():
+    profile = load_catalog("cdse").profile("sentinel-2-l2a")
+    west, east = item(0), item(0, id="S2A_east", bbox=[4.2, 50, 4.4, 50.2])
+    kept, dropped = drop_duplicates(describe_item(one, profile) for one in (west, east))
+    assert len(kept) == 2
+    assert not dropped
+
+
+def test_orbit_and_baseline_are_read_from_the_product_name(shared: Path):
+    profile = load_catalog("earth-search").profile("sentinel-2-l2a")
+    granule = describe_item(earth_search(shared, "S2A_13TDE_20231008_0_L2A"), profile)
+    assert (granule.orbit, granule.baseline, granule.tile) == (141, "05.09", "13TDE")
+    assert granule.crs == "EPSG:32613"
+    assert granule.bounds is not None
+    assert granule.bounds[2] - granule.bounds[0] == 109800

@@ -1,0 +1,96 @@
+"""Regions: bounding boxes and vector files, each in its own CRS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+from shapely.geometry import LineString, Polygon, box
+
+from stcln_geo.errors import InputError, MissingFileError
+from stcln_geo.region import Region
+
+
+def test_bbox_text_and_numbers_are_the_same():
+    assert Region.from_bbox("4.0,50.7,4.2,50.8").geometry.equals(
+        Region.from_bbox((4.0, 50.7, 4.2, 50.8)).geometry
+    )
+
+
+@pytest.mark.parametrize(
+    ("bbox", "message"),
+    [
+        ("4.2,50.7,4.0,50.8", "west must be less"),
+        ("4.0,50.8,4.2,50.7", "west must be less"),
+        ("4.0,50.7,4.2", "four numbers"),
+        ("a,b,c,d", "four numbers"),
+        ("600000,5600000,601000,5601000", "leave the range"),
+        ("50.7,4.0,50.8,400", "leave the range"),
+        ("nan,0,1,1", "west must be less"),
+    ],
+)
+def test_bad_boxes_are_named(bbox: str, message: str):
+    with pytest.raises(InputError, match=message):
+        Region.from_bbox(bbox)
+
+
+@pytest.mark.parametrize(("name", "driver"), [("r.geojson", "GeoJSON"), ("r.gpkg", "GPKG")])
+def test_files_in_lon_lat(tmp_path: Path, name: str, driver: str):
+    shapes = [box(4.0, 50.0, 4.1, 50.1), box(4.1, 50.0, 4.2, 50.1)]
+    geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(tmp_path / name, driver=driver)
+    region = Region.from_file(tmp_path / name)
+    assert region.geometry.equals(box(4.0, 50.0, 4.2, 50.1))
+    assert region.native is None
+
+
+def test_file_in_metres_stays_exact_in_its_crs(tmp_path: Path):
+    square = box(600010, 5600020, 600770, 5600990)
+    file = tmp_path / "r.gpkg"
+    geopandas.GeoDataFrame(geometry=[square], crs="EPSG:32631").to_file(file)
+    region = Region.from_file(file)
+    assert region.to_crs("EPSG:32631").equals(square)
+    assert 4 < region.geometry.centroid.x < 5
+    back = Region(geometry=region.geometry, source="x").to_crs("EPSG:32631")
+    np.testing.assert_allclose(back.bounds, square.bounds, atol=1e-3)
+
+
+def test_long_edges_bend_with_the_projection():
+    region = Region.from_bbox("0,50,6,51").to_crs("EPSG:32631")
+    corners = Region.from_bbox("0,50,6,51").geometry
+    ends = [Region.from_bbox((x, 50, x + 1e-6, 51)).to_crs("EPSG:32631").bounds[1] for x in (0, 3)]
+    # The southern edge dips below the line between its ends, at the central meridian.
+    assert region.bounds[1] == pytest.approx(min(ends), abs=1)
+    assert len(region.exterior.coords) > 100 * len(corners.exterior.coords) / 5
+
+
+def test_files_without_crs_or_area_or_polygons_are_named(tmp_path: Path):
+    no_crs = tmp_path / "none.gpkg"
+    geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)]).to_file(no_crs)
+    with pytest.raises(InputError, match="names no CRS"):
+        Region.from_file(no_crs)
+    lines = tmp_path / "lines.geojson"
+    geopandas.GeoDataFrame(geometry=[LineString([(0, 0), (1, 1)])], crs=4326).to_file(lines)
+    with pytest.raises(InputError, match="no area"):
+        Region.from_file(lines)
+    with pytest.raises(MissingFileError, match="no such file"):
+        Region.from_file(tmp_path / "absent.gpkg")
+    text = tmp_path / "text.gpkg"
+    text.write_text("not a vector file")
+    with pytest.raises(InputError, match="must be a vector file"):
+        Region.from_file(text)
+    two = tmp_path / "two.gpkg"
+    for layer in ("a", "b"):
+        geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)], crs=4326).to_file(two, layer=layer)
+    with pytest.raises(InputError, match="a, b"):
+        Region.from_file(two)
+
+
+def test_crossing_polygons_are_repaired(tmp_path: Path):
+    bow = Polygon([(0, 0), (1, 1), (1, 0), (0, 1)])
+    file = tmp_path / "bow.geojson"
+    geopandas.GeoDataFrame(geometry=[bow], crs=4326).to_file(file)
+    region = Region.from_file(file)
+    assert region.geometry.is_valid
+    assert region.geometry.area == pytest.approx(0.5)

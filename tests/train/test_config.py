@@ -1,0 +1,93 @@
+"""Recipes are typed, refuse what they do not know, and survive being written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stcln_geo.errors import InputError, MissingFileError
+from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config, settle, to_toml
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text('steps = 5\nbatch_size = 3\n[model]\nmode = "reference"\n[data]\nchip = 48\n')
+
+    config = load_config(
+        FinetuneConfig,
+        file=file,
+        overrides={"batch_size": 4, "data.chip": None, "steps": 7},
+        assignments=["steps=9", "model.widths=[8, 16]", "loss.class_weights=none", "season=x"],
+    )
+
+    assert (config.steps, config.batch_size, config.data.chip) == (9, 4, 48)
+    assert config.model.mode == "reference"
+    assert config.model.widths == (8, 16)
+    assert config.loss.class_weights == "none"
+    assert config.season == "x"
+
+
+def test_settled_recipe_survives_writing(tmp_path: Path) -> None:
+    config = load_config(
+        FinetuneConfig,
+        overrides={"init": 'a "b"\\c', "labels.fraction": 0.02},
+        assignments=["model.bands=['red', 'nir']", "data.max_dates=0"],
+    )
+    settled = settle(config, chips=40, preset="tiny", default_steps=200)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(settled))
+
+    assert load_config(FinetuneConfig, file=file) == settled
+
+
+def test_settling() -> None:
+    config = load_config(PretrainConfig, overrides={"epochs": 2.5, "batch_size": 4})
+
+    settled = settle(config, chips=41, preset="tiny", default_steps=10)
+
+    assert settled.steps == 26
+    assert settled.epochs is None
+    assert settled.optimiser.learning_rate == 1e-3
+    assert settled.validation.every == 2
+    assert settle(settled, chips=9, preset="large", default_steps=1) == settled
+
+
+def test_epochs_given_replace_the_steps_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("steps = 100\n")
+
+    config = load_config(PretrainConfig, file=file, overrides={"epochs": 3.0})
+
+    assert config.steps is None
+    with pytest.raises(InputError, match="steps=100 and epochs=3"):
+        settle(
+            load_config(PretrainConfig, overrides={"epochs": 3, "steps": 100}),
+            chips=1,
+            preset=None,
+            default_steps=1,
+        )
+
+
+def test_all_breaches_are_told_with_key_and_value() -> None:
+    with pytest.raises(InputError, match="Cannot use the training options") as caught:
+        load_config(
+            PretrainConfig,
+            assignments=["masking.mask_ratio=1.5", "modell.layers=2", "batch_size=many"],
+        )
+
+    message = str(caught.value)
+    for part in ("masking.mask_ratio", "1.5", "modell", "batch_size", "'many'"):
+        assert part in message
+
+
+def test_refuses_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="key=value"):
+        load_config(PretrainConfig, assignments=["steps"])
+    with pytest.raises(InputError, match="is a value, not a section"):
+        load_config(PretrainConfig, assignments=["steps=3", "steps.more=4"])
+    with pytest.raises(MissingFileError, match="no such file"):
+        load_config(PretrainConfig, file=tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    with pytest.raises(InputError, match="must be TOML"):
+        load_config(PretrainConfig, file=tmp_path / "bad.toml")

@@ -1,0 +1,203 @@
+"""Evaluation scores the map that prediction would make, on the pixels of one split only."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stcln_geo.cube.contract import SPLITS
+from stcln_geo.cube.store import open_season, write_fields, write_split
+from stcln_geo.data.reader import drop_empty_dates, read_block
+from stcln_geo.data.split import split_fields
+from stcln_geo.errors import CheckpointError, InputError, LabelError
+from stcln_geo.grid import Lattice
+from stcln_geo.legend import Legend
+from stcln_geo.model.checkpoint import load_model
+from stcln_geo.report.metrics import confusion_matrix
+from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
+from stcln_geo.train.evaluate import (
+    evaluate_run,
+    evaluate_seeds,
+    plan_evaluation,
+    runs_of,
+)
+from stcln_geo.train.finetune import finetune, finetune_seeds
+from stcln_geo.train.pretrain import pretrain
+
+SMALL: dict[str, Any] = {
+    "model.preset": "tiny",
+    "model.widths": [8, 16],
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.feedforward": 32,
+    "data.chip": 16,
+    "data.halo": 3,
+    "batch_size": 4,
+    "steps": 12,
+    "validation.every": 12,
+    "optimiser.learning_rate": 5e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def run(small_cube: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    finetune(small_cube, out, load_config(FinetuneConfig, overrides=SMALL))
+    return out
+
+
+def map_window_by_window(cube: Path, run: Path) -> np.ndarray:
+    """Label the whole cube in the plainest way; 255 where no date is clear."""
+    season = open_season(cube)
+    lattice = Lattice(window=16, halo=3)
+    network: Any = load_model(run)
+    labelled = np.full(season.shape_yx, 255)
+    for core in lattice.cores(season.window):
+        window = lattice.window_of(core).relative_to(season.window)
+        block = drop_empty_dates(read_block(season, window))
+        if not len(block.days):
+            continue
+        images = torch.from_numpy(block.reflectance * 1e-4).float()[None]
+        valid = torch.from_numpy(block.valid)[None]
+        images = torch.where(valid[:, :, None], images, 0)
+        with torch.inference_mode():
+            logits = network(images, torch.from_numpy(block.days)[None], valid)
+        classes = logits[0].argmax(0).numpy()
+        classes[~block.valid.any(0)] = 255
+        place = core.relative_to(season.window)
+        for row in range(place.height):
+            for col in range(place.width):
+                y, x = place.row + row, place.col + col
+                if 0 <= y < labelled.shape[0] and 0 <= x < labelled.shape[1]:
+                    labelled[y, x] = classes[row + 3, col + 3]
+    return labelled
+
+
+@pytest.mark.parametrize("split", ["test", "validation", "train"])
+def test_equals_the_map_on_the_fields_of_the_split(small_cube: Path, run: Path, split: Any) -> None:
+    season = open_season(small_cube)
+    assert season.fields is not None
+    mapped = map_window_by_window(small_cube, run)
+    mine = season.fields.number[season.fields.split == SPLITS[split]]
+    truth = np.where(np.isin(season.parcels[:], mine), season.labels[:], 255)
+    seen = mapped != 255
+
+    evaluation = evaluate_run(run, small_cube, split=split)
+
+    expected = confusion_matrix(truth[seen], mapped[seen], classes=3)
+    # A tie may fall either way when windows share a batch: allow one pixel.
+    assert np.abs(evaluation.metrics.confusion - expected).sum() <= 2
+    assert evaluation.metrics.pixels == ((truth != 255) & seen).sum()
+    assert evaluation.unseen_pixels == ((truth != 255) & ~seen).sum()
+    counts = np.bincount(season.fields.code[season.fields.split == SPLITS[split]], minlength=3)
+    assert evaluation.fields.tolist() == counts.tolist()
+
+
+def test_writes_figures_into_the_run(small_cube: Path, run: Path) -> None:
+    evaluation = evaluate_run(run, small_cube)
+
+    folder = run / "evaluation-test"
+    assert evaluation.folder == folder
+    told = json.loads((folder / "metrics.json").read_text())
+    assert told["confusion"] == evaluation.metrics.confusion.tolist()
+    assert told["macro_miou"] == pytest.approx(evaluation.metrics.macro_miou)
+    assert [record["name"] for record in told["per_class"]] == ["crop 0", "crop 1", "crop 2"]
+    assert sum(record["support_fields"] for record in told["per_class"]) == told["fields"]
+    assert "never their labels" in told["note"]
+    rows = list(csv.reader((folder / "confusion.csv").read_text().splitlines()))
+    assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == told["confusion"]
+    assert (folder / "confusion.png").stat().st_size > 1000
+    text = "\n".join(evaluation.lines())
+    assert f"overall_accuracy: {evaluation.metrics.overall_accuracy:.4f}" in text
+    plan = plan_evaluation(run, small_cube)
+    assert f"{evaluation.windows} windows of 16 px" in "\n".join(plan.lines())
+
+
+def test_validation_figures_are_those_of_training(small_cube: Path, run: Path) -> None:
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+
+    evaluation = evaluate_run(run, small_cube, split="validation")
+
+    assert evaluation.metrics.macro_miou == pytest.approx(last["validation_macro_miou"], abs=0.02)
+
+
+def test_pixels_without_a_clear_date_are_told_apart(
+    new_cube: Callable[..., Path], run: Path
+) -> None:
+    cube = new_cube(seed=0)
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    tested = season.fields.number[season.fields.split == SPLITS["test"]]
+    hidden = season.parcels[:] == tested[0]
+    season.valid[:] = season.valid[:] & ~hidden
+
+    evaluation = evaluate_run(run, cube)
+
+    assert evaluation.unseen_pixels >= hidden.sum()
+    assert any("no clear date" in line for line in evaluation.lines())
+
+
+def test_another_cube_is_transfer(new_cube: Callable[..., Path], run: Path) -> None:
+    evaluation = evaluate_run(run, new_cube("elsewhere", seed=3))
+
+    assert not evaluation.same_cube
+    assert "transfer" in evaluation.note
+    assert evaluation.folder == run / "evaluation-test-elsewhere-2018-09-01"
+
+
+def test_a_new_split_is_refused(new_cube: Callable[..., Path], tmp_path: Path) -> None:
+    cube = new_cube()
+    out = tmp_path / "run"
+    finetune(cube, out, load_config(FinetuneConfig, overrides={**SMALL, "steps": 1}))
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    write_split(season, split_fields(season.fields, seed=11))
+
+    with pytest.raises(LabelError, match="burnt or split again since"):
+        evaluate_run(out, cube)
+
+
+def test_what_does_not_fit_is_refused(
+    small_cube: Path, new_cube: Callable[..., Path], run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="splits are train, validation and test"):
+        evaluate_run(run, small_cube, split="exam")  # type: ignore[arg-type]
+    other = new_cube("other", seed=4)
+    season = open_season(other, mode="r+")
+    assert season.fields is not None
+    write_fields(
+        season,
+        labels=season.labels[:],
+        parcels=season.parcels[:],
+        fields=season.fields,
+        legend=Legend.from_values(["a", "b", "c"]),
+    )
+    with pytest.raises(CheckpointError, match=r"crop 0, crop 1, crop 2.*legend is a, b, c"):
+        evaluate_run(run, other)
+    config = load_config(PretrainConfig, overrides={**SMALL, "steps": 1, "masking.gate": False})
+    pretrain([small_cube], tmp_path / "pre", config)
+    with pytest.raises(CheckpointError, match="it is a pretrainer without a legend"):
+        evaluate_run(tmp_path / "pre", small_cube)
+    with pytest.raises(LabelError, match="none of its 20 fields is in the test split"):
+        evaluate_run(run, new_cube("unsplit", split=False, seed=5))
+
+
+def test_seeds_are_summed_up(small_cube: Path, tmp_path: Path) -> None:
+    config = load_config(FinetuneConfig, overrides={**SMALL, "steps": 2})
+    finetune_seeds(small_cube, tmp_path, config, seeds=2)
+
+    told = evaluate_seeds(tmp_path, small_cube)
+
+    assert runs_of(tmp_path) == [tmp_path / "seed-0", tmp_path / "seed-1"]
+    values = [run["macro_miou"] for run in told["runs"]]
+    assert told["macro_miou"]["mean"] == pytest.approx(np.mean(values))
+    assert told["macro_miou"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    assert json.loads((tmp_path / "evaluation-test.json").read_text()) == told

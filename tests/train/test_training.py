@@ -1,0 +1,506 @@
+"""Training learns, resumes exactly, and never looks at labels of other splits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stcln_geo.cube.contract import SPLITS
+from stcln_geo.cube.store import FieldTable, open_season, write_fields
+from stcln_geo.errors import CheckpointError, InputError, LabelError
+from stcln_geo.model.checkpoint import load_model, read_metadata
+from stcln_geo.train import fit as fit_module
+from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
+from stcln_geo.train.finetune import finetune, finetune_seeds, plan_finetune
+from stcln_geo.train.modules import classification_loss, count_confusion, rate_factor
+from stcln_geo.train.pretrain import hold_out, plan_pretrain, pretrain
+
+SMALL: dict[str, Any] = {
+    "model.preset": "tiny",
+    "model.widths": [8, 16],
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.feedforward": 32,
+    "data.chip": 16,
+    "batch_size": 4,
+    "seed": 5,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Same sums in the same order, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def finetune_config(**options: Any) -> FinetuneConfig:
+    named = {key.replace("__", "."): value for key, value in options.items()}
+    return load_config(FinetuneConfig, overrides={**SMALL, "validation.every": 3, **named})
+
+
+def pretrain_config(**options: Any) -> PretrainConfig:
+    named = {key.replace("__", "."): value for key, value in options.items()}
+    base = {**SMALL, "validation.every": 3, "masking.gate": False}
+    return load_config(PretrainConfig, overrides={**base, **named})
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"{name}.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path, name: str = "last") -> None:
+    first, second = weights(one, name), weights(other, name)
+    assert first.keys() == second.keys()
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-6, msg=key)
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    timed = ("seconds", "samples_per_second", "data_wait")
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in timed}
+        for line in lines
+    ]
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make training stop dead in the middle of a round, as a kill does."""
+    end = fit_module._Journal.on_train_batch_end
+
+    def dying(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        end(self, trainer, *args, **kwargs)
+        if trainer.global_step == step:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(fit_module._Journal, "on_train_batch_end", dying)
+
+
+def test_learns_a_separable_cube(small_cube: Path, tmp_path: Path) -> None:
+    result = finetune(
+        small_cube,
+        tmp_path / "run",
+        finetune_config(steps=60, validation__every=20, optimiser__learning_rate=5e-3),
+    )
+
+    assert result.steps == 60
+    assert result.best is not None
+    # Three classes of equal size: guessing the commonest gives an IoU of 1/3 for one, 0 for two.
+    assert result.best > 0.7
+    losses = [record["train_loss"] for record in figures(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_pretraining_lowers_the_error_of_hidden_pixels(small_cube: Path, tmp_path: Path) -> None:
+    result = pretrain(
+        [small_cube],
+        tmp_path / "run",
+        pretrain_config(steps=45, validation__every=9, optimiser__learning_rate=5e-3),
+    )
+
+    records = figures(tmp_path / "run")
+    assert records[-1]["validation_loss"] < 0.8 * records[0]["validation_loss"]
+    assert result.best == min(record["validation_loss"] for record in records)
+    assert 0.35 < records[0]["hidden_share"] < 0.45
+    info = read_metadata(tmp_path / "run")
+    assert info.kind == "pretrainer"
+    assert info.season_start == "09-01"
+    assert info.chip == 16
+
+
+@pytest.mark.parametrize("stopped_at", [2, 7, 9], ids=["before first save", "mid", "at a save"])
+def test_resumed_finetuning_equals_uninterrupted(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    config = finetune_config(steps=11, model__dropout=0.3)
+    whole = finetune(small_cube, tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        kill_after(patch, stopped_at)
+        with pytest.raises(RuntimeError, match="killed"):
+            finetune(small_cube, tmp_path / "parts", config)
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "failed"
+
+    resumed = finetune(small_cube, tmp_path / "parts", config)
+
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", "best")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert (resumed.best, resumed.best_step, resumed.steps) == (
+        whole.best,
+        whole.best_step,
+        whole.steps,
+    )
+
+
+def test_resumed_pretraining_equals_uninterrupted(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pretrain_config(steps=8, data__memory_gb=0.0004, data__max_dates=4)
+    pretrain([small_cube], tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(RuntimeError, match="killed"):
+            pretrain([small_cube], tmp_path / "parts", config)
+
+    pretrain([small_cube], tmp_path / "parts", config, workers=3)
+
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+
+
+_CHILD = """
+import sys
+import torch
+torch.set_num_threads(1)
+from stcln_geo.train.config import FinetuneConfig, load_config
+from stcln_geo.train.finetune import finetune
+import time
+cube, out, file = sys.argv[1:]
+finetune(
+    cube, out, load_config(FinetuneConfig, file=file), progress=lambda *_: time.sleep(0.1)
+)
+"""
+
+
+def test_kill_9_and_resume(small_cube: Path, tmp_path: Path) -> None:
+    from stcln_geo.train.config import to_toml
+
+    config = finetune_config(steps=14)
+    file = tmp_path / "options.toml"
+    file.write_text(to_toml(config))
+    out = tmp_path / "run"
+    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(small_cube), str(out), str(file)])
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "checkpoints" / "last.ckpt").is_file():
+            assert child.poll() is None, "the child ended before its first save"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.15)
+        os.kill(child.pid, signal.SIGKILL)
+    finally:
+        child.wait()
+    before = json.loads((out / "run.json").read_text())
+    assert before["status"] == "running"
+
+    resumed = finetune(small_cube, out, config)
+
+    finetune(small_cube, tmp_path / "whole", config)
+    assert resumed.steps == 14
+    assert_same_weights(out, tmp_path / "whole")
+    assert figures(out) == figures(tmp_path / "whole")
+
+
+def test_finished_run_is_left_alone(small_cube: Path, tmp_path: Path) -> None:
+    config = finetune_config(steps=3)
+    first = finetune(small_cube, tmp_path / "run", config)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+
+    again = finetune(small_cube, tmp_path / "run", config)
+
+    assert again.already
+    assert not first.already
+    assert (again.best, again.steps) == (first.best, first.steps)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_run_directory_holds_what_was_done(small_cube: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finetune(small_cube, run, finetune_config(steps=4))
+
+    assert {child.name for child in run.iterdir()} == {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "curves.png",
+        "run.json",
+        "checkpoints",
+    }
+    assert {child.name for child in (run / "checkpoints").iterdir()} == {
+        "best.safetensors",
+        "last.safetensors",
+        "last.ckpt",
+    }
+    told = json.loads((run / "run.json").read_text())
+    assert (told["status"], told["kind"], told["steps"]) == ("finished", "finetune", 4)
+    assert told["splits"]["train"]["fields"] + told["splits"]["test"]["fields"] < 20
+    assert "never their labels" in told["transductive"]
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert environment["cubes"][0]["season"] == "2018-09-01"
+    info = read_metadata(run)
+    assert info.legend is not None
+    assert info.provenance["splits"]["train_chosen"] == told["splits"]["train_chosen"]
+    config = load_config(FinetuneConfig, file=run / "config.toml")
+    assert config.steps == 4
+    assert config.model.bands == ("green", "red", "nir", "swir16")
+
+
+def test_another_recipe_or_other_data_in_the_same_folder_is_refused(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    cube = new_cube()
+    run = tmp_path / "run"
+    finetune(cube, run, finetune_config(steps=3))
+
+    with pytest.raises(InputError, match=r"steps was 3, is 4.*--overwrite"):
+        finetune(cube, run, finetune_config(steps=4))
+    with pytest.raises(InputError, match="holds a finetune run, and this is pretrain"):
+        pretrain([cube], run, pretrain_config(steps=3))
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    from stcln_geo.cube.store import write_split
+    from stcln_geo.data.split import split_fields
+
+    write_split(season, split_fields(season.fields, seed=99))
+    with pytest.raises(InputError, match=r"its data changed since it was begun \(labels\)"):
+        finetune(cube, run, finetune_config(steps=3))
+    assert not finetune(cube, run, finetune_config(steps=3), overwrite=True).already
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files \(thesis.txt\)"):
+        finetune(cube, tmp_path / "other", finetune_config(steps=3))
+
+
+def relabel(cube: Path, splits: set[str]) -> None:
+    """Give the fields of some splits another class, without changing anything else."""
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    assert season.legend is not None
+    fields = season.fields
+    moved = np.isin(fields.split, [SPLITS[name] for name in splits])
+    code = np.where(moved, (fields.code + 1) % len(season.legend), fields.code).astype(np.uint8)
+    labels = np.concatenate([[255], code]).astype(np.uint8)[season.parcels[:]]
+    table = FieldTable(number=fields.number, code=code, pixels=fields.pixels, split=fields.split)
+    write_fields(
+        season, labels=labels, parcels=season.parcels[:], fields=table, legend=season.legend
+    )
+
+
+def test_labels_of_test_fields_change_nothing_and_those_of_train_fields_do(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = finetune_config(steps=6)
+    plain, test_changed, train_changed = new_cube("a"), new_cube("b"), new_cube("c")
+    relabel(test_changed, {"test"})
+    relabel(train_changed, {"train"})
+
+    for name, path in (("a", plain), ("b", test_changed), ("c", train_changed)):
+        finetune(path, tmp_path / name, config)
+
+    first, second, third = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert figures(tmp_path / "a") == figures(tmp_path / "b")
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_labels_of_validation_fields_move_no_weight(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = finetune_config(steps=6)
+    plain, changed = new_cube("a"), new_cube("b")
+    relabel(changed, {"validation"})
+
+    finetune(plain, tmp_path / "a", config)
+    finetune(changed, tmp_path / "b", config)
+
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert figures(tmp_path / "a") != figures(tmp_path / "b")
+
+
+def test_begins_from_a_pretrained_encoder(small_cube: Path, tmp_path: Path) -> None:
+    pretrain([small_cube], tmp_path / "pre", pretrain_config(steps=3))
+    config = finetune_config(
+        init=str(tmp_path / "pre"), steps=1, optimiser__encoder_factor=0.0, model__preset=None
+    )
+    before = weights(tmp_path / "pre", "best")
+
+    finetune(small_cube, tmp_path / "fine", config)
+
+    after = weights(tmp_path / "fine")
+    held = [key for key in before if key.startswith("encoder.") and "running" not in key]
+    assert len(held) > 10
+    for key in held:
+        if "num_batches" not in key:
+            assert torch.equal(before[key], after[key]), key
+    assert not torch.equal(
+        load_model(tmp_path / "fine").classifier.weight.detach(),
+        torch.zeros_like(after["classifier.weight"]),
+    )
+    info = read_metadata(tmp_path / "fine")
+    assert info.mean == read_metadata(tmp_path / "pre").mean
+    assert info.provenance["init"]["sha256"] == read_metadata(tmp_path / "pre").sha256
+
+
+def test_checkpoint_of_other_bands_is_refused(
+    small_cube: Path, new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    pretrain([small_cube], tmp_path / "pre", pretrain_config(steps=1))
+    fewer = new_cube(bands=("red", "nir"))
+
+    with pytest.raises(CheckpointError, match="lacks its bands green, swir16"):
+        finetune(fewer, tmp_path / "a", finetune_config(init=str(tmp_path / "pre"), steps=1))
+    with pytest.raises(CheckpointError, match="The bands must agree"):
+        finetune(
+            small_cube,
+            tmp_path / "b",
+            finetune_config(init=str(tmp_path / "pre"), steps=1, model__bands=["red", "nir"]),
+        )
+    with pytest.raises(CheckpointError, match="The sizes of the encoders must agree"):
+        finetune(
+            small_cube,
+            tmp_path / "c",
+            finetune_config(init=str(tmp_path / "pre"), steps=1, model__layers=2),
+        )
+
+
+def test_several_cubes_and_no_gate_without_red(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    bands = ("nir", "swir16")
+    one = new_cube("a", bands=bands, split=False)
+    other = new_cube("b", bands=bands, seed=1, shape_yx=(33, 70), season="2019-09-01")
+
+    result = pretrain([one, other], tmp_path / "run", pretrain_config(steps=2, masking__gate=True))
+
+    assert any("No vegetation gate" in note for note in result.notes)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["chips"] + told["validation_chips"] == 20 + 15
+    assert len(read_metadata(tmp_path / "run").provenance["cubes"]) == 2
+
+
+def test_a_gate_that_hides_nothing_is_an_error(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"masking\.gate=false"):
+        pretrain([new_cube(bare=True)], tmp_path / "run", pretrain_config(masking__gate=True))
+
+
+def test_hold_out_keeps_each_chip_in_one_part(small_cube: Path) -> None:
+    from stcln_geo.data.chips import plan_chips
+
+    units = plan_chips(open_season(small_cube), chip=16)
+
+    trained, held = hold_out(units, most=64, seed=0)
+
+    parts = [[chip for unit in part for chip in unit.chips] for part in (trained, held)]
+    assert len(parts[1]) == 20 // 8
+    assert set(parts[0]).isdisjoint(parts[1])
+    assert len(parts[0]) + len(parts[1]) == 20
+    assert hold_out(units, most=1, seed=0)[1] != hold_out(units, most=1, seed=1)[1]
+
+
+def test_early_stop_keeps_the_best(small_cube: Path, tmp_path: Path) -> None:
+    config = finetune_config(
+        steps=60, validation__every=1, validation__patience=2, optimiser__learning_rate=1e-7
+    )
+
+    result = finetune(small_cube, tmp_path / "run", config)
+
+    assert result.stopped_early
+    assert result.steps == result.best_step + 2
+    assert_same_weights_of_step(tmp_path / "run", result.best_step)
+    assert finetune(small_cube, tmp_path / "run", config).already
+
+
+def assert_same_weights_of_step(run: Path, step: int) -> None:
+    assert read_metadata(run / "checkpoints" / "best.safetensors").provenance["step"] == step
+
+
+def test_seeds_differ_and_are_summed_up(small_cube: Path, tmp_path: Path) -> None:
+    summary = finetune_seeds(
+        small_cube, tmp_path / "runs", finetune_config(steps=3, labels__fields_per_class=1), seeds=3
+    )
+
+    best = [result.best for result in summary.runs]
+    assert summary.mean == pytest.approx(np.mean(best))
+    assert summary.deviation == pytest.approx(np.std(best, ddof=1))
+    told = json.loads((tmp_path / "runs" / "summary.json").read_text())
+    assert [run["run"] for run in told["runs"]] == ["seed-5", "seed-6", "seed-7"]
+    one = json.loads((tmp_path / "runs" / "seed-5" / "run.json").read_text())
+    assert one["splits"]["train_chosen"]["fields"] == 3
+    first, second = weights(tmp_path / "runs" / "seed-5"), weights(tmp_path / "runs" / "seed-6")
+    assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+
+
+def test_plans_write_nothing_and_say_what_it_takes(small_cube: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    plans = [
+        plan_pretrain([small_cube], pretrain_config(steps=7)),
+        plan_finetune(small_cube, finetune_config(steps=7)),
+    ]
+
+    for plan in plans:
+        text = "\n".join(plan.lines())
+        assert f"{plan.parameters:,} parameters" in text
+        assert "steps = 7" in text
+        assert plan.batch_shape[0] == 4
+        assert plan.batch_shape[2:] == (4, 16, 16)
+        assert plan.eta == pytest.approx(7 * plan.seconds_per_step)
+        assert plan.seconds_per_step > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_unusable_labels_are_refused(new_cube: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="labels split CUBE"):
+        finetune(new_cube(split=False), tmp_path / "run", finetune_config(steps=1))
+    with pytest.raises(InputError, match="devices are auto, cpu, cuda"):
+        pretrain([new_cube("b")], tmp_path / "run", pretrain_config(steps=1), device="tpu")
+
+
+def test_loss_is_the_weighted_mean_over_counted_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    target = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    target[0, :2] = -100
+    class_weights = torch.tensor([0.5, 1.0, 2.0])
+
+    loss = classification_loss(logits, target, weights=class_weights)
+
+    known = target.flatten() != -100
+    truth = target.flatten()[known]
+    logs = torch.log_softmax(logits, dim=1).permute(0, 2, 3, 1).reshape(-1, 3)[known]
+    share = class_weights[truth]
+    expected = -(share * logs[torch.arange(len(truth)), truth]).sum() / share.sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    nothing = classification_loss(logits, torch.full_like(target, -100), weights=class_weights)
+    assert float(nothing) == 0.0
+
+
+def test_confusion_counts_judged_pixels() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 2] = 1.0
+    target = torch.tensor([[[0, 2], [-100, 2]]])
+
+    assert count_confusion(logits, target).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 2]]
+
+
+def test_schedule_rises_and_falls() -> None:
+    options = finetune_config(optimiser__warmup=0.1).optimiser
+    factors = [rate_factor(step, steps=100, options=options) for step in range(100)]
+
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0.01 <= factors[-1] < 0.02
+    flat = finetune_config(optimiser__schedule="constant", optimiser__warmup=0).optimiser
+    assert {rate_factor(step, steps=100, options=flat) for step in range(100)} == {1.0}
+    assert not any(math.isnan(factor) for factor in factors)
