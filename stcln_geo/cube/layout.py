@@ -21,6 +21,7 @@ __all__ = [
     "create_array",
     "create_arrays",
     "geozarr_attrs",
+    "overview_bands",
     "overview_of",
     "plan_layout",
     "write_coordinates",
@@ -105,7 +106,7 @@ def create_arrays(
         dims=("time", "chunk_y", "chunk_x"), attrs={"units": "valid pixels per chunk"},
     )  # fmt: skip
     small = shard // OVERVIEW_STEP
-    names = _overview_names(bands)
+    names = overview_bands(bands)
     create_array(
         group, "overview", (dates, 3, -(-height // OVERVIEW_STEP), -(-width // OVERVIEW_STEP)),
         (dates, 3, small, small), None, dtype="uint8", fill=0,
@@ -215,7 +216,7 @@ def block_sum(valid: np.ndarray, chunk: int) -> np.ndarray:
     return np.add.reduceat(rows, np.arange(0, valid.shape[2], chunk), axis=2)
 
 
-def _overview_names(bands: tuple[str, ...]) -> tuple[str, str, str]:
+def overview_bands(bands: tuple[str, ...]) -> tuple[str, str, str]:
     """Choose three bands to look at: true colour if it is there."""
     for names in _OVERVIEW_BANDS:
         if set(names) <= set(bands):
@@ -225,7 +226,7 @@ def _overview_names(bands: tuple[str, ...]) -> tuple[str, str, str]:
 
 def overview_of(reflectance: np.ndarray, bands: tuple[str, ...]) -> np.ndarray:
     """Average (T, C, H, W) int16 to (T, 3, H/16, W/16) uint8; 0 where nothing was measured."""
-    indices = [bands.index(name) for name in _overview_names(bands)]
+    indices = [bands.index(name) for name in overview_bands(bands)]
     planes = []
     for index in indices:
         plane = reflectance[:, index]

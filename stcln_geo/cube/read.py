@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 import random
 import re
@@ -53,6 +54,7 @@ _TOLERANCE_PIXELS = 1e-12
 """Small enough that GDAL places every pixel by itself, so that no pixel depends on the window it
 is read in (with 0 a WarpedVRT cannot be opened, with 0.125 a quarter of the pixels differ)."""
 
+_METRES_PER_DEGREE = 111_320.0
 _GDAL_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_TIMEOUT": "120",
@@ -189,6 +191,7 @@ def _read_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -
         shift = _on_grid(source, geobox)
         if shift is not None:
             return _read_aligned(source, shift, (height, width), nodata)
+        x_scale, y_scale = _target_pixels_per_source_pixel(source, geobox)
         with WarpedVRT(
             source,
             crs=_crs(geobox),
@@ -199,9 +202,23 @@ def _read_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -
             src_nodata=nodata,
             nodata=nodata,
             tolerance=_TOLERANCE_PIXELS,
+            # GDAL would guess these from the shape of the window, and blur by them.
+            XSCALE=f"{x_scale:.6g}",
+            YSCALE=f"{y_scale:.6g}",
         ) as warped:
             pixels: np.ndarray = warped.read(1)
     return pixels
+
+
+def _target_pixels_per_source_pixel(source: Any, geobox: GeoBox) -> tuple[float, float]:
+    """Return how much finer the grid is than the file, along x and y; the same for all windows."""
+    x_size, y_size = source.res
+    if source.crs is not None and source.crs.is_geographic:
+        latitude = (source.bounds.top + source.bounds.bottom) / 2
+        y_size *= _METRES_PER_DEGREE
+        x_size *= _METRES_PER_DEGREE * max(math.cos(math.radians(latitude)), 0.01)
+    resolution = float(geobox.affine.a)
+    return x_size / resolution, y_size / resolution
 
 
 def _on_grid(source: Any, geobox: GeoBox) -> tuple[int, int] | None:
