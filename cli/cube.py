@@ -37,9 +37,7 @@ _RegionOption = Annotated[
 ]
 _TimeOption = Annotated[
     str | None,
-    typer.Option(
-        "--time", metavar="START/END", help="Dates, both included, as YYYY-MM-DD."
-    ),
+    typer.Option("--time", metavar="START/END", help="Dates, both included, as YYYY-MM-DD."),
 ]
 _BandsOption = Annotated[
     str | None,

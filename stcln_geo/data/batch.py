@@ -50,15 +50,6 @@ class Batch:
             target=None if self.target is None else self.target.to(*args, **kwargs),
         )
 
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from which copies to a GPU overlap."""
-        return Batch(
-            reflectance=self.reflectance.pin_memory(),
-            valid=self.valid.pin_memory(),
-            days=self.days.pin_memory(),
-            target=None if self.target is None else self.target.pin_memory(),
-        )
-
 
 def decode_reflectance(reflectance: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Turn digital numbers into reflectance, on whatever device they are.

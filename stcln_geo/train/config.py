@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 _LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
-_ROUNDS = 25
+_ROUNDS = 20
+_SHORTEST_ROUND = 10
 
 
 class _Section(BaseModel):
@@ -98,7 +99,7 @@ class ValidationSection(_Section):
     """When to judge, save and stop."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between two validations, each of which saves; by default a 25th of all."""
+    """Steps between two validations, each of which saves; by default a 20th of all, at least 10."""
     patience: int = Field(default=0, ge=0)
     """Validations without improvement after which training stops; 0 never stops early."""
     chips: int = Field(default=64, ge=0)
@@ -239,7 +240,7 @@ def settle(config: C, *, chips: int, preset: PresetName | None, default_steps: i
     if config.epochs is not None:
         steps = max(math.ceil(config.epochs * chips / config.batch_size), 1)
     rate = config.optimiser.learning_rate or _LEARNING_RATES.get(preset or "base", 3e-4)
-    every = config.validation.every or max(math.ceil(steps / _ROUNDS), 1)
+    every = config.validation.every or max(math.ceil(steps / _ROUNDS), _SHORTEST_ROUND)
     return config.model_copy(
         update={
             "steps": steps,

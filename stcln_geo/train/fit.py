@@ -173,6 +173,7 @@ class _Journal(Callback):
         self._checkpoint = dict(checkpoint)
         self._progress = progress
         self._tally = _Tally()
+        self._shown = ""
 
     @property
     def state_key(self) -> str:
@@ -216,9 +217,10 @@ class _Journal(Callback):
         tally.steps += 1
         step = int(trainer.global_step)
         if self._progress is not None:
-            shown = step % _SHOW_LOSS_EVERY == 0 or step in (1, task.steps)
-            what = f"loss {float(loss):.4f}" if shown else ""
-            self._progress(step, task.steps, what)
+            # Reading the loss waits for the device: now and then only.
+            if step % _SHOW_LOSS_EVERY == 0 or step == task.steps or not self._shown:
+                self._shown = f"loss {float(loss):.4f}"
+            self._progress(step, task.steps, self._shown)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log, save, compare, and stop if it is time."""

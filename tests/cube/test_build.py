@@ -55,12 +55,6 @@ def assert_equal(first: Season, second: Season) -> None:
         )
 
 
-def rows_of(season: Season, part: Season) -> tuple[slice, slice]:
-    """Where another season's grid lies in this one."""
-    inside = part.window.relative_to(season.window)
-    return inside.rows, inside.cols
-
-
 # --- the numbers ---
 
 

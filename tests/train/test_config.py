@@ -49,7 +49,7 @@ def test_settling() -> None:
     assert settled.steps == 26
     assert settled.epochs is None
     assert settled.optimiser.learning_rate == 1e-3
-    assert settled.validation.every == 2
+    assert settled.validation.every == 10
     assert settle(settled, chips=9, preset="large", default_steps=1) == settled
 
 

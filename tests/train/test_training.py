@@ -148,6 +148,31 @@ def test_resumed_finetuning_equals_uninterrupted(
     )
 
 
+def test_killed_between_writing_figures_and_saving(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finetune_config(steps=9)
+    finetune(small_cube, tmp_path / "whole", config)
+    save = fit_module._Journal._save_resumable
+
+    def dying(self: Any, trainer: Any) -> None:
+        if trainer.global_step == 6:
+            raise RuntimeError("killed")
+        save(self, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module._Journal, "_save_resumable", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            finetune(small_cube, tmp_path / "parts", config)
+    assert len(figures(tmp_path / "parts")) == 2
+
+    finetune(small_cube, tmp_path / "parts", config)
+
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", "best")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+
+
 def test_resumed_pretraining_equals_uninterrupted(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +230,23 @@ def test_kill_9_and_resume(small_cube: Path, tmp_path: Path) -> None:
     assert resumed.steps == 14
     assert_same_weights(out, tmp_path / "whole")
     assert figures(out) == figures(tmp_path / "whole")
+
+
+def test_interrupt_is_passed_on_and_can_be_resumed(small_cube: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    config = finetune_config(steps=7)
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(small_cube, tmp_path / "run", config, progress=interrupt)
+
+    assert signal.getsignal(signal.SIGINT) is before
+    calls: list[tuple[int, int]] = []
+    finetune(small_cube, tmp_path / "run", config, progress=lambda *call: calls.append(call[:2]))
+    assert calls == [(4, 7), (5, 7), (6, 7), (7, 7)]
 
 
 def test_finished_run_is_left_alone(small_cube: Path, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""The commands `cube` and `catalogs`, from the user's side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from stcln_geo.cli.main import invoke
+
+from stcln_geo.catalog import Catalog, load_catalog
+
+
+def test_build_look_and_check(planted_once: Any, tmp_path: Path, capsys: Any):
+    out = str(tmp_path / "c.zarr")
+    build = ["cube", "build", "--catalog", planted_once.location, "--time",
+             "2019-03-01/2019-03-31", "--bands", "red,nir", out]  # fmt: skip
+    assert invoke([*build, "--dry-run"]) == 0
+    assert "2 dates, 2019-03-01 to 2019-03-11" in capsys.readouterr().out
+    assert not Path(out).exists()
+
+    assert invoke(build) == 0
+    assert "6 asset windows read" in capsys.readouterr().out
+    assert invoke(build) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+    assert invoke(["cube", "info", out]) == 0
+    text = capsys.readouterr().out
+    assert "bands   red, nir" in text
+    assert "EPSG:32631, 10 m" in text
+    assert invoke(["cube", "validate", out]) == 0
+    assert "keeps the contract" in capsys.readouterr().out
+    assert invoke(["cube", "preview", out, str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").stat().st_size > 100
+
+
+def test_plan_takes_a_region_file(planted_once: Any, tmp_path: Path, capsys: Any):
+    import geopandas
+    from shapely.geometry import box
+
+    file = tmp_path / "aoi.gpkg"
+    geopandas.GeoDataFrame(geometry=[box(600100, 5599500, 600300, 5599700)], crs=32631).to_file(
+        file
+    )
+    common = ["cube", "plan", "--catalog", planted_once.location]
+    assert invoke([*common, "--region", str(file), "--window", "24", "--halo", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "whole windows of 24 px" in text
+    assert invoke([*common, "--region", str(file), "--bbox", "4,50,5,51"]) == 2
+    assert "Give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bbox", "5,50,4,51"], "west must be less"),
+        (["--bbox", "8,50,8.1,50.1"], "3 items were seen (3 lies outside the region)"),
+        (["--time", "2019"], "START/END"),
+        (["--bands", "blue"], "The items have: red, nir, swir16"),
+        (["--memory", "many"], "amount of memory"),
+        (["--crs", "EPSG:4326"], "projected CRS"),
+        (["--collection", "other"], "3 is of collection planted"),
+    ],
+)
+def test_mistakes_exit_2_with_one_sentence(
+    planted_once: Any, capsys: Any, arguments: list[str], message: str
+):
+    assert invoke(["cube", "plan", "--catalog", planted_once.location, *arguments]) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_catalogs_list_and_show(tmp_path: Path, capsys: Any):
+    assert invoke(["catalogs", "list"]) == 0
+    text = capsys.readouterr().out
+    assert "earth-search" in text
+    assert "sentinel-2-c1-l2a" in text
+    assert invoke(["catalogs", "show", "cdse"]) == 0
+    shown = capsys.readouterr().out
+    assert Catalog.model_validate(yaml.safe_load(shown)) == load_catalog("cdse")
+    (tmp_path / "mine.yaml").write_text(shown)
+    assert load_catalog(tmp_path / "mine.yaml") == load_catalog("cdse")
