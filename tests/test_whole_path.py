@@ -12,7 +12,6 @@ import pytest
 import rasterio
 from rasterio.windows import from_bounds
 from stcln_geo.cli.main import invoke
-from stcln_geo.cog import read_legend
 
 from stcln_geo.cube.store import open_season
 
