@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+# Where PyPI's torch is the CUDA build, take the CPU build with
+#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
 
 .PHONY: demo test test-slow lint types docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -25,8 +28,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# mypy cannot follow the mapping of cli/ and catalogs/ into the package: it gets the package as installed.
 types: $(VENV)/.installed
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types
+	cp -r stcln_geo build/types/ && cp -r cli catalogs build/types/stcln_geo/
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict

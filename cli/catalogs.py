@@ -8,7 +8,11 @@ import typer
 
 from ._common import say
 
-app = typer.Typer(no_args_is_help=True, help="List and show the STAC providers that are described.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List and show the STAC providers that are described.",
+)
 
 
 @app.command("list")

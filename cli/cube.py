@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from ..cube.spec import CubeSpec
     from ..region import Region
 
-app = typer.Typer(no_args_is_help=True, help="Plan, build, check and look at cubes.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Plan, build, check and look at cubes."
+)
 
 _CatalogOption = Annotated[
     str,
@@ -88,6 +91,10 @@ _SeasonOption = Annotated[
 @app.command()
 def plan(
     catalog: _CatalogOption,
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT.zarr", help="Ignored: so that build's arguments fit."),
+    ] = None,
     collection: _CollectionOption = None,
     bbox: _BboxOption = None,
     region: _RegionOption = None,
@@ -167,6 +174,9 @@ def build(
         out, _request(catalog, collection, area, time, spec)
     )  # fmt: skip
     if made is not None:
+        # What to do about broken assets may be decided anew: it is no part of the plan's identity.
+        chosen = dataclasses.replace(made.spec, on_error=spec.on_error)
+        made = dataclasses.replace(made, spec=chosen)
         say(f"Continuing {out} with the {len(made.scenes)} scenes it began with.")
     else:
         made = _plan(catalog, collection, area, time, spec)
@@ -314,8 +324,6 @@ def _request(
 def _plan(
     catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
 ) -> CubePlan:
-    import dataclasses
-
     from ..catalog import load_catalog
     from ..cube.plan import plan_cube
     from ..cube.search import DEFAULT_MARGIN, search_items

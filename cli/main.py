@@ -32,6 +32,10 @@ _ORDER = (
 )  # fmt: skip
 
 
+_INTERRUPTED = 130
+_CONTINUES = "Interrupted. Run the same command again: it continues where it stopped."
+
+
 class _LazyGroup(TyperGroup):
     """Imports a verb's module when the verb is used; the overview needs none of them."""
 
@@ -108,14 +112,17 @@ def invoke(arguments: list[str]) -> int:
         _complain(str(error))
         return 1 if isinstance(error, TaskError) else 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain("Interrupted. Run the same command again: it continues where it stopped.")
-        return 130
+        _complain(_CONTINUES)
+        return _INTERRUPTED
     except Exception as error:
         shown = getattr(error, "show", None)
         if shown is None:
             raise
         shown()  # click's own complaint about a wrong flag or a missing argument
         return int(getattr(error, "exit_code", 2))
+    if outcome == _INTERRUPTED:
+        # typer itself turns Ctrl-C into this exit code, without a word
+        _complain(_CONTINUES)
     return outcome if isinstance(outcome, int) else 0
 
 

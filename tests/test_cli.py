@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stcln_geo.cli.main import invoke
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import list_seasons, open_season
 
 

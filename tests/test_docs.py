@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from stcln_geo.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.windows import from_bounds
-from stcln_geo.cli.main import invoke
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import open_season
 
 pytestmark = pytest.mark.slow

@@ -30,7 +30,7 @@ def legend_of(checkpoint: CheckpointInfo) -> Legend:
         raise CheckpointError(
             f"Cannot predict with {checkpoint.path}: it is "
             + (
-                f"a pre-trained {checkpoint.kind}, which knows no classes"
+                f"the result of pre-training (a {checkpoint.kind}), which knows no classes"
                 if checkpoint.kind != "classifier"
                 else "a classifier without a legend, so its classes have no names"
             )

@@ -11,10 +11,9 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,12 +22,16 @@ from ..cube.contract import SCALE
 from ..errors import CheckpointError, InputError
 from ..legend import CLASS_NODATA
 from ..model.checkpoint import load_model, read_metadata
+from ..model.device import (
+    Device,
+    Precision,
+    autocast_for,
+    choose_device,
+    choose_precision,
+)
 from ..model.stcln import Stcln, positions_for
 
-__all__ = ["Device", "Labels", "Network", "Precision", "Sample", "load_network"]
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bf16"]
+__all__ = ["Labels", "Network", "Sample", "load_network"]
 
 _PAD_DATES = 8
 _CUDA_BATCH = 64
@@ -143,12 +146,7 @@ class Network:
         images[~np.broadcast_to(valid[:, :, None], images.shape)] = 0.0
 
         device = torch.device(self.device)
-        low = (
-            torch.autocast(device.type, dtype=torch.bfloat16)
-            if self.precision == "bf16"
-            else nullcontext()
-        )
-        with torch.inference_mode(), low:
+        with torch.inference_mode(), autocast_for(self.precision, device.type):
             logits = self.module(
                 torch.from_numpy(images).to(device),
                 positions_for(self.module.config, torch.from_numpy(days)).to(device),
@@ -168,8 +166,8 @@ def load_network(
     sha256
         What the checkpoint must be; a file changed since the plan is refused.
     """
-    where = _choose_device(device)
-    how = _choose_precision(precision, where)
+    where = choose_device(device)
+    how = choose_precision(precision, where)
     key = (sha256, where, how)
     with _LOCK:
         if key not in _LOADED:
@@ -192,26 +190,6 @@ def load_network(
 _LOCK = threading.Lock()
 _LOADED: OrderedDict[tuple[str, str, str], Network] = OrderedDict()
 _KEPT = 2
-
-
-def _choose_device(device: Device) -> str:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "Cannot predict on 'cuda': torch finds no usable GPU here. Choose --device cpu, or "
-            "install the CUDA build of torch."
-        )
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def _choose_precision(precision: Precision, device: str) -> str:
-    if precision != "auto":
-        return precision
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if has_amx() else "float32"
 
 
 def _labels_of(logits: torch.Tensor) -> list[Labels]:

@@ -19,8 +19,8 @@ from ..data.reader import band_indices
 from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
+from ..model.device import Device, Precision
 from .checks import fingerprint, legend_of, mismatches
-from .forward import Device, Precision
 from .stitch import cut_lines
 
 if TYPE_CHECKING:

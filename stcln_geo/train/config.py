@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
+from ..model.device import Precision
 from ..model.masking import MaskStrategy
 
 __all__ = [
@@ -140,7 +141,7 @@ class TrainConfig(_Section):
     epochs: float | None = Field(default=None, gt=0)
     """Instead of steps: passes over the chips."""
     batch_size: int = Field(default=8, ge=1)
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Precision = "auto"
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +25,9 @@ from ..execution import ProgressHook
 from ..grid import Lattice
 from ..legend import Legend
 from ..model.checkpoint import CheckpointInfo, find_checkpoint, load_model, read_metadata
+from ..model.device import Device, autocast_for, choose_device, choose_precision
 from ..model.stcln import Stcln, positions_for
 from ..report.metrics import Metrics, metrics_from_confusion
-from .fit import Device, choose_device, choose_precision
 from .modules import count_confusion, observed_target
 from .plan import TRANSDUCTIVE
 from .run_directory import fingerprint_labels, fingerprint_season, write_text
@@ -308,12 +307,8 @@ def _score(
     confusion = np.zeros((classes, classes), dtype=np.int64)
     unseen, done = 0, 0
     network.to(device).eval()
-    low = (
-        torch.autocast(device, dtype=torch.bfloat16)
-        if choose_precision("auto", device) == "bf16-mixed"
-        else nullcontext()
-    )
-    with torch.inference_mode(), low:
+    precision = choose_precision("auto", device)
+    with torch.inference_mode(), autocast_for(precision, device):
         for batch in stream:
             target = observed_target(batch)
             unseen += int(((batch.target != IGNORE_INDEX) & (target == IGNORE_INDEX)).sum())

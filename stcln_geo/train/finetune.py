@@ -23,9 +23,9 @@ from ..grid import Lattice
 from ..legend import Legend
 from ..model.checkpoint import CheckpointInfo, load_encoder_into, read_metadata
 from ..model.config import StclnConfig
+from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
 from .config import FinetuneConfig, settle, to_toml
-from .fit import Device, Precision, choose_device, choose_precision
 from .modules import FinetuneTask, step_seed
 from .plan import (
     TRANSDUCTIVE,
@@ -71,7 +71,7 @@ class _Prepared:
     dataset: ChipDataset
     held_out: ChipDataset
     device: str
-    precision: Precision
+    precision: str
     notes: tuple[str, ...]
 
 

@@ -13,23 +13,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..data.batch import Batch
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError
 from ..execution import ProgressHook
 from ..model.checkpoint import save_checkpoint
 from .modules import FinetuneTask, PretrainTask, step_seed
 from .run_directory import RunDirectory
 
-__all__ = ["Device", "FitOutcome", "Precision", "choose_device", "choose_precision", "fit"]
+__all__ = ["FitOutcome", "fit"]
 
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["32-true", "bf16-mixed"]
-
+_LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {
+    "float32": "32-true",
+    "bf16": "bf16-mixed",
+}
 _SHOW_LOSS_EVERY = 10
 
 
@@ -48,42 +49,13 @@ class FitOutcome:
     stopped_early: bool
 
 
-def choose_device(device: Device) -> str:
-    """Return ``cuda`` or ``cpu``; ``auto`` takes a GPU where there is one."""
-    if device not in get_args(Device):
-        raise InputError(
-            f"Cannot train on {device!r}: devices are {', '.join(get_args(Device))}. "
-            "Use --device auto."
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "Cannot train on 'cuda': torch finds no usable GPU here. Choose --device cpu, or "
-            "install the CUDA build of torch."
-        )
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def choose_precision(precision: str, device: str) -> Precision:
-    """Return the precision; ``auto`` takes bfloat16 where the hardware multiplies it."""
-    if precision == "32-true":
-        return "32-true"
-    if precision == "bf16-mixed":
-        return "bf16-mixed"
-    if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16-mixed" if has_amx() else "32-true"
-
-
 def fit(
     task: PretrainTask | FinetuneTask,
     run: RunDirectory,
     *,
     resume: bool,
     device: str,
-    precision: Precision,
+    precision: str,
     checkpoint: Mapping[str, Any],
     progress: ProgressHook | None = None,
 ) -> FitOutcome:
@@ -106,7 +78,7 @@ def fit(
             trainer = Trainer(
                 accelerator="gpu" if device == "cuda" else "cpu",
                 devices=1,
-                precision=precision,
+                precision=_LIGHTNING_PRECISION[precision],
                 max_epochs=task.rounds,
                 gradient_clip_val=task.recipe.optimiser.clip or None,
                 limit_val_batches=None if task.validation is not None else 0,

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 
 from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
+from ..model.device import autocast_for
 from .config import ModelSection, TrainConfig, to_toml
-from .fit import FitOutcome, Precision, fit
+from .fit import FitOutcome, fit
 from .modules import FinetuneTask, PretrainTask, parameters_of
 from .run_directory import RunDirectory
 
@@ -127,7 +128,7 @@ def carry_out(
     kind: str,
     resume: bool,
     device: str,
-    precision: Precision,
+    precision: str,
     checkpoint: Mapping[str, Any],
     notes: tuple[str, ...],
     progress: ProgressHook | None,
@@ -182,18 +183,13 @@ def rehearse(
     *,
     kind: str,
     device: str,
-    precision: Precision,
+    precision: str,
     notes: tuple[str, ...],
 ) -> TrainingPlan:
     """Try one batch, forward and backward, and time it; nothing is written."""
     with closing(task.stream), closing(task.stream.batches(0, 1)) as batches:
         batch = next(batches).to(device)
         task.to(device)
-        low = (
-            torch.autocast(device, dtype=torch.bfloat16)
-            if precision == "bf16-mixed"
-            else nullcontext()
-        )
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = 0.0
@@ -201,7 +197,7 @@ def rehearse(
         for _ in range(2):
             task.on_train_epoch_start()
             begun = time.perf_counter()
-            with low:
+            with autocast_for(precision, device):
                 loss = task.training_step(batch, 0)
             loss.backward()
             seconds = time.perf_counter() - begun + 0.0 * float(loss.detach())

@@ -16,9 +16,9 @@ from ..data.stream import Augmentation, OrderedStream, TrainingStream
 from ..errors import InputError
 from ..execution import ProgressHook
 from ..model.config import StclnConfig
+from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from .config import PretrainConfig, settle, to_toml
-from .fit import Device, Precision, choose_device, choose_precision
 from .modules import PretrainTask, step_seed
 from .plan import RunResult, TrainingPlan, carry_out, finished_result, network_config, rehearse
 from .run_directory import RunDirectory, describe_environment
@@ -38,7 +38,7 @@ class _Prepared:
     dataset: ChipDataset
     held_out: ChipDataset
     device: str
-    precision: Precision
+    precision: str
     notes: tuple[str, ...]
 
 

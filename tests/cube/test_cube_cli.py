@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from stcln_geo.cli.main import invoke
 
 from stcln_geo.catalog import Catalog, load_catalog
+from stcln_geo.cli.main import invoke
 
 
 def test_build_look_and_check(planted_once: Any, tmp_path: Path, capsys: Any):

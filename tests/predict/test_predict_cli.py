@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import rasterio
+
 from stcln_geo.cli.main import invoke
 
 

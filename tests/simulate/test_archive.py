@@ -14,8 +14,8 @@ import rasterio
 import shapely
 from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
-from stcln_geo.cli.main import invoke
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.errors import OutputError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window

@@ -10,8 +10,8 @@ import geopandas
 import numpy as np
 import pytest
 from rasterio.features import shapes
-from stcln_geo.cli.main import invoke
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import open_season
 
 SMALL = [

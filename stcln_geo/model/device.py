@@ -1,0 +1,58 @@
+"""Where and how exactly a network runs: device and precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
+
+import torch
+
+from ..errors import InputError
+
+__all__ = ["Device", "Precision", "autocast_for", "choose_device", "choose_precision"]
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16"]
+
+
+def choose_device(device: Device) -> str:
+    """Return ``cuda`` or ``cpu``; ``auto`` takes a GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        If the device is unknown, or is a GPU that torch cannot use.
+    """
+    if device not in get_args(Device):
+        raise InputError(
+            f"Cannot run on {device!r}: devices are {', '.join(get_args(Device))}. "
+            "Use --device auto."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "Cannot run on 'cuda': torch finds no usable GPU here. Choose --device cpu, or install "
+            "the CUDA build of torch."
+        )
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def choose_precision(precision: Precision, device: str) -> Literal["float32", "bf16"]:
+    """Return the precision; ``auto`` takes bfloat16 where the hardware multiplies it fast.
+
+    That is on GPUs that support it and on CPUs with AMX.
+    """
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if has_amx() else "float32"
+
+
+def autocast_for(precision: str, device: str) -> AbstractContextManager[object]:
+    """Return the context in which the network runs at a precision."""
+    if precision == "bf16":
+        return torch.autocast(device, dtype=torch.bfloat16)
+    return nullcontext()
