@@ -211,9 +211,10 @@ def info(
         total = max(len(days) * height * width, 1)
         clear = float(season.coverage[:].sum()) / total
         say(f"Season {name}: {len(days)} dates, {days[0]} to {days[-1]}")
-        code = season.geobox.crs.epsg
+        crs: Any = season.geobox.crs
+        code = crs.epsg
         say(
-            f"  grid    {f'EPSG:{code}' if code else season.geobox.crs}, {season.resolution:g} m, "
+            f"  grid    {f'EPSG:{code}' if code else crs}, {season.resolution:g} m, "
             f"{width} x {height} px; chunks {season.layout.chunk} px, shards "
             f"{season.layout.shard} px"
         )

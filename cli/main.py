@@ -58,6 +58,7 @@ class _LazyGroup(TyperGroup):
 def load_command(name: str) -> Any:
     """Import the module of a verb and return its click command."""
     module = importlib.import_module(f".{name}", __package__)
+    command: Any
     if name in _GROUPS:
         command = typer.main.get_group(module.app)
     else:
