@@ -62,6 +62,12 @@ def test_a_user_mistake_is_raised_as_it_is(execution):
         run_tasks(_refuse, [0, 1], execution=execution, label="task")
 
 
+def test_local_workers_leave_no_trace_in_this_process():
+    before = dict(os.environ)
+    run_tasks(_square, [1], execution=Execution(workers=1), label="square")
+    assert dict(os.environ) == before
+
+
 def test_scheduler_that_does_not_answer():
     with pytest.raises(InputError, match="Cannot reach the Dask scheduler"):
         run_tasks(_square, [1], execution=Execution(scheduler="tcp://127.0.0.1:1"), label="square")
