@@ -59,8 +59,16 @@ def demo(
     archive = out / "archive" if data is None else data
     cube = out / "cube.zarr"
     if data is None:
-        story.run("Simulate", ["simulate", archive, "--size", size, "--dates", "24", "--seed", "0"])
-    story.run("Build the cube", ["cube", "build", "--catalog", archive, "--window", _CHIP, cube])
+        story.run(
+            "Simulate",
+            ["simulate", archive, "--size", size, "--dates", "24", "--seed", "0"],
+            note=f"24 dates, {size} px",
+        )
+    story.run(
+        "Build the cube",
+        ["cube", "build", "--catalog", archive, "--window", _CHIP, cube],
+        note="from STAC items to Zarr",
+    )
     season = [] if dry_run else ["--season", _fullest_season(cube)]
     legend = ["--legend", archive / "legend.csv"] if (archive / "legend.csv").is_file() else []
     story.run(
@@ -75,15 +83,24 @@ def demo(
     story.run(
         "Pre-train",
         ["pretrain", cube, "--out", pretrained, *_TRAINING, "--steps", steps or 400, *season],
+        note=f"{steps or 400} steps, no label seen",
     )
     tuning = [*few, *_TRAINING, "--steps", "200", "--set", "validation.every=40", *season]
-    story.run("Fine-tune", ["finetune", cube, "--out", better, "--init", pretrained, *tuning])
-    story.run("Fine-tune from scratch", ["finetune", cube, "--out", plain, *tuning])
-    story.run("Evaluate", ["evaluate", better, cube, *season])
-    story.run("Evaluate from scratch", ["evaluate", plain, cube, *season])
+    story.run(
+        "Fine-tune",
+        ["finetune", cube, "--out", better, "--init", pretrained, *tuning],
+        note="200 steps, from the pre-training",
+    )
+    story.run(
+        "Fine-tune from scratch", ["finetune", cube, "--out", plain, *tuning], note="200 steps"
+    )
+    story.run("Evaluate", ["evaluate", better, cube, *season], note="held-out fields")
+    story.run("Evaluate from scratch", ["evaluate", plain, cube, *season], note="held-out fields")
     product = out / "map"
     story.run(
-        "Map the region", ["predict", cube, "--checkpoint", better, "--out", product, *season]
+        "Map the region",
+        ["predict", cube, "--checkpoint", better, "--out", product, *season],
+        note="wall to wall, into COGs",
     )
     if dry_run:
         return
@@ -118,7 +135,7 @@ class _Story:
     stages: list[Stage] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
-    def run(self, name: str, arguments: list[object]) -> None:
+    def run(self, name: str, arguments: list[object], *, note: str = "") -> None:
         """Run one command; leave the demo with its exit code if it fails."""
         from ..report.html import Stage
         from .main import invoke
@@ -133,7 +150,7 @@ class _Story:
         code = invoke(words)
         if code:
             raise typer.Exit(code)
-        self.stages.append(Stage(name=name, seconds=time.monotonic() - started))
+        self.stages.append(Stage(name=name, seconds=time.monotonic() - started, note=note))
 
 
 def _fullest_season(cube: Path) -> str:

@@ -77,7 +77,7 @@ def write_report(run: DemoRun) -> Path:
         labelled_fields=int(chosen["fields"]),
         seeds=1,
         legend=legend,
-        maps=_maps(run, season, extent, legend, pictures),
+        maps=_maps(run, season, extent, legend, pictures, int(chosen["fields"])),
         curves=_curves(run, pictures),
         confusions=tuple(
             _confusion(name, told, legend, pictures)
@@ -109,7 +109,7 @@ def _extent(path: Path, season: Season) -> Window:
 
 
 def _maps(
-    run: DemoRun, season: Season, extent: Window, legend: Legend, pictures: Path
+    run: DemoRun, season: Season, extent: Window, legend: Legend, pictures: Path, trained: int
 ) -> tuple[Picture, ...]:
     colour, date, names = _colour(season, extent)
     labels = season.labels[extent.rows, extent.cols]  # type: ignore[index]
@@ -126,7 +126,7 @@ def _maps(
             path=plots.plot_classes(labels, legend, pictures / "labels.png", with_legend=False),
             title="Declared crops",
             alt="Map of the parcels with their declared crop; unlabelled pixels are blank.",
-            caption=f"{share:.0%} of the pixels carry a label; most were kept from the training.",
+            caption=f"{share:.0%} of the pixels; training saw the labels of {trained} fields.",
         ),
         Picture(
             path=plots.plot_class_map(
@@ -241,9 +241,10 @@ def _per_class(told: dict[str, Any], legend: Legend) -> tuple[ClassScore, ...]:
 
 def _facts(season: Season, told: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     crs: Any = season.geobox.crs
+    name = f"EPSG:{crs.epsg}" if crs.epsg else crs.proj.name
     return (
         ("Season", f"{season.name}, {len(season.time)} dates"),
-        ("Grid", f"{crs}, {season.resolution:g} m"),
+        ("Grid", f"{name}, {season.resolution:g} m"),
         ("Bands", ", ".join(season.bands)),
         ("Window", f"{told['window']} px, {told['halo']} px of halo"),
     )

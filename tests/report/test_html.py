@@ -198,3 +198,12 @@ def test_missing_picture_is_named_and_leaves_no_page(tmp_path, report):
     with pytest.raises(MissingFileError, match=r"lost\.png"):
         write_demo_report(tmp_path / "report.html", dataclasses.replace(report, maps=(lost,)))
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(("simulated", "fields", "told"), [(False, 4, True), (False, 400, False)])
+def test_few_held_out_fields_carry_no_claim(report, tmp_path, simulated, fields, told):
+    import dataclasses
+
+    changed = dataclasses.replace(report, simulated=simulated, held_out_fields=fields)
+    page = write_demo_report(tmp_path / "page.html", changed).read_text(encoding="utf-8")
+    assert ("carry no claim about accuracy" in page) is told
