@@ -288,7 +288,7 @@ class _RawFile:
             COMPRESS="DEFLATE",
             LEVEL="4",
             PREDICTOR="YES",
-            BLOCKSIZE="256" if max(self.shape_yx) <= _SMALL else "512",
+            BLOCKSIZE="256" if max(self.shape_yx) <= _SMALL else "1024",
             OVERVIEW_RESAMPLING="NEAREST" if self.asset == "scl" else "AVERAGE",
             BIGTIFF="IF_SAFER",
         )

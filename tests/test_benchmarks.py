@@ -1,0 +1,23 @@
+"""The benchmarks run, and compare like with like; what they measure is not tested."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_cube_build_compares_equal_cubes(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "cube_build.py", "--size", "301x203", "--dates", "3",
+         "--workers", "1", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "x as fast" in finished.stdout
+    assert finished.stdout.count("odc-stac-") >= 3
