@@ -125,11 +125,3 @@ def test_a_checkpoint_changed_since_the_plan_is_refused(world: Any) -> None:
 def test_a_gpu_that_is_not_there(world: Any) -> None:
     with pytest.raises(InputError, match="--device cpu"):
         load_network(world.checkpoint, sha256="", device="cuda", precision="auto")
-
-
-def test_automatic_choices_fit_the_hardware() -> None:
-    device = forward._choose_device("auto")
-    assert device == ("cuda" if torch.cuda.is_available() else "cpu")
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    assert forward._choose_precision("auto", "cpu") == ("bf16" if amx else "float32")
-    assert forward._choose_precision("float32", "cuda") == "float32"
