@@ -12,6 +12,7 @@ from ._common import execution_from, parse_memory, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ..cube.planned import CubePlan
+    from ..cube.selection import Selection
     from ..cube.spec import CubeSpec
     from ..region import Region
 
@@ -83,6 +84,23 @@ _MemoryOption = Annotated[
 _WorkersOption = Annotated[
     int, typer.Option("--workers", help="Local worker processes; 0 works in this process.")
 ]
+_TilesOption = Annotated[
+    str | None, typer.Option("--tiles", help="MGRS tiles to take, by commas, such as 31UES.")
+]
+_OrbitsOption = Annotated[
+    str | None, typer.Option("--orbits", help="Relative orbits to take, by commas, such as 51,94.")
+]
+_MaxCloudOption = Annotated[
+    float | None,
+    typer.Option("--max-cloud", help="Largest cloud cover of a scene in percent; by default any."),
+]
+_AllowHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        help="A private host (this machine, its network) that assets may be on; can be repeated.",
+    ),
+]
 _SeasonOption = Annotated[
     str | None, typer.Option("--season", help="Season (YYYY-MM-DD); by default the only one.")
 ]
@@ -99,6 +117,10 @@ def plan(
     bbox: _BboxOption = None,
     region: _RegionOption = None,
     time: _TimeOption = None,
+    tiles: _TilesOption = None,
+    orbits: _OrbitsOption = None,
+    max_cloud: _MaxCloudOption = None,
+    allow_host: _AllowHostOption = None,
     bands: _BandsOption = None,
     resolution: _ResolutionOption = 10.0,
     crs: _CrsOption = "auto",
@@ -119,7 +141,11 @@ def plan(
         composite=composite, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo,
     )  # fmt: skip
-    made = _plan(catalog, collection, _region(bbox, region), time, spec)
+    search = _Search(
+        catalog=catalog, collection=collection, region=_region(bbox, region), time=time,
+        selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
+    )  # fmt: skip
+    made = _plan(search, spec)
     say(made.describe(memory=parse_memory(memory), workers=workers))
 
 
@@ -131,6 +157,10 @@ def build(
     bbox: _BboxOption = None,
     region: _RegionOption = None,
     time: _TimeOption = None,
+    tiles: _TilesOption = None,
+    orbits: _OrbitsOption = None,
+    max_cloud: _MaxCloudOption = None,
+    allow_host: _AllowHostOption = None,
     bands: _BandsOption = None,
     resolution: _ResolutionOption = 10.0,
     crs: _CrsOption = "auto",
@@ -169,17 +199,18 @@ def build(
     )  # fmt: skip
     execution = execution_from(workers, scheduler)
     budget = parse_memory(memory)
-    area = _region(bbox, region)
-    made = None if overwrite or dry_run else unfinished_plan(
-        out, _request(catalog, collection, area, time, spec)
+    search = _Search(
+        catalog=catalog, collection=collection, region=_region(bbox, region), time=time,
+        selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
+    made = None if overwrite or dry_run else unfinished_plan(out, _request(search, spec))
     if made is not None:
         # What to do about broken assets may be decided anew: it is no part of the plan's identity.
         chosen = dataclasses.replace(made.spec, on_error=spec.on_error)
         made = dataclasses.replace(made, spec=chosen)
         say(f"Continuing {out} with the {len(made.scenes)} scenes it began with.")
     else:
-        made = _plan(catalog, collection, area, time, spec)
+        made = _plan(search, spec)
         say(made.describe(memory=budget, workers=workers))
     if dry_run:
         return
@@ -308,29 +339,68 @@ def _region(bbox: str | None, file: Path | None) -> Region | None:
     return Region.from_bbox(bbox) if bbox is not None else None
 
 
-def _request(
-    catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
-) -> dict[str, Any]:
-    """Return what was asked for, in a form that two runs can compare."""
+def _selection(tiles: str | None, orbits: str | None, max_cloud: float | None) -> Selection:
+    from ..cube.selection import Selection
+    from ..errors import InputError
+
+    try:
+        numbers = tuple(int(text) for text in _listed(orbits))
+    except ValueError as error:
+        raise InputError(
+            f"Cannot read the orbits {orbits!r}: they must be whole numbers, by commas. "
+            "Write for example --orbits 51,94."
+        ) from error
+    return Selection(tiles=_listed(tiles), orbits=numbers, max_cloud=max_cloud)
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",")) if text is not None else ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """What to search for, as given on the command line."""
+
+    catalog: str
+    collection: str | None
+    region: Region | None
+    time: str | None
+    selection: Selection
+    allow_hosts: tuple[str, ...]
+
+
+def _request(search: _Search, spec: CubeSpec) -> dict[str, Any]:
+    """Return what was asked for, in a form that two runs can compare and that tells no secret."""
+    from ..cube.addresses import redact
+
+    catalog = search.catalog
     choices = {key: value for key, value in spec.to_json().items() if key != "on_error"}
-    return {
-        "catalog": str(Path(catalog).resolve()) if Path(catalog).exists() else catalog,
-        "collection": collection,
-        "region": region.to_json() if region is not None else None,
-        "time": time,
+    request: dict[str, Any] = {
+        "catalog": str(Path(catalog).resolve()) if Path(catalog).exists() else redact(catalog),
+        "collection": search.collection,
+        "region": search.region.to_json() if search.region is not None else None,
+        "time": search.time,
         "spec": choices,
     }
+    if not search.selection.is_empty:
+        request["selection"] = search.selection.to_json()
+    if search.allow_hosts:
+        request["allow_hosts"] = sorted(search.allow_hosts)
+    return request
 
 
-def _plan(
-    catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
-) -> CubePlan:
+def _plan(search: _Search, spec: CubeSpec) -> CubePlan:
     from ..catalog import load_catalog
     from ..cube.plan import plan_cube
     from ..cube.search import DEFAULT_MARGIN, search_items
 
     snapshot = search_items(
-        load_catalog(catalog), collection, region, time, margin=max(DEFAULT_MARGIN, spec.margin)
+        load_catalog(search.catalog).allowing(search.allow_hosts),
+        search.collection,
+        search.region,
+        search.time,
+        selection=search.selection,
+        margin=max(DEFAULT_MARGIN, spec.margin),
     )
-    made = plan_cube(snapshot, region, spec)
-    return dataclasses.replace(made, request=_request(catalog, collection, region, time, spec))
+    made = plan_cube(snapshot, search.region, spec)
+    return dataclasses.replace(made, request=_request(search, spec))

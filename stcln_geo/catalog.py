@@ -7,7 +7,8 @@ the same form), or a static STAC catalog, whose description is found out from it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,12 @@ _REFUSED = {
     ),
 }
 """Hosts whose search is known to be wrong, with the reason and the remedy."""
+
+
+_SECRET_OPTION = re.compile(
+    r"SECRET|TOKEN|PASSWORD|USERPWD|CREDENTIALS|HEADERS|ACCESS_KEY|SAS|CONNECTION_STRING",
+    re.IGNORECASE,
+)
 
 
 class _Model(BaseModel):
@@ -103,9 +110,28 @@ class Access(_Model):
     token_url: str | None = None
     """Where a token is fetched, with {account} and {container} (kind sas)."""
     max_connections: int | None = Field(default=None, ge=1)
-    """Most simultaneous reads of one process."""
+    """Most simultaneous reads of one process from one host."""
     gdal: dict[str, str] = Field(default_factory=dict)
-    """GDAL options set while reading."""
+    """GDAL options set while reading; no secrets, as they are kept in the cube's plan."""
+    sign_hosts: tuple[str, ...] = ("*.blob.core.windows.net",)
+    """Hosts that tokens are sent to, and no others (kind sas)."""
+    direct_hosts: tuple[str, ...] = ()
+    """Hosts known not to redirect; others are asked where an asset leads before it is read."""
+    allow_hosts: tuple[str, ...] = ()
+    """Private hosts (this machine, its network) that assets may be on, beside the catalog's own."""
+    local_files: bool = False
+    """True where assets may be local paths: a static catalog on disk sets it."""
+
+    @field_validator("gdal")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
+        secret = [name for name in options if _SECRET_OPTION.search(name)]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)} is a secret and would be stored with every cube; "
+                "set it as an environment variable"
+            )
+        return options
 
     @model_validator(mode="after")
     def _needs_token_url(self) -> Access:
@@ -124,6 +150,8 @@ class Catalog(_Model):
     """Address of the STAC API, or path or address of the static catalog."""
     page_limit: int = Field(default=100, ge=1)
     """Items asked for per page."""
+    filters: Literal["query", "cql2-json"] | None = None
+    """The filter language that the server is known to honour; None: the client selects alone."""
     access: Access = Access()
     collections: dict[str, CollectionProfile] = Field(default_factory=dict)
     """By id; empty: `defaults` serve for every collection."""
@@ -161,6 +189,12 @@ class Catalog(_Model):
                 f"{self.name} prints one to start from)."
             )
         return self.collections[collection]
+
+    def allowing(self, hosts: Sequence[str]) -> Catalog:
+        """Return the catalog with more private hosts that its assets may be on."""
+        allowed = tuple(dict.fromkeys((*self.access.allow_hosts, *(h.lower() for h in hosts))))
+        access = self.access.model_copy(update={"allow_hosts": allowed})
+        return self.model_copy(update={"access": access})
 
     def default_collection(self) -> str | None:
         """Return the collection to use where none is named, or None where the items decide.

@@ -18,6 +18,7 @@ __all__ = [
     "StclnGeoError",
     "StclnGeoWarning",
     "TaskError",
+    "UnsafeAddressError",
 ]
 
 
@@ -43,6 +44,10 @@ class CubeError(InputError):
 
 class CatalogError(InputError):
     """A catalog (STAC provider description or static catalog) cannot be used."""
+
+
+class UnsafeAddressError(InputError):
+    """An item names an address that it has no business with."""
 
 
 class SearchError(InputError):

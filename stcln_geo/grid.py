@@ -271,9 +271,13 @@ def crop_geobox(geobox: GeoBox, window: Window) -> GeoBox:
 
 
 def utm_crs(geometry: Any) -> str:
-    """Return the UTM zone, as ``EPSG:32xxx``, of a lon/lat geometry's centre."""
+    """Return the UTM zone, as ``EPSG:32xxx``, of a lon/lat geometry's centre.
+
+    Longitudes may go on beyond 180, as those of a region across the antimeridian.
+    """
     centre = geometry.centroid
-    zone = min(max(int((centre.x + 180) // 6) + 1, 1), 60)
+    longitude = centre.x - 360 if centre.x > 180 + _TOLERANCE else centre.x
+    zone = min(max(int((longitude + 180) // 6) + 1, 1), 60)
     return f"EPSG:{32600 + zone if centre.y >= 0 else 32700 + zone}"
 
 

@@ -18,6 +18,9 @@ __all__ = ["LONLAT", "Region"]
 
 LONLAT = "EPSG:4326"
 
+_WIDEST_CROSSING = 180.0
+"""Wider than this (degrees) a box with west > east is a mistake, not a crossing."""
+
 _EDGE_DEGREES = 0.005
 """Edges are split to this length before they are projected, so that they bend as they should."""
 
@@ -64,9 +67,10 @@ class Region:
         Parameters
         ----------
         bbox
-            Four numbers, or a text ``W,S,E,N``.
+            Four numbers, or a text ``W,S,E,N``. West is greater than east where the box crosses
+            the antimeridian; it is then split there.
         """
-        from shapely.geometry import box
+        from shapely.geometry import MultiPolygon, box
 
         parts = bbox.split(",") if isinstance(bbox, str) else list(bbox)
         try:
@@ -76,14 +80,17 @@ class Region:
                 f"Cannot read the bounding box {bbox!r}: it must be four numbers W,S,E,N in "
                 "degrees, as in --bbox 4.0,50.7,4.2,50.8."
             ) from error
-        if not (west < east and south < north):
+        crosses = -180 <= east < west <= 180 and east + 360 - west < _WIDEST_CROSSING
+        if not ((west < east or crosses) and south < north):
             raise InputError(
                 f"Cannot use the bounding box {west:g},{south:g},{east:g},{north:g}: west must be "
-                "less than east and south less than north (a box across the antimeridian must be "
-                "split in two). Give it in the order W,S,E,N."
+                "less than east and south less than north (only a box across the antimeridian, at "
+                "most 180 degrees wide, has west greater than east). Give it in the order W,S,E,N."
             )
+        halves = [box(west, south, 180, north), box(-180, south, east, north)]
+        parts_of_area = [half for half in halves if half.area > 0]
         return cls(
-            geometry=box(west, south, east, north),
+            geometry=MultiPolygon(parts_of_area) if crosses else box(west, south, east, north),
             source=f"the bounding box {west:g},{south:g},{east:g},{north:g}",
         )
 
@@ -131,6 +138,27 @@ class Region:
             native=geometry,
             native_crs=crs,
         )
+
+    @property
+    def unwrapped(self) -> BaseGeometry:
+        """The lon/lat geometry in one piece: east of the antimeridian longitudes go on over 180."""
+        from shapely import box, union_all
+        from shapely.affinity import translate
+
+        west, _, east, _ = self.geometry.bounds
+        if west > -180 or east < 180:
+            return self.geometry
+        eastern = self.geometry.intersection(box(0, -90, 180, 90))
+        western = self.geometry.intersection(box(-180, -90, 0, 90))
+        joined: BaseGeometry = union_all([eastern, translate(western, xoff=360)])
+        # What spans the whole Earth is one piece already.
+        return joined if joined.bounds[2] - joined.bounds[0] < east - west else self.geometry
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Longitude (-180 to 180) and latitude of the centre, in degrees."""
+        point = self.unwrapped.centroid
+        return (point.x + 180) % 360 - 180, point.y
 
     def to_crs(self, crs: str) -> BaseGeometry:
         """Return the geometry in a CRS, exactly as given where that is the CRS it came in."""

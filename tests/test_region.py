@@ -10,6 +10,7 @@ import pytest
 from shapely.geometry import LineString, Polygon, box
 
 from stcln_geo.errors import InputError, MissingFileError
+from stcln_geo.grid import utm_crs
 from stcln_geo.region import Region
 
 
@@ -94,3 +95,34 @@ def test_crossing_polygons_are_repaired(tmp_path: Path):
     region = Region.from_file(file)
     assert region.geometry.is_valid
     assert region.geometry.area == pytest.approx(0.5)
+
+
+def test_a_box_across_the_antimeridian_is_split_and_one_area_in_its_zone():
+    region = Region.from_bbox("179.7,-16.8,-179.9,-16.5")
+    assert [part.bounds for part in region.geometry.geoms] == [
+        (179.7, -16.8, 180, -16.5), (-180, -16.8, -179.9, -16.5),
+    ]  # fmt: skip
+    longitude, latitude = region.centre
+    assert longitude == pytest.approx(179.9)
+    assert latitude == pytest.approx(-16.65)
+    assert utm_crs(region.unwrapped) == "EPSG:32760"
+    area = region.to_crs("EPSG:32760")
+    west, _, east, _ = area.bounds
+    # 0.4 degrees at that latitude, in one piece.
+    assert east - west == pytest.approx(0.4 * 111_320 * np.cos(np.radians(16.65)), rel=0.02)
+    assert region.unwrapped.bounds == (179.7, -16.8, 180.1, -16.5)
+    mostly_east = Region.from_bbox("179.9,-16.8,-179.5,-16.5")
+    assert mostly_east.centre[0] == pytest.approx(-179.8)
+    assert utm_crs(mostly_east.unwrapped) == "EPSG:32701"
+
+
+def test_a_region_around_the_earth_is_one_piece():
+    region = Region.from_bbox("-180,-10,180,10")
+    assert region.unwrapped.equals(region.geometry)
+    assert region.centre == (0, 0)
+
+
+@pytest.mark.parametrize("bbox", ["5,50,4,51", "100,0,-60,1", "-170,0,-171,1", "190,0,-170,1"])
+def test_boxes_too_wide_to_cross_are_mistakes(bbox: str):
+    with pytest.raises(InputError, match="west must be less"):
+        Region.from_bbox(bbox)

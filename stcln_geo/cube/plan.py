@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InputError, SearchError
 from ..grid import Window, absolute_window, bounds_window, snapped_geobox, utm_crs
 from ..region import LONLAT, Region
+from .addresses import asset_access, check_asset
 from .contract import season_name
 from .cost import summary
 from .granules import SCL, Dropped, Granule, band_assets, newest_first
@@ -55,7 +56,7 @@ def plan_cube(
 
     items = {item["id"]: item for item in snapshot.items}
     days: dict[np.datetime64, list[tuple[Granule, Scene]]] = defaultdict(list)
-    longitude = region.geometry.centroid.x
+    longitude = region.centre[0]
     for granule in granules:
         scene = _make_scene(granule, items[granule.item], snapshot, bands, crs, spec)
         if scene.meets(window):
@@ -72,7 +73,7 @@ def plan_cube(
         spec=spec,
         catalog=snapshot.catalog.name,
         collection=snapshot.collection,
-        access=snapshot.catalog.access,
+        access=asset_access(snapshot.catalog),
         region=region.source,
         aoi=aoi,
         crs=crs,
@@ -162,7 +163,7 @@ def _choose_crs(asked: str, region: Region, granules: Sequence[Granule]) -> str:
     systems = {granule.crs for granule in granules}
     shared = str(next(iter(systems))) if len(systems) == 1 and None not in systems else None
     if asked == "auto":
-        return shared if shared and CRS(shared).is_projected else utm_crs(region.geometry)
+        return shared if shared and CRS(shared).is_projected else utm_crs(region.unwrapped)
     try:
         crs = CRS(asked)
     except CRSError as error:
@@ -188,9 +189,11 @@ def _make_scene(
     spec: CubeSpec,
 ) -> Scene:
     keys = band_assets(item, snapshot.profile)
+    access = asset_access(snapshot.catalog)
 
     def asset(name: str, radiometry: Radiometry) -> Asset:
-        href = str(item["assets"][keys[name]]["href"])
+        what = f"asset {keys[name]} of item {granule.item}"
+        href = check_asset(item["assets"][keys[name]], access, what=what)
         return Asset(key=keys[name], href=href, radiometry=radiometry)
 
     return Scene(

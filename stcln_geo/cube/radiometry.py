@@ -26,6 +26,12 @@ OffsetSource = Literal["given by the user", "already applied", "declared", "base
 """Why an offset was chosen."""
 
 
+_NO_REFLECTANCE = re.compile(
+    r"(scl|aot|wvp|tci|visual|cloud|snow|preview)(_\d\dm)?(-jp2)?", re.IGNORECASE
+)
+"""Asset keys that are no reflectance; CDSE declares -0.1 for some of them all the same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Radiometry:
     """How the numbers of one asset become the cube's."""
@@ -47,11 +53,12 @@ def resolve_offset(
     override: float | None = None,
     baseline: str = "",
 ) -> Radiometry:
-    """Return the radiometry of a reflectance asset.
+    """Return the radiometry of an asset.
 
-    The first of these that holds decides on the offset: what the user gives; 0 where the item
-    says that it was already removed; what the asset declares; the collection's rule by
-    processing baseline; 0.
+    Scene classes, aerosol, water vapour and other layers that are no reflectance have no offset,
+    whatever they declare. For reflectance the first of these that holds decides on the offset:
+    what the user gives; 0 where the item says that it was already removed; what the asset
+    declares; the collection's rule by processing baseline; 0.
 
     Parameters
     ----------
@@ -65,7 +72,9 @@ def resolve_offset(
     declared = _declared(asset)
     scale = declared.get("scale", profile.scale)
     offset, source = 0.0, "none"
-    if override is not None:
+    if _NO_REFLECTANCE.fullmatch(asset_key):
+        scale = SCALE
+    elif override is not None:
         offset, source = override, "given by the user"
     elif rule.applied_property and (item.get("properties") or {}).get(rule.applied_property):
         offset, source = 0.0, "already applied"

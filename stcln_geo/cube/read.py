@@ -14,18 +14,20 @@ import math
 import os
 import random
 import re
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlparse
 
 import numpy as np
 
 from ..catalog import Access
-from ..errors import InputError
+from ..errors import InputError, UnsafeAddressError
+from .addresses import follow_redirects
+from .hosts import asked_pause, hold_back, host_gate
+from .signing import Tokens
 from .store import writing
 
 if TYPE_CHECKING:
@@ -48,8 +50,12 @@ FailureKind = Literal["gone", "denied", "transient", "corrupt"]
 """Missing for good; not allowed; the network or server; the file itself."""
 
 _ATTEMPTS: Mapping[str, int] = {"gone": 1, "denied": 2, "transient": 4, "corrupt": 2}
+"""Tries until a failure of that kind is final; each kind is counted by itself."""
+
+_MORE_ATTEMPTS_FAR: Mapping[str, int] = {"denied": 1, "corrupt": 1}
+"""Tries more where the file is far away: a signature may have run out, an answer been cut."""
+
 _PAUSE_SECONDS = 0.5
-_TOKEN_MARGIN_SECONDS = 120.0
 _TOLERANCE_PIXELS = 1e-12
 """Small enough that GDAL places every pixel by itself, so that no pixel depends on the window it
 is read in (with 0 a WarpedVRT cannot be opened, with 0.125 a quarter of the pixels differ)."""
@@ -62,6 +68,9 @@ _GDAL_OPTIONS = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
 }
+_failed: set[str] = set()
+"""Addresses whose last read in this process failed: GDAL must be told to forget that."""
+
 _SIGNS: tuple[tuple[FailureKind, str], ...] = (
     ("denied", r"\b(401|403|409)\b|access ?denied|forbidden|credentials|permission denied"),
     ("transient", r"\b(429|500|502|503|504)\b|timed? ?out|could not resolve|couldn.t connect"
@@ -113,8 +122,8 @@ class AssetReader:
         """Prepare; nothing is opened yet."""
         self._access = access or Access()
         self._pause = pause
-        self._tokens = _Tokens(self._access.token_url)
-        self._gate = threading.BoundedSemaphore(self._access.max_connections or 1024)
+        self._tokens = Tokens(self._access)
+        self._final: dict[str, str] = {}
         self.reads = 0
         """Asset windows read so far."""
 
@@ -137,25 +146,55 @@ class AssetReader:
         AssetReadError
             If the asset cannot be read, after retrying where that can help.
         """
-        attempt = 0
+        failures: Counter[FailureKind] = Counter()
         while True:
-            attempt += 1
+            fresh = href in _failed
             try:
-                with self._gate, _environment(self._access, href, fresh=attempt > 1):
-                    pixels = _read_once(self._tokens.sign(href), geobox, resampling, nodata)
+                with (
+                    host_gate(href, self._access.max_connections),
+                    _environment(self._access, href, fresh=fresh),
+                ):
+                    address = self._resolved(href)
+                    pixels = _read_once(address, geobox, resampling, nodata)
+            except UnsafeAddressError as error:
+                raise AssetReadError(href, "denied", 1, str(error)) from error
             except InputError:
                 raise
             except Exception as error:  # GDAL, the network and the signer all fail here
                 reason = _reason(error, href)
                 kind = _kind_of(reason)
-                if attempt >= _ATTEMPTS[kind]:
-                    raise AssetReadError(href, kind, attempt, reason[:500]) from error
-                if kind == "denied":
-                    self._tokens.forget()
-                time.sleep(self._pause * 2 ** (attempt - 1) * (1 + random.random() / 4))
+                failures[kind] += 1
+                _failed.add(href)
+                if failures[kind] >= _most_attempts(kind, href):
+                    raise AssetReadError(href, kind, failures.total(), reason[:500]) from error
+                self._prepare_retry(href, kind, reason, failures.total())
                 continue
             self.reads += 1
+            _failed.discard(href)
             return pixels
+
+    def _resolved(self, href: str) -> str:
+        """Return the signed address that a read may go to, every step on the way checked."""
+        signed = self._tokens.sign(href)
+        if signed != href:
+            # Signed addresses change; where they lead is settled by their host.
+            return follow_redirects(signed, self._access)
+        if href not in self._final:
+            self._final[href] = follow_redirects(href, self._access)
+        return self._final[href]
+
+    def _prepare_retry(self, href: str, kind: FailureKind, reason: str, failed: int) -> None:
+        """Wait as long as the host asks for, or a little longer each time; renew what is stale."""
+        self._final.pop(href, None)
+        if kind == "denied":
+            self._tokens.forget(href)
+        pause = self._pause * 2 ** (failed - 1) * (1 + random.random() / 4)
+        if kind == "transient" and re.search(r"\b(429|503)\b", reason):
+            asked = asked_pause(self._tokens.sign(href))
+            if asked is not None:
+                hold_back(href, asked)
+                return
+        time.sleep(pause)
 
 
 def append_ledger(path: Path, entry: LedgerEntry) -> None:
@@ -289,49 +328,12 @@ def _reason(error: BaseException, href: str) -> str:
     return "; ".join(parts)
 
 
+def _most_attempts(kind: FailureKind, href: str) -> int:
+    return _ATTEMPTS[kind] + (_MORE_ATTEMPTS_FAR.get(kind, 0) if "://" in href else 0)
+
+
 def _kind_of(reason: str) -> FailureKind:
     for kind, signs in _SIGNS:
         if re.search(signs, reason, re.IGNORECASE):
             return kind
     return "corrupt"
-
-
-class _Tokens:
-    """Fetches and keeps the short-lived tokens that some providers ask for."""
-
-    def __init__(self, url: str | None) -> None:
-        self._url = url
-        self._lock = threading.Lock()
-        self._kept: dict[str, tuple[str, float]] = {}
-
-    def sign(self, href: str) -> str:
-        """Return the address with a token that is valid for some time."""
-        if self._url is None or not href.startswith("https://"):
-            return href
-        parts = urlparse(href)
-        account = (parts.hostname or "").split(".")[0]
-        container = parts.path.lstrip("/").split("/")[0]
-        if not (parts.hostname or "").endswith(".blob.core.windows.net") or parts.query:
-            return href
-        url = self._url.format(account=account, container=container)
-        with self._lock:
-            token, expiry = self._kept.get(url, ("", 0.0))
-            if expiry - time.time() < _TOKEN_MARGIN_SECONDS:
-                token, expiry = _fetch_token(url)
-                self._kept[url] = (token, expiry)
-        return f"{href}?{token}"
-
-    def forget(self) -> None:
-        """Drop all tokens, after one was refused."""
-        with self._lock:
-            self._kept.clear()
-
-
-def _fetch_token(url: str) -> tuple[str, float]:
-    import requests
-
-    answer = requests.get(url, timeout=(10, 30))
-    answer.raise_for_status()
-    content = answer.json()
-    expiry = datetime.datetime.fromisoformat(content["msft:expiry"].replace("Z", "+00:00"))
-    return str(content["token"]), expiry.timestamp()

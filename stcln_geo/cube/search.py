@@ -21,9 +21,12 @@ from urllib.parse import unquote, urljoin, urlparse
 import numpy as np
 
 from ..catalog import Catalog, CollectionProfile, read_json
-from ..errors import InputError, MissingFileError, SearchError, StclnGeoWarning
+from ..errors import InputError, MissingFileError, SearchError
 from ..region import Region
+from .addresses import asset_access, check_address, redact, without_secrets
 from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
+from .selection import Selection
+from .stac_api import search_api
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -124,6 +127,7 @@ def search_items(
     region: Region | None = None,
     time_range: TimeRange | str | None = None,
     *,
+    selection: Selection | None = None,
     margin: float = DEFAULT_MARGIN,
 ) -> ItemSnapshot:
     """Return the items of a catalog that meet a region and a time range, one per scene.
@@ -134,6 +138,8 @@ def search_items(
         Default: the catalog's only collection whose items have band assets.
     region
         None takes all places (static catalogs only).
+    selection
+        Tiles, orbits and cloud cover to take; None takes all.
     margin
         Items this far from the region (metres) count too, because a cube is padded to whole
         windows around it.
@@ -153,12 +159,19 @@ def search_items(
             "Give --bbox or --region."
         )
     area = _surroundings(region, margin) if region is not None else None
+    chosen = selection or Selection()
     if catalog.kind == "api" and area is not None:
-        found = _search_api(catalog, collection, area, times)
+        found = search_api(
+            catalog,
+            collection=collection,
+            area=area,
+            datetime=times.to_stac(),
+            server_filter=chosen.server_filter(catalog, profile),
+        )
     else:
-        found = _walk_static(str(catalog.endpoint))
+        found = _walk_static(catalog)
 
-    items, dropped, seen = _check_items(found, profile, collection, area, times)
+    items, dropped, seen = _check_items(found, catalog, collection, (area, times, chosen))
     collection = _only_collection(catalog, items, collection)
     described = [(describe_item(item, profile), item) for item in items.values()]
     by_id = {granule.item: item for granule, item in described}
@@ -205,37 +218,41 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         return list(stac_table_to_items(pyarrow.parquet.read_table(path)))
 
 
+_Conditions = tuple["BaseGeometry | None", TimeRange, Selection]
+"""Where, when, and which scenes."""
+
+
 def _check_items(
     found: Iterable[dict[str, Any]],
-    profile: CollectionProfile,
+    catalog: Catalog,
     collection: str | None,
-    area: BaseGeometry | None,
-    times: TimeRange,
+    conditions: _Conditions,
 ) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Dropped], int]:
     """Return the items that count, by collection and id; the others with the reason; all seen."""
+    profile = catalog.profile(collection)
     items: dict[tuple[str, str], dict[str, Any]] = {}
+    refused: set[tuple[str, str]] = set()
     dropped: list[Dropped] = []
-    seen = 0
     for item in found:
         key = (str(item.get("collection")), str(item.get("id")))
-        if key in items:
+        if key in items or key in refused:
             continue
-        seen += 1
-        reason = _reason_to_drop(item, profile, collection, area, times)
+        reason = _reason_to_drop(item, profile, collection, conditions)
         if reason is None:
-            items[key] = item
+            items[key] = without_secrets(item, catalog.access)
         else:
+            refused.add(key)
             dropped.append(Dropped(item=key[1], reason=reason))
-    return items, dropped, seen
+    return items, dropped, len(items) + len(refused)
 
 
 def _reason_to_drop(
     item: Mapping[str, Any],
     profile: CollectionProfile,
     collection: str | None,
-    area: BaseGeometry | None,
-    times: TimeRange,
+    conditions: _Conditions,
 ) -> str | None:
+    area, times, selection = conditions
     if collection is not None and item.get("collection") not in {None, collection}:
         return f"is of collection {item.get('collection')}"
     if not set(band_assets(item, profile)) - {"scl"}:
@@ -246,7 +263,7 @@ def _reason_to_drop(
     footprint = granule.geometry
     if area is not None and footprint is not None and not footprint.intersects(area):
         return "lies outside the region"
-    return None
+    return selection.reason_to_drop(item, granule)
 
 
 def _only_collection(
@@ -282,66 +299,16 @@ def _nothing_found(
     )
 
 
-def _search_api(
-    catalog: Catalog, collection: str | None, area: BaseGeometry, times: TimeRange
-) -> Iterator[dict[str, Any]]:
-    """Yield the items of all pages, stopping at a page that brings nothing new."""
-    from pystac_client import Client
-    from pystac_client.exceptions import APIError
-    from pystac_client.stac_api_io import StacApiIO
-    from requests.exceptions import RequestException
-    from shapely.geometry import mapping
-    from urllib3.util.retry import Retry
-
-    retry = Retry(
-        total=6, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504),
-        allowed_methods=None, respect_retry_after_header=True,
-    )  # fmt: skip
-    known: set[tuple[str, str]] = set()
-    try:
-        client = Client.open(
-            str(catalog.endpoint), stac_io=StacApiIO(max_retries=retry, timeout=(10, 120))
-        )
-        search = client.search(
-            collections=[collection] if collection is not None else None,
-            intersects=mapping(area),
-            datetime=times.to_stac(),
-            limit=catalog.page_limit,
-        )
-        for number, page in enumerate(search.pages_as_dicts(), start=1):
-            features = page.get("features", [])
-            keys = {(str(item.get("collection")), str(item.get("id"))) for item in features}
-            if keys <= known:
-                _repeated_page(catalog, number, len(known), _matched(page))
-                return
-            known |= keys
-            yield from features
-    except (APIError, RequestException, OSError, NotImplementedError) as error:
-        raise SearchError(
-            f"Cannot search '{catalog.name}' at {catalog.endpoint}: {str(error)[:300]}. Check the "
-            "connection and the address, or try again later."
-        ) from error
-
-
-def _matched(page: Mapping[str, Any]) -> int | None:
-    matched = page.get("numberMatched", (page.get("context") or {}).get("matched"))
-    return int(matched) if matched is not None else None
-
-
-def _repeated_page(catalog: Catalog, number: int, known: int, matched: int | None) -> None:
-    if matched is not None and known >= matched:
-        return
-    warnings.warn(
-        f"The answer of '{catalog.name}' repeats itself at page {number}, after {known} items"
-        f"{f' of {matched}' if matched is not None else ''}: items may be missing. Search shorter "
-        "time ranges, and compare the number of dates.",
-        StclnGeoWarning,
-        stacklevel=4,
-    )
-
-
-def _walk_static(location: str) -> Iterator[dict[str, Any]]:
+def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
     """Yield the items below a catalog, collections in the order of their links."""
+    location = str(catalog.endpoint)
+    access = asset_access(catalog)
+
+    def linked(base: str, link: Mapping[str, Any]) -> str:
+        address = _join(base, str(link["href"]))
+        check_address(address, access, what=f"a link of {redact(base)}")
+        return address
+
     waiting: list[tuple[str, str | None]] = [(location, None)]
     visited: set[str] = set()
     with ThreadPoolExecutor(_READERS if "://" in location else 1) as pool:
@@ -356,9 +323,9 @@ def _walk_static(location: str) -> Iterator[dict[str, Any]]:
             children: list[str] = []
             for link in document.get("links", []):
                 if link.get("rel") == "child":
-                    waiting.append((_join(here, str(link["href"])), collection))
+                    waiting.append((linked(here, link), collection))
                 elif link.get("rel") == "item":
-                    children.append(_join(here, str(link["href"])))
+                    children.append(linked(here, link))
             for address, item in zip(children, pool.map(read_json, children), strict=True):
                 yield _absolute(item, address, collection)
 
@@ -390,7 +357,7 @@ def _join(base: str, href: str) -> str:
 
 def _surroundings(region: Region, margin: float) -> BaseGeometry:
     """Return the region in lon/lat, simplified and grown by at least a margin in metres."""
-    from shapely import affinity, box, intersection
+    from shapely import affinity, box, intersection, union_all
 
     _, south, _, north = region.geometry.bounds
     squeeze = max(float(np.cos(np.radians(max(abs(south), abs(north))))), 0.05)
@@ -398,9 +365,10 @@ def _surroundings(region: Region, margin: float) -> BaseGeometry:
     # Grow in a plane where a degree is equally long in both directions.
     plane = affinity.scale(region.geometry, xfact=squeeze, origin=(0, 0))
     grown = plane.buffer(degrees * 1.1, join_style="mitre").simplify(degrees / 10)
-    area: BaseGeometry = intersection(
-        affinity.scale(grown, xfact=1 / squeeze, origin=(0, 0)), box(-180, -90, 180, 90)
-    )
+    grown = affinity.scale(grown, xfact=1 / squeeze, origin=(0, 0))
+    # What grows over the antimeridian goes on at the other side.
+    copies = [affinity.translate(grown, xoff=turn) for turn in (0, 360, -360)]
+    area: BaseGeometry = union_all(intersection(copies, box(-180, -90, 180, 90)))
     return area
 
 

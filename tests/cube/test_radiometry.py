@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stcln_geo.catalog import BaselineRule, CollectionProfile, OffsetRule, load_catalog
+from stcln_geo.catalog import (
+    BaselineRule,
+    CollectionProfile,
+    OffsetRule,
+    load_catalog,
+    shipped_catalogs,
+)
 from stcln_geo.cube.contract import FILL
-from stcln_geo.cube.granules import describe_item
+from stcln_geo.cube.granules import band_assets, describe_item
 from stcln_geo.cube.radiometry import Radiometry, harmonise, resolve_offset
 
 CASES = [
@@ -47,6 +55,43 @@ def test_recorded_items_resolve(name: str, file: str, key: str, dn: int, source:
     assert (found.offset, found.source, found.factor, found.nodata) == (dn, source, 1.0, 0)
     given = resolve_offset(item, key, profile, baseline=baseline, override=-0.05)
     assert (given.offset, given.source) == (-500, "given by the user")
+
+
+def expected_offsets() -> list[dict[str, str]]:
+    with (Path(__file__).parent / "expected_offsets.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_expected_table_names_every_recorded_item(shared: Path):
+    recorded = {file.stem for file in (shared / "data" / "stac_items").glob("*/*/*.json")}
+    assert {row["item"] for row in expected_offsets()} == recorded
+    assert len(expected_offsets()) == len(recorded)
+
+
+@pytest.mark.parametrize("row", expected_offsets(), ids=lambda row: row["item"])
+def test_recorded_items_meet_the_expected_table(row: dict[str, str], shared: Path):
+    name = f"*/{row['collection']}/{row['item']}.json"
+    item = json.loads(next((shared / "data" / "stac_items").glob(name)).read_text())
+    if row["catalog"] == "static":
+        profile = shipped_catalogs()["static"].defaults
+    else:
+        catalog = load_catalog(row["catalog"])
+        # Sentinel-1 is not described: it has no reflectance whatever the rules are.
+        known = row["collection"] in catalog.collections
+        profile = catalog.profile(row["collection"] if known else "sentinel-2-l2a")
+    baseline = describe_item(item, profile).baseline
+    assets = band_assets(item, profile)
+    reflectance = [key for band, key in assets.items() if band != "scl"]
+    assert bool(reflectance) == bool(row["reflectance_dn"])
+    for key in reflectance:
+        found = resolve_offset(item, key, profile, baseline=baseline)
+        assert found.offset == int(row["reflectance_dn"]), key
+    # All resolutions and twins too, with or without an override.
+    for key in item["assets"]:
+        if re.match("scl|aot|wvp", key, re.IGNORECASE):
+            for override in (None, -0.1):
+                found = resolve_offset(item, key, profile, baseline=baseline, override=override)
+                assert found.offset == int(row["other_dn"]), key
 
 
 @pytest.mark.parametrize(

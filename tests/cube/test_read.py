@@ -133,6 +133,9 @@ def test_kinds_of_failure(reason: str, kind: str):
     assert _kind_of(reason) == kind
 
 
+HERE = Access(allow_hosts=("127.0.0.1",))
+
+
 class Flaky(SimpleHTTPRequestHandler):
     """Serves a folder, after some refusals of each address; keeps what was asked for."""
 
@@ -175,7 +178,7 @@ def test_a_server_that_fails_for_a_while_is_asked_again(scene: Any, web: Any):
     url, handler = web
     handler.refusals = 2
     grid = geobox_from_window(Window(-560004, 60000, 101, 203), crs="EPSG:32631", resolution=10)
-    got = AssetReader(pause=0).read(f"{url}/{path.name}", grid)
+    got = AssetReader(HERE, pause=0).read(f"{url}/{path.name}", grid)
     np.testing.assert_array_equal(got, pixels)
     assert handler.refusals == 0
 
@@ -186,7 +189,7 @@ def test_a_server_that_stays_down_is_transient_and_given_up(scene: Any, web: Any
     handler.refusals = 10_000
     grid = geobox_from_window(Window(-560004, 60000, 101, 203), crs="EPSG:32631", resolution=10)
     with pytest.raises(AssetReadError) as error:
-        AssetReader(pause=0).read(f"{url}/{path.name}?sig=secret", grid)
+        AssetReader(HERE, pause=0).read(f"{url}/{path.name}?sig=secret", grid)
     assert (error.value.kind, error.value.attempts) == ("transient", 4)
     assert "secret" not in error.value.reason
 
@@ -204,7 +207,7 @@ def test_tokens_are_fetched_once_and_only_for_blobs(web: Any, tmp_path: Path):
     assert sign(href.replace("b.tif", "c.tif")).endswith("c.tif?sv=1&sig=abc")
     assert sign("https://example.org/a.tif") == "https://example.org/a.tif"
     assert handler.asked == ["/acc/box"]
-    reader._tokens.forget()
+    reader._tokens.forget(href)
     sign(href)
     assert handler.asked == ["/acc/box"] * 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from shapely.geometry import box, mapping, shape
 
-from stcln_geo.catalog import Catalog, load_catalog
+from stcln_geo.catalog import Catalog, ItemProperties, load_catalog
 from stcln_geo.cube.granules import describe_item, drop_duplicates
 from stcln_geo.cube.search import parse_time_range, read_items, search_items, write_items
+from stcln_geo.cube.selection import Selection
 from stcln_geo.errors import CatalogError, InputError, SearchError, StclnGeoWarning
 from stcln_geo.region import Region
 
@@ -51,9 +53,11 @@ class Server:
             def log_message(self, *_: Any) -> None:
                 pass
 
-            def reply(self, content: Any, status: int = 200) -> None:
+            def reply(self, content: Any, status: int = 200, pause: int | None = None) -> None:
                 body = json.dumps(content).encode()
                 self.send_response(status)
+                if pause is not None:
+                    self.send_header("Retry-After", str(pause))
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -68,6 +72,8 @@ class Server:
                 outer.searches.append(query)
                 if outer.fault == "busy" and len(outer.searches) == 2:
                     self.reply({"message": "slow down"}, 429)
+                elif outer.fault == "pause" and len(outer.searches) == 1:
+                    self.reply({"message": "slow down"}, 503, pause=1)
                 elif outer.fault == "down":
                     self.reply({"message": "wrong"}, 400)
                 else:
@@ -90,7 +96,12 @@ class Server:
     def answer(self, query: dict[str, Any]) -> dict[str, Any]:
         start = int(query.get("token", 0))
         found = self.items[start : start + self.page]
-        following = 0 if self.fault == "same page" else start + self.page
+        following = 0 if self.fault in {"same page", "new links"} else start + self.page
+        if self.fault == "page twice" and len(self.searches) == 2:
+            found, following = self.items[start - self.page : start], start
+            query = {**query, "again": True}
+        if self.fault == "new links":
+            query = {**query, "number": len(self.searches)}
         links = []
         if following < len(self.items):
             links = [{"rel": "next", "href": f"{self.url}search", "method": "POST",
@@ -279,3 +290,88 @@ def test_orbit_and_baseline_are_read_from_the_product_name(shared: Path):
     assert granule.crs == "EPSG:32613"
     assert granule.bounds is not None
     assert granule.bounds[2] - granule.bounds[0] == 109800
+
+
+def test_a_page_given_twice_is_passed_over(serve: Any):
+    server = serve([item(number) for number in range(7)], page=3, fault="page twice")
+    assert len(search_items(load_catalog(server.url), "s2", REGION)) == 7
+    assert len(server.searches) == 4
+
+
+def test_pages_that_bring_nothing_new_under_ever_new_links_end(serve: Any):
+    server = serve([item(number) for number in range(7)], page=3, fault="new links")
+    with pytest.warns(StclnGeoWarning, match=r"repeats itself at page 4, after 3 items"):
+        assert len(search_items(load_catalog(server.url), "s2", REGION)) == 3
+    assert len(server.searches) == 4
+
+
+def test_the_pause_a_server_asks_for_is_kept(serve: Any):
+    server = serve([item(0)], fault="pause")
+    started = time.monotonic()
+    assert len(search_items(load_catalog(server.url), "s2", REGION)) == 1
+    assert time.monotonic() - started > 1
+    assert len(server.searches) == 2
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        ({"tiles": ("31UES",)}, [0, 1]),
+        ({"tiles": ("MGRS-31UES", "t9VXK")}, [0, 1, 2]),
+        ({"orbits": (8,)}, [1]),
+        ({"max_cloud": 20}, [0, 2]),
+        ({"max_cloud": 0}, []),
+        ({}, [0, 1, 2, 3]),
+    ],
+)
+def test_static_catalogs_are_selected_from_too(choice: Any, kept: list[int]):
+    properties = [
+        {"grid:code": "MGRS-31UES", "sat:relative_orbit": 51, "eo:cloud_cover": 20},
+        {"grid:code": "MGRS-31UES", "sat:relative_orbit": 8, "eo:cloud_cover": 20.1},
+        {"s2:mgrs_tile": "09VXK", "sat:relative_orbit": 51, "eo:cloud_cover": 3},
+        {"s2:mgrs_tile": "31UFS"},
+    ]
+    profile = load_catalog("cdse").profile("sentinel-2-l2a")
+    names = {"tile": ("grid:code", "s2:mgrs_tile"), "orbit": ("sat:relative_orbit",)}
+    profile = profile.model_copy(update={"properties": ItemProperties(**names)})
+    found = []
+    for number, more in enumerate(properties):
+        made = item(number)
+        made["properties"] |= more
+        granule = describe_item(made, profile)
+        if Selection(**choice).reason_to_drop(made, granule) is None:
+            found.append(number)
+    assert found == kept
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"tiles": ("31UEI",)}, "'31UEI'.*--tiles 31UES"),
+        ({"orbits": (144,)}, "orbit 144.*1 to 143"),
+        ({"max_cloud": 101}, "101 % cloud.*0 to 100"),
+    ],
+)
+def test_bad_selections_are_named(choice: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        Selection(**choice)
+
+
+def test_a_region_across_the_antimeridian_finds_scenes_on_both_sides(serve: Any):
+    places = [(179.6, 180.0), (-180.0, -179.7), (178.0, 179.0), (-10.0, 10.0)]
+    made = [
+        item(number, geometry=mapping(box(west, -17, east, -16)), bbox=[west, -17, east, -16])
+        for number, (west, east) in enumerate(places)
+    ]
+    server = serve(made)
+    region = Region.from_bbox("179.7,-16.8,-179.9,-16.5")
+    found = search_items(load_catalog(server.url), "s2", region)
+    assert [one["id"] for one in found.items] == ["S2A_000", "S2A_001"]
+    asked = shape(server.searches[0]["intersects"])
+    assert asked.geom_type == "MultiPolygon"
+    assert asked.bounds[0] == -180
+    assert asked.bounds[2] == 180
+    # A region that only comes near it is grown over it.
+    near = Region.from_bbox("179.9,-16.8,179.999,-16.5")
+    found = search_items(load_catalog(server.url), "s2", near)
+    assert [one["id"] for one in found.items] == ["S2A_000", "S2A_001"]

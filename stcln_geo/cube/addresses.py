@@ -1,0 +1,252 @@
+"""Which addresses may be read, and which must never be written down.
+
+Items come from servers that are not ours. An item could name a file of this machine, a service
+that only this machine reaches, or a server that leads there; and an address could carry a
+signature that has no place in a plan or a log. This module says no.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+import socket
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
+
+from ..catalog import Access, Catalog
+from ..errors import UnsafeAddressError
+
+__all__ = [
+    "asset_access",
+    "check_address",
+    "check_asset",
+    "follow_redirects",
+    "host_of",
+    "is_private",
+    "matches_host",
+    "redact",
+    "without_secrets",
+]
+
+_REMOTE = re.compile(r"(https?|s3|gs|az|abfs|abfss)://[^/?#\s]+")
+_WEB = ("http://", "https://")
+_PRIVATE_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|intranet|lan|home\.arpa)\.?")
+_SECRET = re.compile(
+    r"sig|signature|se|sp|sv|st|skoid|sktid|ske|sks|token|access_?token|sas|key|api_?key"
+    r"|subscription-key|password|awsaccesskeyid|googleaccessid|x-(amz|goog)-.*|expires|policy"
+    r"|key-pair-id",
+    re.IGNORECASE,
+)
+_MAX_REDIRECTS = 5
+_TIMEOUT_SECONDS = (10, 30)
+
+
+def asset_access(catalog: Catalog) -> Access:
+    """Return what a catalog's assets may reach: its own host, or files if it is one itself."""
+    access, endpoint = catalog.access, catalog.endpoint or ""
+    if "://" in endpoint:
+        own = host_of(endpoint)
+        hosts = tuple(dict.fromkeys((*access.allow_hosts, own)))
+        return access.model_copy(update={"allow_hosts": hosts})
+    return access.model_copy(update={"local_files": access.local_files or bool(endpoint)})
+
+
+def check_address(href: str, access: Access, *, what: str) -> None:
+    """Raise unless an address may be read, as far as its text tells.
+
+    Parameters
+    ----------
+    what
+        What has the address, for the message: "asset red of item S2A_1".
+
+    Raises
+    ------
+    UnsafeAddressError
+        If it is a local path or a form that GDAL alone understands, and the catalog is no file;
+        or if it is on a private host that was not allowed.
+    """
+    if not _REMOTE.match(href):
+        if access.local_files:
+            return
+        raise UnsafeAddressError(
+            f"Cannot use {what}: its address {redact(href)!r} is no http(s), s3, gs or az address. "
+            "Local paths, file:, /vsi and vrt:// are read only for catalogs that are files "
+            "themselves, because another's server must not choose files of this machine. "
+            "Download the catalog and give its folder, or ask its owner to correct the item."
+        )
+    host = host_of(href)
+    if href.startswith(_WEB) and is_private(host) and not matches_host(host, access.allow_hosts):
+        raise _private(host, what)
+
+
+def follow_redirects(href: str, access: Access) -> str:
+    """Ask where an address leads, check every step, and return the last one.
+
+    GDAL cannot be told not to follow redirects, so they are followed here first. A host that
+    the catalog's description calls direct is not asked. This stops servers that lead elsewhere; it
+    cannot stop one that answers GDAL otherwise than it answers us.
+
+    Raises
+    ------
+    UnsafeAddressError
+        If a step, or the address its name resolves to, is private and not allowed.
+    requests.RequestException
+        If the server cannot be asked.
+    """
+    import requests
+
+    if not href.startswith(_WEB):
+        return href
+    for _ in range(_MAX_REDIRECTS):
+        host = host_of(href)
+        what = f"an asset on {host}"
+        check_address(href, access, what=what)
+        if _resolves_private(host) and not matches_host(host, access.allow_hosts):
+            raise _private(host, what)
+        if matches_host(host, access.direct_hosts):
+            return href
+        with requests.get(
+            href,
+            headers={"Range": "bytes=0-0"},
+            allow_redirects=False,
+            timeout=_TIMEOUT_SECONDS,
+            stream=True,
+        ) as answer:
+            if not answer.is_redirect:
+                return href
+            target = urljoin(href, answer.headers["Location"])
+        if not target.startswith(_WEB):
+            raise UnsafeAddressError(
+                f"Cannot read {what}: it redirects to {redact(target)!r}, and only http(s) "
+                "addresses are followed. Ask the owner of the catalog to correct it."
+            )
+        href = target
+    raise UnsafeAddressError(
+        f"Cannot read an asset on {host_of(href)}: it redirects more than {_MAX_REDIRECTS} times. "
+        "Ask the owner of the catalog to correct it."
+    )
+
+
+def without_secrets(item: Mapping[str, Any], access: Access) -> dict[str, Any]:
+    """Return the item with no password, token or signature in any address.
+
+    Where reading adds fresh signatures an old one is simply left out. Elsewhere the asset is marked
+    with ``signed_by``, the name of what was taken away, so that it is refused when it is needed:
+    what a build reads is written into its plan, and a signature there would be told to everyone.
+    """
+    plain: dict[str, Any] = _redacted(dict(item))
+    for key, asset in (item.get("assets") or {}).items():
+        href = str(asset.get("href", ""))
+        secret = _secret_in(href)
+        if secret and access.kind == "sas" and matches_host(host_of(href), access.sign_hosts):
+            plain["assets"][key]["href"] = urlunsplit(urlsplit(href)._replace(query=""))
+        elif secret:
+            plain["assets"][key]["signed_by"] = secret
+    return plain
+
+
+def check_asset(asset: Mapping[str, Any], access: Access, *, what: str) -> str:
+    """Return the address of an asset of `without_secrets`, if it may be read and kept.
+
+    Raises
+    ------
+    UnsafeAddressError
+        As `check_address`, or if its signature was taken away.
+    """
+    href = str(asset["href"])
+    check_address(href, access, what=what)
+    if asset.get("signed_by"):
+        raise UnsafeAddressError(
+            f"Cannot use {what}: its address carries a secret ({asset['signed_by']}), and a build "
+            "writes addresses into its plan. Give an address without it: describe the catalog with "
+            "'access: kind: sas' and a token_url, or put credentials into the environment as GDAL "
+            "reads them."
+        )
+    return href
+
+
+def redact(text: str) -> str:
+    """Return a text with passwords, tokens and signatures in addresses replaced by dots."""
+    text = re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)
+    return re.sub(
+        r"([?&;])([\w.~-]+)=([^&;\s'\")]+)",
+        lambda match: f"{match[1]}{match[2]}=..." if _SECRET.fullmatch(match[2]) else match[0],
+        text,
+    )
+
+
+def host_of(href: str) -> str:
+    """Return the host of an address, in lower case and without port, or an empty text."""
+    try:
+        return (urlsplit(href).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return ""
+
+
+def matches_host(host: str, patterns: tuple[str, ...]) -> bool:
+    """Return True where a host is one of the patterns (``*`` stands for anything)."""
+    return any(fnmatchcase(host, pattern.lower()) for pattern in patterns)
+
+
+def is_private(host: str) -> bool:
+    """Return True where a host's name or number says that it is not on the public internet."""
+    try:
+        return _is_private_number(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    # Old spellings of IPv4 (0x7f.1, 2130706433, 127.1) that resolvers still take.
+    if re.fullmatch(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+)){0,3}", host):
+        try:
+            return _is_private_number(ipaddress.ip_address(socket.inet_aton(host)))
+        except OSError:
+            return True
+    return "." not in host or _PRIVATE_NAMES.fullmatch(host) is not None
+
+
+def _is_private_number(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        # A dual-stack system reaches ::ffff:127.0.0.1 as 127.0.0.1.
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is not None:
+            return _is_private_number(inner)
+    return not address.is_global or address.is_multicast
+
+
+@functools.lru_cache(maxsize=256)
+def _resolves_private(host: str) -> bool:
+    """Return True where a name leads to a private number; False where it cannot be resolved."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return any(is_private(str(entry[4][0]).split("%")[0]) for entry in found)
+
+
+def _private(host: str, what: str) -> UnsafeAddressError:
+    return UnsafeAddressError(
+        f"Cannot use {what}: it is on the private host {host!r}. An asset may reach this machine "
+        "or its own network only where the catalog itself is on that host. If you trust the "
+        f"catalog, allow it with --allow-host {host}."
+    )
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {key: _redacted(entry) for key, entry in value.items()}
+    return [_redacted(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _secret_in(href: str) -> str | None:
+    """Return the name of the first secret in an address."""
+    parts = urlsplit(href) if "://" in href else None
+    if parts is None:
+        return None
+    if parts.password or parts.username:
+        return "password"
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return next((name for name in names if _SECRET.fullmatch(name)), None)

@@ -1,0 +1,134 @@
+"""Ask a STAC API for items, page after page, however it behaves."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+from ..catalog import Catalog
+from ..errors import SearchError, StclnGeoWarning
+from .addresses import asset_access, check_address, redact
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+__all__ = ["search_api"]
+
+_RETRIES = 6
+_BACKOFF_SECONDS = 0.5
+_TIMEOUT_SECONDS = (10, 120)
+_BUSY = (429, 500, 502, 503, 504)
+_MOST_STALE_PAGES = 3
+"""So many pages in a row may bring nothing new before the search is given up."""
+
+
+def search_api(
+    catalog: Catalog,
+    *,
+    collection: str | None,
+    area: BaseGeometry | None,
+    datetime: str | None,
+    server_filter: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the items of all pages; each may come more than once.
+
+    A refusal that passes (429, 5xx, a broken or silent connection) is asked again after a pause, or
+    after the time the server names in ``Retry-After``. A page that was there before is passed
+    over; where pages only repeat, the search ends with a warning.
+
+    Parameters
+    ----------
+    area
+        In lon/lat; None is the whole Earth.
+    datetime
+        As a STAC API writes a range.
+    server_filter
+        More arguments of a pystac-client search.
+    limit
+        Items per page, in place of the catalog's.
+
+    Raises
+    ------
+    SearchError
+        If the server cannot be searched.
+    """
+    from pystac_client import Client
+    from pystac_client.exceptions import APIError
+    from pystac_client.stac_api_io import StacApiIO
+    from requests.exceptions import RequestException
+    from shapely.geometry import mapping
+    from urllib3.util.retry import Retry
+
+    retry = Retry(
+        total=_RETRIES, backoff_factor=_BACKOFF_SECONDS, status_forcelist=_BUSY,
+        allowed_methods=None, respect_retry_after_header=True,
+    )  # fmt: skip
+    try:
+        client = Client.open(
+            str(catalog.endpoint), stac_io=StacApiIO(max_retries=retry, timeout=_TIMEOUT_SECONDS)
+        )
+        search = client.search(
+            collections=[collection] if collection is not None else None,
+            intersects=mapping(area) if area is not None else None,
+            datetime=datetime,
+            limit=limit or catalog.page_limit,
+            **(server_filter or {}),
+        )
+        yield from _new_pages(catalog, search.pages_as_dicts())
+    except (APIError, RequestException, OSError, NotImplementedError) as error:
+        raise SearchError(
+            f"Cannot search '{catalog.name}' at {redact(str(catalog.endpoint))}: "
+            f"{redact(str(error))[:300]}. Check the connection and the address, or try again later."
+        ) from error
+
+
+def _new_pages(catalog: Catalog, pages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the items of the pages until they end, or only repeat."""
+    known: set[tuple[str, str]] = set()
+    links: set[str] = set()
+    stale = 0
+    for number, page in enumerate(pages, start=1):
+        features = page.get("features", [])
+        keys = {(str(item.get("collection")), str(item.get("id"))) for item in features}
+        following = _next_link(catalog, page)
+        stale = stale + 1 if keys <= known else 0
+        # A link that was followed before leads to what was seen before.
+        endless = following is not None and following in links
+        if stale and (endless or following is None or stale >= _MOST_STALE_PAGES):
+            _report_repeated_page(catalog, number, len(known), _matched(page))
+            return
+        known |= keys
+        yield from features
+        if following is not None:
+            links.add(following)
+
+
+def _next_link(catalog: Catalog, page: Mapping[str, Any]) -> str | None:
+    """Return the link to the next page as text that can be compared, once it is found safe."""
+    for link in page.get("links") or ():
+        if link.get("rel") == "next":
+            href = urljoin(str(catalog.endpoint), str(link.get("href", "")))
+            check_address(href, asset_access(catalog), what="the link to the next page")
+            return json.dumps([href, link.get("body")], sort_keys=True)
+    return None
+
+
+def _matched(page: Mapping[str, Any]) -> int | None:
+    matched = page.get("numberMatched", (page.get("context") or {}).get("matched"))
+    return int(matched) if matched is not None else None
+
+
+def _report_repeated_page(catalog: Catalog, number: int, known: int, matched: int | None) -> None:
+    if matched is not None and known >= matched:
+        return
+    warnings.warn(
+        f"The answer of '{catalog.name}' repeats itself at page {number}, after {known} items"
+        f"{f' of {matched}' if matched is not None else ''}: items may be missing. Search shorter "
+        "time ranges, and compare the number of dates.",
+        StclnGeoWarning,
+        stacklevel=5,
+    )

@@ -1,0 +1,254 @@
+"""Addresses: private hosts, local files, redirects and secrets, from catalogs that are not ours."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stcln_geo.catalog import Access, Catalog, load_catalog
+from stcln_geo.cli.main import invoke
+from stcln_geo.cube import addresses
+from stcln_geo.cube.addresses import (
+    asset_access,
+    check_address,
+    follow_redirects,
+    is_private,
+    redact,
+    without_secrets,
+)
+from stcln_geo.cube.build import build_cube
+from stcln_geo.cube.plan import plan_cube
+from stcln_geo.cube.read import AssetReader, AssetReadError
+from stcln_geo.cube.search import read_items, search_items
+from stcln_geo.errors import CatalogError, UnsafeAddressError
+from stcln_geo.grid import Window, geobox_from_window
+
+FAR = Access()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "a.localhost", "127.0.0.1", "127.1", "2130706433", "0x7f.1", "0.0.0.0", "::1",
+     "::ffff:10.0.0.1", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1",
+     "169.254.169.254", "fe80::1", "fd00::1", "printer.local", "printer.local.", "nas",
+     "100.64.0.1", "metadata.google.internal"],
+)  # fmt: skip
+def test_private_hosts_are_recognised_and_refused(host: str):
+    assert is_private(host)
+    href = f"http://[{host}]/red.tif" if ":" in host else f"http://{host}/red.tif"
+    with pytest.raises(UnsafeAddressError, match="--allow-host"):
+        check_address(href, FAR, what="asset red")
+    check_address(href, Access(allow_hosts=(host.rstrip("."),)), what="asset red")
+
+
+@pytest.mark.parametrize("host", ["172.32.0.1", "8.8.8.8", "example.org", "2606:4700::1111"])
+def test_public_hosts_are_not_private(host: str):
+    assert not is_private(host)
+
+
+@pytest.mark.parametrize(
+    "href",
+    ["/etc/passwd", "red.tif", "../red.tif", "file:///etc/passwd", "/vsicurl/http://10.0.0.1/x",
+     "/vsizip/x.zip", "vrt:///etc/x.tif", "GTIFF_DIR:1:/etc/x.tif", "<VRTDataset/>",
+     "zip+https://example.org/x.zip", "HTTP://example.org/x.tif", "ftp://example.org/x.tif", ""],
+)  # fmt: skip
+def test_local_forms_are_read_only_for_catalogs_that_are_files(href: str, tmp_path: Path):
+    api = Catalog(name="x", kind="api", endpoint="https://example.org/")
+    with pytest.raises(UnsafeAddressError, match="Download the catalog"):
+        check_address(href, asset_access(api), what="asset red")
+    on_disk = Catalog(name="x", kind="static", endpoint=str(tmp_path / "catalog.json"))
+    check_address(href, asset_access(on_disk), what="asset red")
+
+
+def test_a_catalog_on_a_private_host_may_use_that_host_and_no_other():
+    access = asset_access(Catalog(name="x", kind="api", endpoint="http://127.0.0.1:8080/stac"))
+    check_address("http://127.0.0.1:9000/red.tif", access, what="asset red")
+    with pytest.raises(UnsafeAddressError, match=r"private host '10\.0\.0\.1'"):
+        check_address("http://10.0.0.1/red.tif", access, what="asset red")
+
+
+def test_a_name_that_leads_to_a_private_number_is_not_asked(monkeypatch: pytest.MonkeyPatch):
+    def resolve(host: str, *_: Any) -> list[Any]:
+        return [(2, 1, 6, "", ("127.0.0.1", 0))]
+
+    addresses._resolves_private.cache_clear()
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    with pytest.raises(UnsafeAddressError, match=r"private host 'rebind\.example\.org'"):
+        follow_redirects("http://rebind.example.org/red.tif", FAR)
+    addresses._resolves_private.cache_clear()
+
+
+class Redirecting(SimpleHTTPRequestHandler):
+    """Serves a folder; ``/to?URL`` redirects."""
+
+    asked: list[str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        type(self).asked.append(self.path)
+        if not self.path.startswith("/to?"):
+            super().do_GET()
+            return
+        self.send_response(302)
+        self.send_header("Location", self.path[4:])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    handler = type("Handler", (Redirecting,), {"asked": []})
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler.asked
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://169.254.169.254/latest/meta-data", "http://localhost:1/x", "file:///etc/passwd",
+     "/to?/to?http://10.0.0.1/"],
+)  # fmt: skip
+def test_redirects_to_where_an_asset_may_not_be_are_not_followed(web: Any, target: str):
+    url, asked = web
+    grid = geobox_from_window(Window(0, 0, 4, 4), crs="EPSG:32631", resolution=10)
+    reader = AssetReader(Access(allow_hosts=("127.0.0.1",)), pause=0)
+    with pytest.raises(AssetReadError, match=r"private host|only http\(s\)") as error:
+        reader.read(f"{url}/to?{target}", grid)
+    assert (error.value.kind, error.value.attempts) == ("denied", 1)
+    assert all(path.startswith("/to?") for path in asked)
+
+
+def test_redirects_that_turn_in_circles_end(web: Any):
+    url, asked = web
+    access = Access(allow_hosts=("127.0.0.1",))
+    with pytest.raises(UnsafeAddressError, match="more than 5 times"):
+        follow_redirects(f"{url}/to?" * 1 + "/to?" * 20 + "/x", access)
+    assert len(asked) == 5
+    assert follow_redirects(f"{url}/to?/x.tif", access) == f"{url}/x.tif"
+
+
+# --- whole builds ---
+
+
+def test_a_static_catalog_on_the_web_cannot_name_files_of_this_machine(
+    planted: Any, web: Any, tmp_path: Path
+):
+    url, _ = web
+    location = f"{url}/archive/catalog.json"
+    assert len(search_items(load_catalog(location))) == 3
+    file = planted.folder / "S2_1.json"
+    item = json.loads(file.read_text())
+    item["assets"]["red"]["href"] = f"file://{planted.folder}/S2_1_red.tif"
+    file.write_text(json.dumps(item))
+    with pytest.raises(UnsafeAddressError, match="asset red of item S2_1"):
+        plan_cube(search_items(load_catalog(location)))
+    # The same catalog as files may.
+    plan_cube(search_items(load_catalog(planted.location)))
+    catalog = json.loads((planted.folder / "catalog.json").read_text())
+    catalog["links"].append({"rel": "child", "href": "file:///etc/passwd"})
+    (planted.folder / "catalog.json").write_text(json.dumps(catalog))
+    with pytest.raises(UnsafeAddressError, match="Cannot use a link of"):
+        search_items(load_catalog(location))
+
+
+def test_private_assets_of_a_local_catalog_need_allow_host(
+    planted: Any, web: Any, tmp_path: Path, capsys: Any
+):
+    url, _ = web
+    for file in planted.folder.glob("S2_*.json"):
+        text = file.read_text().replace('"./S2', f'"{url}/archive/S2')
+        file.write_text(text)
+    build = ["cube", "build", "--catalog", planted.location, str(tmp_path / "c.zarr")]
+    assert invoke(build) == 2
+    assert "private host '127.0.0.1'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "c.zarr").exists()
+    assert invoke([*build, "--allow-host", "127.0.0.1"]) == 0
+
+
+def test_item_ids_never_become_paths(planted: Any, tmp_path: Path):
+    for number, name in enumerate(("../../evil", "/tmp/evil", "a/b\0c")):
+        file = planted.folder / f"S2_{number}.json"
+        item = json.loads(file.read_text())
+        file.write_text(json.dumps({**item, "id": name}))
+    inside = tmp_path / "deep" / "er" / "c.zarr"
+    before = {path for path in tmp_path.rglob("*")}
+    build_cube(plan_cube(search_items(load_catalog(planted.location))), inside)
+    new = {path for path in tmp_path.rglob("*")} - before
+    assert all(path == inside or inside in path.parents or path in inside.parents for path in new)
+    assert not [path for path in new if "evil" in path.name or "b" in path.parts[-1:]]
+
+
+SECRET = "hUsHhUsH"
+
+
+def test_secrets_are_taken_out_of_texts():
+    assert redact(f"https://me:{SECRET}@h.org/x?a=1&sig={SECRET}&b=2") == (
+        "https://...@h.org/x?a=1&sig=...&b=2"
+    )
+    assert SECRET not in redact(f"got /x?X-Amz-Signature={SECRET} and ?token={SECRET}")
+
+
+def test_signatures_are_left_out_where_reading_signs_and_refused_elsewhere(planted: Any):
+    href = "https://acc.blob.core.windows.net/box/a.tif"
+    sas = Access(kind="sas", token_url="https://example.org/{account}/{container}")
+    signed = {"assets": {"B04": {"href": f"{href}?se=2020&sig={SECRET}"}}}
+    assert without_secrets(signed, sas) == {"assets": {"B04": {"href": href}}}
+    file = planted.folder / "S2_1.json"
+    item = json.loads(file.read_text())
+    item["assets"]["red"]["href"] = f"https://example.org/a.tif?X-Amz-Signature={SECRET}"
+    item["assets"]["other"] = {"href": f"https://me:{SECRET}@example.org/a.tif"}
+    item["assets"]["nir"]["alternate"] = {"s3": {"href": f"https://example.org/?sig={SECRET}"}}
+    file.write_text(json.dumps(item))
+    snapshot = search_items(load_catalog(planted.location))
+    assert SECRET not in json.dumps(snapshot.items)
+    with pytest.raises(UnsafeAddressError, match=r"secret \(X-Amz-Signature\)") as error:
+        plan_cube(snapshot)
+    assert SECRET not in str(error.value)
+
+
+def test_no_secret_reaches_the_disk(planted: Any, tmp_path: Path, capsys: Any, caplog: Any):
+    item_file = planted.folder / "S2_1.json"
+    item = json.loads(item_file.read_text())
+    item["assets"]["thumbnail"] = {"href": f"https://example.org/t.png?sig={SECRET}"}
+    item["links"] = [{"rel": "self", "href": f"https://me:{SECRET}@example.org/S2_1"}]
+    item_file.write_text(json.dumps(item))
+    out = tmp_path / "c.zarr"
+    assert invoke(["cube", "build", "--catalog", planted.location, str(out)]) == 0
+    assert {one["id"] for one in read_items(out / "items.parquet")} == {"S2_0", "S2_1", "S2_2"}
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    shown = capsys.readouterr()
+    assert SECRET not in shown.out + shown.err + caplog.text
+
+
+def test_secrets_do_not_belong_into_a_catalog_file(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    options = {"AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "eu-central-1"}
+    content = {
+        "name": "x",
+        "kind": "api",
+        "endpoint": "https://e.org/",
+        "access": {"gdal": options},
+    }
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(CatalogError, match="AWS_SECRET_ACCESS_KEY is a secret") as error:
+        load_catalog(file)
+    assert SECRET not in str(error.value)

@@ -1,0 +1,206 @@
+"""A hostile server and a perfect one give the same cube, or the ledger says what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stcln_geo.cube.build import BuildReport, build_cube
+from stcln_geo.cube.clouds import CloudSpec
+from stcln_geo.cube.contract import FILL
+from stcln_geo.cube.layout import Layout
+from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
+from stcln_geo.cube.read import AssetReader, read_ledger
+from stcln_geo.cube.search import search_items
+from stcln_geo.cube.selection import Selection
+from stcln_geo.cube.store import Season, open_season
+from stcln_geo.errors import TaskError, UnsafeAddressError
+from stcln_geo.grid import Window
+from stcln_geo.region import Region
+
+from .hostile import BANDS, PROVIDERS, SIDE, HostileStac, Planted, Provider
+
+Start = Callable[..., HostileStac]
+
+SCENES = [
+    Planted(day="2020-03-01", seed=1, baseline="02.14"),
+    # One scene in three processings: only the newest counts.
+    Planted(day="2020-03-11", seed=2, baseline="02.14", generation="20200311T130000"),
+    Planted(day="2020-03-11", seed=3, baseline="05.00", generation="20230601T130000"),
+    Planted(day="2020-03-11", seed=4, baseline="05.00", generation="20230602T130000"),
+    # Two tiles of one day, processed with and without an offset.
+    Planted(day="2020-03-21", seed=5, baseline="02.14", tile="31UFT"),
+    Planted(day="2020-03-21", seed=6, baseline="05.11", sensing="T104510"),
+]
+KEPT = {"2020-03-01": SCENES[0], "2020-03-11": SCENES[3], "2020-03-21": SCENES[5]}
+REGION = Region.from_bbox((4.4125, 50.5335, 4.4285, 50.5435))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with contextlib.ExitStack() as running:
+
+        def serve(
+            provider: Provider, scenes: list[Planted] = SCENES, **options: Any
+        ) -> HostileStac:
+            folder = tmp_path / f"archive{time.monotonic_ns()}"
+            server = HostileStac(folder, provider, scenes, **options)
+            running.callback(server.close)
+            return server
+
+        yield serve
+
+
+def plan_of(server: HostileStac, *, access: Any = None, **choices: Any) -> CubePlan:
+    catalog = server.catalog(**(access or {}))
+    snapshot = search_items(catalog, "sentinel-2-l2a", REGION, "2020-01-01/2020-12-31")
+    clouds = CloudSpec(cloud_margin=0, shadow_margin=0)
+    spec = CubeSpec(bands=tuple(BANDS), clouds=clouds, layout=Layout(chunk=16, shard=64), **choices)
+    return plan_cube(snapshot, REGION, spec)
+
+
+def build(server: HostileStac, path: Path, **choices: Any) -> tuple[Season, BuildReport]:
+    report = build_cube(plan_of(server, **choices), path)
+    return open_season(path), report
+
+
+def assert_equal(first: Season, second: Season) -> None:
+    np.testing.assert_array_equal(first.time, second.time)
+    for name in ("reflectance", "valid", "scl", "coverage", "overview"):
+        np.testing.assert_array_equal(
+            getattr(first, name)[:], getattr(second, name)[:], err_msg=name
+        )
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stcln_geo.cube.read._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("stcln_geo.cube.stac_api._BACKOFF_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_hostile_server_gives_the_cube_of_a_perfect_one(
+    provider: Provider, start: Start, tmp_path: Path
+):
+    perfect, quiet = build(start(provider), tmp_path / "perfect.zarr")
+    bad = start(provider, seed=11, token_seconds=2)
+    hostile, report = build(bad, tmp_path / "hostile.zarr")
+    assert_equal(perfect, hostile)
+    assert report.failures == () == quiet.failures
+    assert report.windows_read == quiet.windows_read
+    assert read_ledger(tmp_path / "hostile.zarr" / "ledger.jsonl") == []
+    # It was hostile: several kinds of fault, refused searches, and a page given twice.
+    assert len(bad.asked.faults) >= 4
+    assert len(bad.asked.searches) == 3 + 1 + 3
+    assert bad.asked.pauses_broken == 0
+
+    # And both are the planted numbers, whatever offset each processing carries.
+    assert [str(day)[:10] for day in perfect.time] == list(KEPT)
+    place = Window(-560004, 60000, 2 * SIDE, 2 * SIDE)
+    shared = place.intersection(perfect.window)
+    assert shared.area > 10_000
+    here, there = shared.relative_to(perfect.window), shared.relative_to(place)
+    for index, scene in enumerate(KEPT.values()):
+        for band in ("blue", "red", "nir"):
+            expected = scene.pixels(band)
+            if scene.raw_offset == 0:
+                expected = expected.clip(1)
+            expected[-3:] = FILL
+            got = perfect.reflectance[index, perfect.bands.index(band)]
+            np.testing.assert_array_equal(
+                got[here.rows, here.cols], expected[there.rows, there.cols], err_msg=scene.day
+            )
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_what_stays_lost_is_named_precisely(provider: Provider, start: Start, tmp_path: Path):
+    server = start(provider, seed=5)
+    lost = f"{server.item_id(SCENES[3])}/B04_10m.tif"
+    server.lost = lost
+    with pytest.raises(TaskError, match="gone after"):
+        build(server, tmp_path / "l.zarr")
+    entries = read_ledger(tmp_path / "l.zarr" / "ledger.jsonl")
+    assert {(entry.item, entry.asset, entry.kind) for entry in entries} == {
+        (server.item_id(SCENES[3]), server.key("red"), "gone")
+    }
+    assert all(entry.href == f"{server.url}/box/{lost}" for entry in entries)
+    server.lost = None
+    season, _ = build(server, tmp_path / "l.zarr")
+    assert_equal(season, build(start(provider), tmp_path / "p.zarr")[0])
+
+
+def test_short_lived_signatures_are_renewed_and_kept_secret(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    server = start("planetary-computer", token_seconds=0.4)
+    server.slow_seconds = 0.05
+    build(server, tmp_path / "c.zarr")
+    assert server.asked.tokens > 1
+    written = b"".join(path.read_bytes() for path in (tmp_path / "c.zarr").rglob("*.*"))
+    assert b"SECRET" not in written
+    assert "SECRET" not in caplog.text
+    lasting = start("planetary-computer")
+    build(lasting, tmp_path / "d.zarr")
+    assert lasting.asked.tokens == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_host_gets_no_more_connections_than_it_allows(limit: int, start: Start, tmp_path: Path):
+    server = start("cdse", SCENES[:1])
+    server.slow_seconds = 0.02
+    plan = plan_of(server, access={"max_connections": limit})
+    (href,) = {asset.href for asset in plan.scenes[0].bands if asset.key == "B04_10m"}
+    # Several readers of one process share the host's places.
+    readers = [AssetReader(plan.access) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda reader: reader.read(href, plan.geobox), readers))
+    assert server.asked.most_at_once == limit
+
+
+@pytest.mark.parametrize(
+    ("provider", "language"),
+    [("earth-search", "query"), ("planetary-computer", "filter"), ("cdse", "filter")],
+)
+def test_selection_is_asked_of_the_server_and_checked_here(
+    provider: Provider, language: str, start: Start
+):
+    scenes = [
+        Planted(day="2020-03-01", seed=1, cloud=80),
+        Planted(day="2020-03-02", seed=2, orbit=94),
+        Planted(day="2020-03-03", seed=3, tile="31UFT"),
+        Planted(day="2020-03-04", seed=4),
+    ]
+    server = start(provider, scenes)  # which ignores every filter
+    selection = Selection(tiles=("T31UFS",), orbits=(51,), max_cloud=60)
+    found = search_items(server.catalog(), "sentinel-2-l2a", REGION, selection=selection)
+    assert [item["id"] for item in found.items] == [server.item_id(scenes[3])]
+    assert {entry.reason for entry in found.dropped} == {
+        "has more than 60 % cloud", "is of an orbit that is not selected",
+        "is of a tile that is not selected",
+    }  # fmt: skip
+    asked = json.dumps(server.asked.searches[0][language])
+    assert "eo:cloud_cover" in asked
+    assert "31UFS" in asked
+    assert ("sat:relative_orbit" in asked) == (provider != "earth-search")
+
+
+def test_a_next_page_on_a_private_host_is_not_asked(start: Start, monkeypatch: pytest.MonkeyPatch):
+    server = start("cdse")
+    answer = server.answer
+
+    def elsewhere(query: dict[str, Any]) -> dict[str, Any]:
+        page = answer(query)
+        page["links"][0]["href"] = "http://169.254.169.254/search"
+        return page
+
+    monkeypatch.setattr(server, "answer", elsewhere)
+    with pytest.raises(UnsafeAddressError, match="the link to the next page"):
+        search_items(server.catalog(), "sentinel-2-l2a", REGION)
