@@ -54,7 +54,19 @@ _SeasonStartOption = Annotated[
     str, typer.Option("--season-start", metavar="MM-DD", help="The day a season begins.")
 ]
 _CompositeOption = Annotated[
-    str, typer.Option("--composite", help="none keeps every solar day with a scene.")
+    str,
+    typer.Option(
+        "--composite",
+        help="Merge the clear observations of each period by median, medoid or least-cloudy; "
+        "none keeps every solar day with a scene.",
+    ),
+]
+_PeriodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--period",
+        help="Of a composite: P5D, P10D, P16D (days from the season's first) or P1M (months).",
+    ),
 ]
 _ResamplingOption = Annotated[
     str,
@@ -104,6 +116,7 @@ def plan(
     crs: _CrsOption = "auto",
     season_start: _SeasonStartOption = "09-01",
     composite: _CompositeOption = "none",
+    period: _PeriodOption = None,
     resampling: _ResamplingOption = "bilinear",
     cloud_margin: _CloudMarginOption = 2,
     shadow_margin: _ShadowMarginOption = 2,
@@ -116,7 +129,7 @@ def plan(
     """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
     spec = _spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
-        composite=composite, resampling=resampling, cloud_margin=cloud_margin,
+        composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo,
     )  # fmt: skip
     made = _plan(catalog, collection, _region(bbox, region), time, spec)
@@ -136,6 +149,7 @@ def build(
     crs: _CrsOption = "auto",
     season_start: _SeasonStartOption = "09-01",
     composite: _CompositeOption = "none",
+    period: _PeriodOption = None,
     resampling: _ResamplingOption = "bilinear",
     cloud_margin: _CloudMarginOption = 2,
     shadow_margin: _ShadowMarginOption = 2,
@@ -164,7 +178,7 @@ def build(
 
     spec = _spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
-        composite=composite, resampling=resampling, cloud_margin=cloud_margin,
+        composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo, on_error=on_error,
     )  # fmt: skip
     execution = execution_from(workers, scheduler)
@@ -219,6 +233,8 @@ def info(
             f"{season.layout.shard} px"
         )
         say(f"  bands   {', '.join(season.bands)}")
+        if season.observations is not None:
+            say(f"  dates   {season.attrs['composite']} of each {season.attrs['period']}")
         say(f"  clear   {clear:.1%} of all pixels and dates")
         for key in ("catalog", "collection", "region"):
             if season.attrs.get(key):
