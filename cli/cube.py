@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from ._common import execution_from, parse_memory, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ..cube.planned import CubePlan
+    from ..cube.search import ItemSnapshot
     from ..cube.spec import CubeSpec
     from ..region import Region
 
@@ -49,6 +51,13 @@ _BandsOption = Annotated[
 _ResolutionOption = Annotated[float, typer.Option("--resolution", help="Pixel size in metres.")]
 _CrsOption = Annotated[
     str, typer.Option("--crs", help="Such as EPSG:32631; auto takes the scenes' or the UTM zone.")
+]
+_PerZoneOption = Annotated[
+    bool,
+    typer.Option(
+        "--per-zone",
+        help="One cube per UTM zone of the region: OUT-32631.zarr, OUT-32632.zarr.",
+    ),
 ]
 _SeasonStartOption = Annotated[
     str, typer.Option("--season-start", metavar="MM-DD", help="The day a season begins.")
@@ -114,6 +123,7 @@ def plan(
     bands: _BandsOption = None,
     resolution: _ResolutionOption = 10.0,
     crs: _CrsOption = "auto",
+    per_zone: _PerZoneOption = False,
     season_start: _SeasonStartOption = "09-01",
     composite: _CompositeOption = "none",
     period: _PeriodOption = None,
@@ -132,8 +142,9 @@ def plan(
         composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo,
     )  # fmt: skip
-    made = _plan(catalog, collection, _region(bbox, region), time, spec)
-    say(made.describe(memory=parse_memory(memory), workers=workers))
+    asked = (catalog, collection, _region(bbox, region), time, spec)
+    for made in _plan_zones(*asked).values() if per_zone else [_plan(*asked)]:
+        say(made.describe(memory=parse_memory(memory), workers=workers))
 
 
 @app.command()
@@ -147,6 +158,7 @@ def build(
     bands: _BandsOption = None,
     resolution: _ResolutionOption = 10.0,
     crs: _CrsOption = "auto",
+    per_zone: _PerZoneOption = False,
     season_start: _SeasonStartOption = "09-01",
     composite: _CompositeOption = "none",
     period: _PeriodOption = None,
@@ -183,32 +195,42 @@ def build(
     )  # fmt: skip
     execution = execution_from(workers, scheduler)
     budget = parse_memory(memory)
-    area = _region(bbox, region)
-    made = None if overwrite or dry_run else unfinished_plan(
-        out, _request(catalog, collection, area, time, spec)
-    )  # fmt: skip
-    if made is not None:
+    asked = (catalog, collection, _region(bbox, region), time, spec)
+
+    def choose(path: Path, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
+        """Return the plan of the build that was stopped at a path, or make one."""
+        begun = None if overwrite or dry_run else unfinished_plan(path, request)
+        if begun is None:
+            made = fresh or _plan(*asked)
+            say(made.describe(memory=budget, workers=workers))
+            return made
+        say(f"Continuing {path} with the {len(begun.scenes)} scenes it began with.")
         # What to do about broken assets may be decided anew: it is no part of the plan's identity.
-        chosen = dataclasses.replace(made.spec, on_error=spec.on_error)
-        made = dataclasses.replace(made, spec=chosen)
-        say(f"Continuing {out} with the {len(made.scenes)} scenes it began with.")
+        chosen = dataclasses.replace(begun.spec, on_error=spec.on_error)
+        return dataclasses.replace(begun, spec=chosen)
+
+    jobs: dict[Path, CubePlan] = {}
+    if per_zone:
+        for zone, fresh in _plan_zones(*asked).items():
+            path = out.with_name(f"{out.stem}-{zone.removeprefix('EPSG:')}{out.suffix}")
+            jobs[path] = choose(path, fresh.request, fresh)
     else:
-        made = _plan(catalog, collection, area, time, spec)
-        say(made.describe(memory=budget, workers=workers))
+        jobs[out] = choose(out, _request(*asked), None)
     if dry_run:
         return
-    with progress_bar("build") as progress:
-        report = build_cube(
-            made,
-            out,
-            execution=execution,
-            memory=budget,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    if report.failures:
-        warn(f"{len(report.failures)} assets were left out; see {out / 'ledger.jsonl'}.")
-    say(str(report))
+    for path, made in jobs.items():
+        with progress_bar("build") as progress:
+            report = build_cube(
+                made,
+                path,
+                execution=execution,
+                memory=budget,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        if report.failures:
+            warn(f"{len(report.failures)} assets were left out; see {path / 'ledger.jsonl'}.")
+        say(str(report))
 
 
 @app.command()
@@ -341,12 +363,30 @@ def _request(
 def _plan(
     catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
 ) -> CubePlan:
-    from ..catalog import load_catalog
     from ..cube.plan import plan_cube
+
+    made = plan_cube(_search(catalog, collection, region, time, spec), region, spec)
+    return dataclasses.replace(made, request=_request(catalog, collection, region, time, spec))
+
+
+def _plan_zones(
+    catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
+) -> dict[str, CubePlan]:
+    from ..cube.plan import plan_zones
+
+    request = _request(catalog, collection, region, time, spec)
+    plans = plan_zones(_search(catalog, collection, region, time, spec), region, spec)
+    return {
+        zone: dataclasses.replace(made, request={**request, "zone": zone})
+        for zone, made in plans.items()
+    }
+
+
+def _search(
+    catalog: str, collection: str | None, region: Region | None, time: str | None, spec: CubeSpec
+) -> ItemSnapshot:
+    from ..catalog import load_catalog
     from ..cube.search import DEFAULT_MARGIN, search_items
 
-    snapshot = search_items(
-        load_catalog(catalog), collection, region, time, margin=max(DEFAULT_MARGIN, spec.margin)
-    )
-    made = plan_cube(snapshot, region, spec)
-    return dataclasses.replace(made, request=_request(catalog, collection, region, time, spec))
+    margin = max(DEFAULT_MARGIN, spec.margin)
+    return search_items(load_catalog(catalog), collection, region, time, margin=margin)

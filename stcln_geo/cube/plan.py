@@ -6,6 +6,7 @@ be stored as JSON, and a build does nothing but carry it out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from .radiometry import Radiometry, resolve_offset
 from .search import ItemSnapshot
 from .spec import DEFAULT_BANDS, CubeSpec
 
-__all__ = ["CubePlan", "CubeSpec", "plan_cube"]
+__all__ = ["CubePlan", "CubeSpec", "plan_cube", "plan_zones"]
 
 _EDGE_PIXELS = 4
 
@@ -86,6 +87,37 @@ def plan_cube(
         dropped=(*snapshot.dropped, *unusable),
         items=tuple(item for item in snapshot.items if item["id"] in used),
     )
+
+
+def plan_zones(
+    snapshot: ItemSnapshot, region: Region | None = None, spec: CubeSpec | None = None
+) -> dict[str, CubePlan]:
+    """Plan one cube per UTM zone that the region lies in, by the zone's ``EPSG:32xxx``.
+
+    Each cube holds what its zone owns (`stcln_geo.grid.utm_zone_at`) and the width of a window
+    beyond, so that every pixel near the line gets a whole window in its own zone.
+
+    Raises
+    ------
+    InputError
+        If the spec asks for one CRS.
+    SearchError
+        If no item has the bands asked for within the grid of a zone.
+    """
+    spec = spec or CubeSpec()
+    if spec.crs != "auto":
+        raise InputError(
+            f"Cannot build one cube per zone in {spec.crs}: each has the CRS of its zone. Leave "
+            "--crs out, or --per-zone."
+        )
+    if region is None:
+        bands, _ = _choose_bands(snapshot, spec)
+        region = _union_of(_with_assets(snapshot, bands)[0])
+    margin = spec.lattice.window * spec.resolution
+    return {
+        zone: plan_cube(snapshot, part, dataclasses.replace(spec, crs=zone))
+        for zone, part in region.by_utm_zone(margin=margin).items()
+    }
 
 
 def _choose_bands(
