@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from ._common import execution_from, parse_memory, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ..cube.planned import CubePlan
+    from ..cube.search import ItemSnapshot
     from ..cube.selection import Selection
     from ..cube.spec import CubeSpec
     from ..region import Region
@@ -51,11 +53,30 @@ _ResolutionOption = Annotated[float, typer.Option("--resolution", help="Pixel si
 _CrsOption = Annotated[
     str, typer.Option("--crs", help="Such as EPSG:32631; auto takes the scenes' or the UTM zone.")
 ]
+_PerZoneOption = Annotated[
+    bool,
+    typer.Option(
+        "--per-zone",
+        help="One cube per UTM zone of the region: OUT-32631.zarr, OUT-32632.zarr.",
+    ),
+]
 _SeasonStartOption = Annotated[
     str, typer.Option("--season-start", metavar="MM-DD", help="The day a season begins.")
 ]
 _CompositeOption = Annotated[
-    str, typer.Option("--composite", help="none keeps every solar day with a scene.")
+    str,
+    typer.Option(
+        "--composite",
+        help="Merge the clear observations of each period by median, medoid or least-cloudy; "
+        "none keeps every solar day with a scene.",
+    ),
+]
+_PeriodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--period",
+        help="Of a composite: P5D, P10D, P16D (days from the season's first) or P1M (months).",
+    ),
 ]
 _ResamplingOption = Annotated[
     str,
@@ -124,8 +145,10 @@ def plan(
     bands: _BandsOption = None,
     resolution: _ResolutionOption = 10.0,
     crs: _CrsOption = "auto",
+    per_zone: _PerZoneOption = False,
     season_start: _SeasonStartOption = "09-01",
     composite: _CompositeOption = "none",
+    period: _PeriodOption = None,
     resampling: _ResamplingOption = "bilinear",
     cloud_margin: _CloudMarginOption = 2,
     shadow_margin: _ShadowMarginOption = 2,
@@ -138,15 +161,15 @@ def plan(
     """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
     spec = _spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
-        composite=composite, resampling=resampling, cloud_margin=cloud_margin,
+        composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo,
     )  # fmt: skip
     search = _Search(
         catalog=catalog, collection=collection, region=_region(bbox, region), time=time,
         selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
-    made = _plan(search, spec)
-    say(made.describe(memory=parse_memory(memory), workers=workers))
+    for made in _plan_zones(search, spec).values() if per_zone else [_plan(search, spec)]:
+        say(made.describe(memory=parse_memory(memory), workers=workers))
 
 
 @app.command()
@@ -164,8 +187,10 @@ def build(
     bands: _BandsOption = None,
     resolution: _ResolutionOption = 10.0,
     crs: _CrsOption = "auto",
+    per_zone: _PerZoneOption = False,
     season_start: _SeasonStartOption = "09-01",
     composite: _CompositeOption = "none",
+    period: _PeriodOption = None,
     resampling: _ResamplingOption = "bilinear",
     cloud_margin: _CloudMarginOption = 2,
     shadow_margin: _ShadowMarginOption = 2,
@@ -194,7 +219,7 @@ def build(
 
     spec = _spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
-        composite=composite, resampling=resampling, cloud_margin=cloud_margin,
+        composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo, on_error=on_error,
     )  # fmt: skip
     execution = execution_from(workers, scheduler)
@@ -203,29 +228,41 @@ def build(
         catalog=catalog, collection=collection, region=_region(bbox, region), time=time,
         selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
-    made = None if overwrite or dry_run else unfinished_plan(out, _request(search, spec))
-    if made is not None:
+
+    def choose(path: Path, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
+        """Return the plan of the build that was stopped at a path, or make one."""
+        begun = None if overwrite or dry_run else unfinished_plan(path, request)
+        if begun is None:
+            made = fresh or _plan(search, spec)
+            say(made.describe(memory=budget, workers=workers))
+            return made
+        say(f"Continuing {path} with the {len(begun.scenes)} scenes it began with.")
         # What to do about broken assets may be decided anew: it is no part of the plan's identity.
-        chosen = dataclasses.replace(made.spec, on_error=spec.on_error)
-        made = dataclasses.replace(made, spec=chosen)
-        say(f"Continuing {out} with the {len(made.scenes)} scenes it began with.")
+        chosen = dataclasses.replace(begun.spec, on_error=spec.on_error)
+        return dataclasses.replace(begun, spec=chosen)
+
+    jobs: dict[Path, CubePlan] = {}
+    if per_zone:
+        for zone, fresh in _plan_zones(search, spec).items():
+            path = out.with_name(f"{out.stem}-{zone.removeprefix('EPSG:')}{out.suffix}")
+            jobs[path] = choose(path, fresh.request, fresh)
     else:
-        made = _plan(search, spec)
-        say(made.describe(memory=budget, workers=workers))
+        jobs[out] = choose(out, _request(search, spec), None)
     if dry_run:
         return
-    with progress_bar("build") as progress:
-        report = build_cube(
-            made,
-            out,
-            execution=execution,
-            memory=budget,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    if report.failures:
-        warn(f"{len(report.failures)} assets were left out; see {out / 'ledger.jsonl'}.")
-    say(str(report))
+    for path, made in jobs.items():
+        with progress_bar("build") as progress:
+            report = build_cube(
+                made,
+                path,
+                execution=execution,
+                memory=budget,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        if report.failures:
+            warn(f"{len(report.failures)} assets were left out; see {path / 'ledger.jsonl'}.")
+        say(str(report))
 
 
 @app.command()
@@ -250,6 +287,8 @@ def info(
             f"{season.layout.shard} px"
         )
         say(f"  bands   {', '.join(season.bands)}")
+        if season.observations is not None:
+            say(f"  dates   {season.attrs['composite']} of each {season.attrs['period']}")
         say(f"  clear   {clear:.1%} of all pixels and dates")
         for key in ("catalog", "collection", "region"):
             if season.attrs.get(key):
@@ -390,11 +429,28 @@ def _request(search: _Search, spec: CubeSpec) -> dict[str, Any]:
 
 
 def _plan(search: _Search, spec: CubeSpec) -> CubePlan:
-    from ..catalog import load_catalog
     from ..cube.plan import plan_cube
+
+    made = plan_cube(_found(search, spec), search.region, spec)
+    return dataclasses.replace(made, request=_request(search, spec))
+
+
+def _plan_zones(search: _Search, spec: CubeSpec) -> dict[str, CubePlan]:
+    from ..cube.plan import plan_zones
+
+    request = _request(search, spec)
+    plans = plan_zones(_found(search, spec), search.region, spec)
+    return {
+        zone: dataclasses.replace(made, request={**request, "zone": zone})
+        for zone, made in plans.items()
+    }
+
+
+def _found(search: _Search, spec: CubeSpec) -> ItemSnapshot:
+    from ..catalog import load_catalog
     from ..cube.search import DEFAULT_MARGIN, search_items
 
-    snapshot = search_items(
+    return search_items(
         load_catalog(search.catalog).allowing(search.allow_hosts),
         search.collection,
         search.region,
@@ -402,5 +458,3 @@ def _plan(search: _Search, spec: CubeSpec) -> CubePlan:
         selection=search.selection,
         margin=max(DEFAULT_MARGIN, spec.margin),
     )
-    made = plan_cube(snapshot, search.region, spec)
-    return dataclasses.replace(made, request=_request(search, spec))

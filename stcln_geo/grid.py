@@ -28,6 +28,9 @@ __all__ = [
     "snapped_geobox",
     "tiles",
     "utm_crs",
+    "utm_zone_at",
+    "utm_zone_bounds",
+    "utm_zones",
 ]
 
 SNAP_METRES = 60.0
@@ -277,8 +280,44 @@ def utm_crs(geometry: Any) -> str:
     """
     centre = geometry.centroid
     longitude = centre.x - 360 if centre.x > 180 + _TOLERANCE else centre.x
-    zone = min(max(int((longitude + 180) // 6) + 1, 1), 60)
-    return f"EPSG:{32600 + zone if centre.y >= 0 else 32700 + zone}"
+    return utm_zone_at(longitude, centre.y)
+
+
+def utm_zone_at(lon: float, lat: float) -> str:
+    """Return the UTM zone that owns a place: the one rule for all zone questions.
+
+    Zones are bands of 6 degrees that own their western edge, and 180 E belongs to zone 60; the
+    equator belongs to the north. The wider and narrower zones of Norway and Svalbard are not
+    followed.
+
+    Examples
+    --------
+    >>> utm_zone_at(5.999, 50.0), utm_zone_at(6.0, 50.0), utm_zone_at(6.0, -0.001)
+    ('EPSG:32631', 'EPSG:32632', 'EPSG:32732')
+    """
+    zone = min(max(int((lon + 180) // 6) + 1, 1), 60)
+    return f"EPSG:{32600 + zone if lat >= 0 else 32700 + zone}"
+
+
+def utm_zone_bounds(crs: str) -> tuple[float, float, float, float]:
+    """Return west, south, east, north (degrees) of what a zone ``EPSG:32xxx`` owns."""
+    code = int(crs.removeprefix("EPSG:"))
+    west = (code % 100) * 6.0 - 186.0
+    return (west, 0.0, west + 6.0, 90.0) if code < 32700 else (west, -90.0, west + 6.0, 0.0)
+
+
+def utm_zones(geometry: Any) -> list[str]:
+    """Return the zones that own a part, with an area, of a lon/lat geometry; from the west."""
+    from shapely.geometry import box
+
+    west, south, east, north = geometry.bounds
+    found = []
+    for column in range(max(math.floor(west / 6), -30), min(math.ceil(east / 6), 30)):
+        for lat, touched in ((1.0, north > 0), (-1.0, south < 0)):
+            zone = utm_zone_at(column * 6 + 3.0, lat)
+            if touched and geometry.intersection(box(*utm_zone_bounds(zone))).area > 0:
+                found.append(zone)
+    return found
 
 
 def tiles(shape_yx: tuple[int, int], size: int) -> list[Window]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError, MissingFileError
+from .grid import utm_zone_bounds, utm_zones
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -20,6 +22,8 @@ LONLAT = "EPSG:4326"
 
 _WIDEST_CROSSING = 180.0
 """Wider than this (degrees) a box with west > east is a mistake, not a crossing."""
+_METRES_PER_DEGREE = 111_000.0
+"""A little less than there are, so that a margin is never too small."""
 
 _EDGE_DEGREES = 0.005
 """Edges are split to this length before they are projected, so that they bend as they should."""
@@ -123,7 +127,8 @@ class Region:
                 f"Cannot place the region {path}: the file names no CRS. Assign it, for example "
                 f"with 'ogr2ogr -a_srs EPSG:32631 fixed.gpkg {path.name}'."
             )
-        geometry = _area(table.geometry)
+        shapes = table.geometry
+        geometry = _area_of(shapes[~(shapes.isna() | shapes.is_empty)].to_numpy())
         crs = _crs_name(table.crs)
         lonlat = geometry if crs == LONLAT else _transformed(geometry, crs, LONLAT)
         native = (None, None) if crs == LONLAT else (geometry, crs)
@@ -168,6 +173,34 @@ class Region:
             return self.native
         return _transformed(self.geometry, LONLAT, crs, edge=_EDGE_DEGREES)
 
+    def by_utm_zone(self, *, margin: float) -> dict[str, Region]:
+        """Return the region's part in each UTM zone, the western first, by ``EPSG:32xxx``.
+
+        Parameters
+        ----------
+        margin
+            How far (metres) a part reaches beyond what its zone owns, so that neighbouring parts
+            overlap.
+        """
+        from shapely.geometry import box
+
+        zones = utm_zones(self.geometry)
+        if len(zones) == 1:
+            # Nothing is cut, so what was given in metres stays exact.
+            return {zones[0]: self}
+        parts = {}
+        _, south, _, north = self.geometry.bounds
+        shrink = math.cos(math.radians(min(max(abs(south), abs(north)), 85.0)))
+        for zone in zones:
+            west, bottom, east, top = utm_zone_bounds(zone)
+            aside, along = margin / (_METRES_PER_DEGREE * shrink), margin / _METRES_PER_DEGREE
+            band = box(west - aside, bottom - along, east + aside, top + along)
+            parts[zone] = Region(
+                geometry=_area_of([self.geometry.intersection(band)]),
+                source=f"the part of {self.source} in {zone}",
+            )
+        return parts
+
     def to_json(self) -> dict[str, Any]:
         """Return the lon/lat geometry as GeoJSON."""
         from shapely.geometry import mapping
@@ -176,13 +209,12 @@ class Region:
         return geometry
 
 
-def _area(geometries: Any) -> BaseGeometry:
+def _area_of(geometries: Any) -> BaseGeometry:
     """Return the union of the polygons of a column, repaired where they cross themselves."""
     import shapely
     from shapely.geometry import MultiPolygon
 
-    present = geometries[~(geometries.isna() | geometries.is_empty)]
-    union = shapely.union_all(shapely.make_valid(present.to_numpy()))
+    union = shapely.union_all(shapely.make_valid(np.asarray(geometries)))
     parts = shapely.get_parts(union, return_index=False)
     polygons = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon"]
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)

@@ -18,6 +18,9 @@ from stcln_geo.grid import (
     snapped_geobox,
     tiles,
     utm_crs,
+    utm_zone_at,
+    utm_zone_bounds,
+    utm_zones,
 )
 
 areas = st.builds(
@@ -124,3 +127,23 @@ def test_tiles_partition_a_ragged_grid():
 )
 def test_utm_zone(lon, lat, expected):
     assert utm_crs(Point(lon, lat).buffer(1e-3)) == expected
+
+
+@pytest.mark.parametrize("lon", [-180.0, -179.99, -6.0, -0.001, 0.0, 5.999, 6.0, 177.3, 179.999])
+@pytest.mark.parametrize("lat", [-80.0, -0.001, 0.0, 60.5, 84.0])
+def test_every_place_is_owned_by_one_zone(lon, lat):
+    zone = utm_zone_at(lon, lat)
+    west, south, east, north = utm_zone_bounds(zone)
+    assert west <= lon < east
+    assert south <= lat < north or (south == 0 and lat == 0)
+    assert utm_zones(Point(lon, lat).buffer(1e-9)).count(zone) == 1
+
+
+def test_zones_of_an_area_are_those_that_own_a_part_of_it():
+    cross = ["EPSG:32631", "EPSG:32731", "EPSG:32632", "EPSG:32732"]
+    assert utm_zones(box(5.9, -0.1, 6.1, 0.1)) == cross
+    assert utm_zones(box(0, 50, 6, 51)) == ["EPSG:32631"]
+    assert len(utm_zones(box(-180, 10, 180, 20))) == 60
+    # What lies in a zone's band only by its bounding box is not in the zone.
+    two = box(1, 50, 2, 51).union(box(13, 50, 14, 51))
+    assert utm_zones(two) == ["EPSG:32631", "EPSG:32633"]

@@ -126,3 +126,24 @@ def test_a_region_around_the_earth_is_one_piece():
 def test_boxes_too_wide_to_cross_are_mistakes(bbox: str):
     with pytest.raises(InputError, match="west must be less"):
         Region.from_bbox(bbox)
+
+
+def test_parts_by_zone_cover_the_region_and_overlap_by_the_margin():
+    outline = Polygon([(4.5, 50.2), (7.4, 50.4), (6.9, 51.3), (5.2, 51.0)])
+    region = Region(geometry=outline, source="a polygon")
+    parts = region.by_utm_zone(margin=320.0)
+    assert list(parts) == ["EPSG:32631", "EPSG:32632"]
+    west, east = (part.geometry for part in parts.values())
+    assert west.union(east).symmetric_difference(outline).area < 1e-9
+    assert parts["EPSG:32632"].source == "the part of a polygon in EPSG:32632"
+    line = LineString([(6.0, 50.3), (6.0, 51.2)])
+    for crs, part in parts.items():
+        beyond = Region(geometry=west.intersection(east), source="x").to_crs(crs)
+        area = part.to_crs(crs)
+        assert area.buffer(1).contains(beyond)
+        left, _, right, _ = beyond.intersection(box(0, 5.6e6, 1e6, 5.601e6)).bounds
+        assert right - left > 640
+    assert west.intersection(east).contains(line.intersection(outline.buffer(-0.01)))
+    assert west.bounds[2] < 6.01
+    small = Region.from_bbox((4.0, 50.0, 4.1, 50.1))
+    assert small.by_utm_zone(margin=320.0) == {"EPSG:32631": small}

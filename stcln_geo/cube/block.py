@@ -1,4 +1,4 @@
-"""Build one block of a cube: read each asset window once, fuse date by date, write its shards."""
+"""Build one block of a cube: read each asset window once, merge date by date, write its shards."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from ..errors import CubeError
 from ..grid import Window, crop_geobox, tiles
-from .contract import FILL
 from .cost import SCENES_AHEAD
-from .fuse import fuse_scene, harmonise_scene
+from .fuse import harmonise_scene
+from .merge import BlockArrays, make_merger
 from .planned import Asset, CubePlan, Scene, SeasonPlan
 from .read import AssetReader, AssetReadError, LedgerEntry, append_ledger
-from .store import Season, open_building, write_json, write_shard
+from .store import open_building, write_json, write_shard
 from .stored import LEDGER_FILE, load_plan, manifest_path, shard_fingerprint, shard_is_done
 
 __all__ = ["BlockResult", "BlockTask", "build_block"]
@@ -73,44 +73,30 @@ def build_block(task: BlockTask) -> BlockResult:
 
     area = functools.reduce(Window.union, missing)
     reader = AssetReader(plan.access)
-    block = _Block(plan, season_plan, season, area)
+    block = BlockArrays(plan, season_plan, season, area)
     failed = _fill(block, plan, season_plan, reader, task, path)
     for shard in missing:
         inside = shard.relative_to(area)
+        part = (slice(None), inside.rows, inside.cols)
         write_shard(
             season,
             shard,
             reflectance=block.reflectance[:, :, inside.rows, inside.cols],
-            valid=block.valid[:, inside.rows, inside.cols],
-            scl=block.scl[:, inside.rows, inside.cols] if block.scl is not None else None,
+            valid=block.valid[part],
+            scl=block.scl[part] if block.scl is not None else None,
+            observations=block.observations[part] if block.observations is not None else None,
         )
         write_json(
             manifest_path(path, task.season, shard),
             {
                 "fingerprint": prints[shard],
                 "window": asdict(shard),
-                "valid_fraction": float(block.valid[:, inside.rows, inside.cols].mean()),
+                "valid_fraction": float(block.valid[part].mean()),
                 "left_out": sorted(failed),
             },
         )
     kept = len(shards) - len(missing)
     return BlockResult(written=len(missing), kept=kept, reads=reader.reads)
-
-
-class _Block:
-    """The arrays of a block, empty at first."""
-
-    def __init__(
-        self, plan: CubePlan, season_plan: SeasonPlan, season: Season, area: Window
-    ) -> None:
-        dates, bands = len(season_plan.dates), len(plan.bands)
-        self.area = area
-        self.geobox = crop_geobox(season.geobox, area)
-        self.reflectance = np.full((dates, bands, *area.shape_yx), FILL, dtype=np.int16)
-        self.valid = np.zeros((dates, *area.shape_yx), dtype=bool)
-        self.scl = (
-            np.zeros((dates, *area.shape_yx), dtype=np.uint8) if season.scl is not None else None
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +110,7 @@ class _Reading:
 
 
 def _fill(
-    block: _Block,
+    block: BlockArrays,
     plan: CubePlan,
     season_plan: SeasonPlan,
     reader: AssetReader,
@@ -141,14 +127,10 @@ def _fill(
         if scene.meets(absolute)
     ]
     left_out: set[str] = set()
-    rank = np.zeros(block.area.shape_yx, dtype=np.uint8)
-    current = -1
+    merger = make_merger(block, plan, season_plan)
     most = plan.access.max_connections or 64
     with ThreadPoolExecutor(min(max(task.threads, _MIN_READERS), most)) as pool:
         for reading in _read_ahead(pool, wanted, block, plan, reader):
-            if reading.date != current:
-                current = reading.date
-                rank[:] = 0
             failures = _failures(reading, block.area)
             for entry in failures:
                 append_ledger(path / LEDGER_FILE, entry)
@@ -169,20 +151,15 @@ def _fill(
                 reading.scl.result() if reading.scl is not None else None,
                 clouds,
             )
-            fuse_scene(
-                pixels,
-                reflectance=block.reflectance[current],
-                valid=block.valid[current],
-                scl=block.scl[current] if block.scl is not None else None,
-                rank=rank,
-            )
+            merger.add(reading.date, reading.scene, pixels)
+    merger.finish()
     return left_out
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor,
     wanted: list[tuple[int, Scene]],
-    block: _Block,
+    block: BlockArrays,
     plan: CubePlan,
     reader: AssetReader,
 ) -> Iterator[_Reading]:

@@ -19,6 +19,7 @@ from ..errors import CubeError, OutputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import tiles
 from .block import BlockResult, BlockTask, build_block
+from .calendar import season_periods
 from .cost import DEFAULT_MEMORY, plan_blocks
 from .planned import CubePlan, SeasonPlan
 from .read import LedgerEntry, read_ledger
@@ -242,7 +243,8 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path) -> None:
         aoi=plan.aoi,
         layout=season.layout,
         lattice=plan.spec.lattice,
-        with_scl=plan.with_scl and plan.spec.keep_scl,
+        with_scl=plan.keeps_scl,
+        with_observations=plan.spec.composite != "none",
         attrs={
             "season_start": plan.spec.season_start,
             "catalog": plan.catalog,
@@ -250,8 +252,10 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path) -> None:
             "region": plan.region,
             "fingerprint": plan.fingerprint,
             "clouds_masked": plan.with_scl,
+            "composite": plan.spec.composite,
+            "period": plan.spec.period,
         },
-        date_attrs=_provenance(season),
+        date_attrs=_provenance(season) | _spans(plan, season),
     )
 
 
@@ -277,6 +281,17 @@ def _provenance(season: SeasonPlan) -> dict[str, list[str]]:
         columns["offset_dn"].append(joined([str(rule.offset) for rule in rules]))
         columns["item_ids"].append(joined([scene.item for scene in scenes]))
     return columns
+
+
+def _spans(plan: CubePlan, season: SeasonPlan) -> dict[str, list[str]]:
+    """Return first and last day of each composite's period."""
+    if plan.spec.period is None:
+        return {}
+    spans = season_periods(season.name, plan.spec.period)
+    return {
+        "period_start": [str(span.start) for span in spans],
+        "period_end": [str(span.last) for span in spans],
+    }
 
 
 def _difference(stored: CubePlan, asked: CubePlan) -> str:

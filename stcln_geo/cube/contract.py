@@ -6,6 +6,7 @@ A season is an ``xr.Dataset`` with the dimensions ``time``, ``band``, ``y``, ``x
 - ``valid (time, y, x)`` bool, True where every band was measured and the sky is clear;
 - ``coverage (time, chunk_y, chunk_x)`` uint16, clear pixels per chunk;
 - ``overview (time, rgb, overview_y, overview_x)`` uint8, a picture to look at;
+- optional ``observations (time, y, x)`` uint8, the clear observations a composite is made of;
 - optional ``scl``, ``labels`` (y, x) uint8, ``parcels`` (y, x) int32 and ``field_*`` (field).
 """
 
@@ -145,6 +146,7 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scl": (("time", "y", "x"), ("uint8",)),
+    "observations": (("time", "y", "x"), ("uint8",)),
     "labels": (("y", "x"), ("uint8",)),
     "parcels": (("y", "x"), ("int32",)),
     "coverage": (("time", "chunk_y", "chunk_x"), ("uint16",)),
@@ -219,6 +221,14 @@ def _check_content(dataset: xr.Dataset, errors: list[str], warnings: list[str]) 
         "x": slice(max(width // 2 - 16, 0), width // 2 + 16),
     }
     valid = dataset["valid"].isel(middle).to_numpy()
+    if "observations" in dataset:
+        seen = dataset["observations"].isel(middle).to_numpy() > 0
+        if (seen != valid).any():
+            errors.append(
+                f"'valid' and 'observations' disagree at {int((seen != valid).sum())} pixels in "
+                "the middle: a composite is valid exactly where something clear was observed. "
+                "Set valid to observations > 0."
+            )
     if not valid.any():
         warnings.append("No pixel in the middle of the grid is ever valid.")
         return

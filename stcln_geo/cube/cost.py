@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import InputError
 from ..grid import Window, tiles
+from .composite import STRIP_VALUES
 from .granules import Dropped
 from .planned import CubePlan, Scene, SeasonPlan
 
@@ -34,6 +35,9 @@ _SHARE = 0.8
 """Part of the memory that the arrays may fill; Python, GDAL and its cache need the rest."""
 
 _FIXED_BYTES = 200_000_000
+
+_MERGE_BYTES = 80
+"""Per value that a composite works on at a time."""
 
 
 def plan_blocks(
@@ -65,11 +69,17 @@ def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
     """Return the memory (bytes) that a block of some side takes."""
     height, width = (min(side, size) for size in plan.window.shape_yx)
     bands, dates = len(plan.bands), len(season.dates)
-    kept = dates * (2 * bands + 1 + (1 if plan.with_scl else 0))
+    composite = plan.spec.composite != "none"
+    kept = dates * (2 * bands + 1 + (1 if plan.keeps_scl or composite else 0))
+    if composite:
+        # The days of one period, and their cloud cover.
+        kept += max(len(date.days()) for date in season.dates) * (2 * bands + 3)
     # Raw and harmonised numbers of the scenes in flight, and what fusing one allocates.
     passing = (SCENES_AHEAD + 1) * (2 * bands + 1) + 4 * bands + 24
     shard = min(side, season.layout.shard) ** 2 * dates * 2 * bands
-    return round((height * width * (kept + passing) + 1.5 * shard) / _SHARE) + _FIXED_BYTES
+    merging = _MERGE_BYTES * STRIP_VALUES if composite else 0
+    arrays = height * width * (kept + passing) + 1.5 * shard + merging
+    return round(arrays / _SHARE) + _FIXED_BYTES
 
 
 def count_reads(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:
@@ -99,7 +109,8 @@ def read_bytes(plan: CubePlan, season: SeasonPlan) -> int:
 
 def cube_bytes(plan: CubePlan, season: SeasonPlan) -> int:
     """Return the size of a season before compression."""
-    per_pixel = 2 * len(plan.bands) + 1 + (1 if plan.with_scl and plan.spec.keep_scl else 0)
+    composite = plan.spec.composite != "none"
+    per_pixel = 2 * len(plan.bands) + 1 + (1 if plan.keeps_scl or composite else 0)
     return plan.window.area * len(season.dates) * per_pixel
 
 
@@ -118,6 +129,11 @@ def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:
         f"Sky         {_sky(plan)}",
         f"Offsets     {_offsets(plan.scenes)}",
     ]
+    if plan.spec.composite != "none":
+        lines.append(
+            f"Composite   {plan.spec.composite} of the clear observations in each period "
+            f"({plan.spec.period}, counted from the season's first day)"
+        )
     for season in plan.seasons:
         lines += _describe_season(plan, season, memory, workers)
     if plan.dropped:
@@ -163,6 +179,9 @@ def _describe_season(plan: CubePlan, season: SeasonPlan, memory: int, workers: i
         f"{_size(read_bytes(plan, season))} of pixels; {_size(cube_bytes(plan, season))} before "
         f"compression; {_size(task_bytes(plan, season, side))} of memory per task",
     ]
+    empty = sum(not date.scenes for date in season.dates)
+    if empty:
+        lines.append(f"            {empty} of {len(days)} periods have no scene")
     lines += [f"            no date for {n} days: {a} to {b}" for a, b, n in season.gaps]
     return lines
 

@@ -68,7 +68,7 @@ def fuse_scene(
     valid: np.ndarray,
     scl: np.ndarray | None,
     rank: np.ndarray,
-) -> None:
+) -> np.ndarray:
     """Write the pixels that are better than those of the scenes before, in place.
 
     Parameters
@@ -77,11 +77,16 @@ def fuse_scene(
     valid : (H, W) bool, True where usable.
     scl : (H, W) uint8, or None where scene classes are not kept.
     rank : (H, W) uint8, what is there so far; zeros before the day's first scene.
+
+    Returns
+    -------
+    (H, W) bool, True where the pixel is now this scene's.
     """
-    better = pixels.rank > rank
+    better: np.ndarray = pixels.rank > rank
     for index, values in enumerate(pixels.values):
         np.copyto(reflectance[index], values, where=better)
     if scl is not None and pixels.scl is not None:
         np.copyto(scl, pixels.scl, where=better)
     np.copyto(rank, pixels.rank, where=better)
     np.equal(rank, _CLEAR, out=valid)
+    return better

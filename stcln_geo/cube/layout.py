@@ -75,6 +75,7 @@ def create_arrays(
     bands: tuple[str, ...],
     *,
     with_scl: bool,
+    with_observations: bool = False,
 ) -> None:
     """Create the empty arrays of a season.
 
@@ -93,8 +94,9 @@ def create_arrays(
         attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
                "standard_name": "surface_bidirectional_reflectance", "units": "1"},
     )  # fmt: skip
-    pixel_arrays = {"valid": "bool", "scl": "uint8"} if with_scl else {"valid": "bool"}
-    for name, dtype in pixel_arrays.items():
+    optional = {"scl": with_scl, "observations": with_observations}
+    pixel_arrays = {name: "uint8" for name, wanted in optional.items() if wanted}
+    for name, dtype in {"valid": "bool", **pixel_arrays}.items():
         create_array(
             group, name, (dates, height, width), (dates, chunk, chunk), (dates, shard, shard),
             dtype=dtype, fill=0, dims=("time", "y", "x"), attrs=grid,

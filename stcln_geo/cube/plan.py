@@ -6,6 +6,7 @@ be stored as JSON, and a build does nothing but carry it out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ..errors import InputError, SearchError
 from ..grid import Window, absolute_window, bounds_window, snapped_geobox, utm_crs
 from ..region import LONLAT, Region
 from .addresses import asset_access, check_asset
+from .calendar import Period, period_index, season_periods
 from .contract import season_name
 from .cost import summary
 from .granules import SCL, Dropped, Granule, band_assets, newest_first
@@ -25,7 +27,7 @@ from .radiometry import Radiometry, resolve_offset
 from .search import ItemSnapshot
 from .spec import DEFAULT_BANDS, CubeSpec
 
-__all__ = ["CubePlan", "CubeSpec", "plan_cube"]
+__all__ = ["CubePlan", "CubeSpec", "plan_cube", "plan_zones"]
 
 _EDGE_PIXELS = 4
 
@@ -58,9 +60,10 @@ def plan_cube(
     days: dict[np.datetime64, list[tuple[Granule, Scene]]] = defaultdict(list)
     longitude = region.centre[0]
     for granule in granules:
-        scene = _make_scene(granule, items[granule.item], snapshot, bands, crs, spec)
+        day = _solar_day(granule.time, longitude)
+        scene = _make_scene(granule, items[granule.item], day, snapshot, bands, crs, spec)
         if scene.meets(window):
-            days[_solar_day(granule.time, longitude)].append((granule, scene))
+            days[day].append((granule, scene))
         else:
             unusable.append(Dropped(item=granule.item, reason="its raster lies outside the grid"))
     if not days:
@@ -69,6 +72,7 @@ def plan_cube(
             f"there ({summary(unusable)}). Check the region and the time range."
         )
     used = {scene.item for scenes in days.values() for _, scene in scenes}
+    _check_cover(spec, [scene for scenes in days.values() for _, scene in scenes])
     return CubePlan(
         spec=spec,
         catalog=snapshot.catalog.name,
@@ -84,6 +88,37 @@ def plan_cube(
         dropped=(*snapshot.dropped, *unusable),
         items=tuple(item for item in snapshot.items if item["id"] in used),
     )
+
+
+def plan_zones(
+    snapshot: ItemSnapshot, region: Region | None = None, spec: CubeSpec | None = None
+) -> dict[str, CubePlan]:
+    """Plan one cube per UTM zone that the region lies in, by the zone's ``EPSG:32xxx``.
+
+    Each cube holds what its zone owns (`stcln_geo.grid.utm_zone_at`) and the width of a window
+    beyond, so that every pixel near the line gets a whole window in its own zone.
+
+    Raises
+    ------
+    InputError
+        If the spec asks for one CRS.
+    SearchError
+        If no item has the bands asked for within the grid of a zone.
+    """
+    spec = spec or CubeSpec()
+    if spec.crs != "auto":
+        raise InputError(
+            f"Cannot build one cube per zone in {spec.crs}: each has the CRS of its zone. Leave "
+            "--crs out, or --per-zone."
+        )
+    if region is None:
+        bands, _ = _choose_bands(snapshot, spec)
+        region = _union_of(_with_assets(snapshot, bands)[0])
+    margin = spec.lattice.window * spec.resolution
+    return {
+        zone: plan_cube(snapshot, part, dataclasses.replace(spec, crs=zone))
+        for zone, part in region.by_utm_zone(margin=margin).items()
+    }
 
 
 def _choose_bands(
@@ -183,6 +218,7 @@ def _choose_crs(asked: str, region: Region, granules: Sequence[Granule]) -> str:
 def _make_scene(
     granule: Granule,
     item: Mapping[str, Any],
+    day: np.datetime64,
     snapshot: ItemSnapshot,
     bands: tuple[str, ...],
     crs: str,
@@ -199,6 +235,7 @@ def _make_scene(
     return Scene(
         item=granule.item,
         time=str(granule.time),
+        day=str(day),
         platform=granule.platform,
         orbit=granule.orbit,
         baseline=granule.baseline,
@@ -218,7 +255,16 @@ def _make_scene(
             for band in bands
         ),
         scl=asset(SCL, Radiometry(offset=0)) if SCL in keys else None,
+        cloud_cover=_cloud_cover(item) if spec.composite == "least-cloudy" else None,
     )
+
+
+def _cloud_cover(item: Mapping[str, Any]) -> int | None:
+    """Return the cloud cover an item tells, in 0.01 %."""
+    told = (item.get("properties") or {}).get("eo:cloud_cover")
+    if not isinstance(told, int | float) or not 0 <= told <= 100:
+        return None
+    return round(told * 100)
 
 
 def _place(granule: Granule, crs: str, resolution: float) -> tuple[int, int, int, int] | None:
@@ -257,6 +303,8 @@ def _make_seasons(
         time = min(granule.time for granule, _ in preferred).astype("datetime64[s]")
         date = DatePlan(time=time, scenes=tuple(scene for _, scene in preferred))
         seasons[season_name(time, spec.season_start)].append(date)
+    if spec.period is not None:
+        seasons = {name: _merged(name, dates, spec.period) for name, dates in seasons.items()}
     return tuple(
         SeasonPlan(
             name=name,
@@ -265,3 +313,26 @@ def _make_seasons(
         )
         for name, dates in sorted(seasons.items())
     )
+
+
+def _merged(season: str, days: Sequence[DatePlan], period: Period) -> list[DatePlan]:
+    """Return one date per period of the season, also where no scene was found."""
+    spans = season_periods(season, period)
+    scenes: list[list[Scene]] = [[] for _ in spans]
+    for date in days:
+        for scene in date.scenes:
+            scenes[period_index(spans, np.datetime64(scene.day))].append(scene)
+    return [
+        DatePlan(time=span.middle, scenes=tuple(found))
+        for span, found in zip(spans, scenes, strict=True)
+    ]
+
+
+def _check_cover(spec: CubeSpec, scenes: Sequence[Scene]) -> None:
+    """Refuse to choose by cloud cover where no scene tells it."""
+    if spec.composite == "least-cloudy" and all(scene.cloud_cover is None for scene in scenes):
+        raise InputError(
+            f"Cannot make least-cloudy composites: none of {len(scenes)} items has the property "
+            "eo:cloud_cover (0 to 100), by which the scene is chosen. Use --composite medoid or "
+            "median."
+        )

@@ -41,6 +41,8 @@ class Scene:
 
     item: str
     time: str
+    day: str
+    """Solar day, ``YYYY-MM-DD``."""
     platform: str
     orbit: int | None
     baseline: str
@@ -50,6 +52,8 @@ class Scene:
     bands: tuple[Asset, ...]
     """In the order of the cube's bands."""
     scl: Asset | None
+    cloud_cover: int | None = None
+    """In 0.01 %, where the composite depends on it and the item tells."""
 
     def meets(self, area: Window) -> bool:
         """Return False where the scene surely has no pixel in an absolute area."""
@@ -58,11 +62,17 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatePlan:
-    """A solar day: its scenes, the preferred first."""
+    """A date of the cube: a solar day, or a period whose days are merged."""
 
     time: np.datetime64
-    """Earliest acquisition of the day, UTC, to the second."""
+    """Earliest acquisition of the day, or the middle of the period; UTC, to the second."""
     scenes: tuple[Scene, ...]
+    """Day after day, the preferred first within a day; a period may have none."""
+
+    def days(self, area: Window | None = None) -> list[str]:
+        """Return the solar days of the scenes (of those that meet an absolute area), in order."""
+        met = (scene for scene in self.scenes if area is None or scene.meets(area))
+        return list(dict.fromkeys(scene.day for scene in met))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +90,9 @@ class SeasonPlan:
 
     @property
     def gaps(self) -> list[tuple[str, str, int]]:
-        """First day, last day and length (days) of the gaps longer than a month."""
-        days = self.time.astype("datetime64[D]")
+        """First day, last day and length (days) of the gaps without scenes longer than a month."""
+        seen = [day for date in self.dates for day in date.days()]
+        days = np.array(seen, dtype="datetime64[D]")
         steps = np.diff(days).astype(int)
         return [
             (str(days[index]), str(days[index + 1]), int(steps[index]))
@@ -123,6 +134,11 @@ class CubePlan:
     def with_scl(self) -> bool:
         """True where every scene has scene classes."""
         return all(scene.scl is not None for scene in self.scenes)
+
+    @property
+    def keeps_scl(self) -> bool:
+        """True where scene classes are stored: they are of a day, so composites have none."""
+        return self.with_scl and self.spec.keep_scl and self.spec.composite == "none"
 
     @property
     def scenes(self) -> list[Scene]:
@@ -223,6 +239,7 @@ def _scene_from_json(content: Mapping[str, Any]) -> Scene:
     return Scene(
         **{
             **content,
+            "day": content.get("day", content["time"][:10]),
             "place": tuple(content["place"]) if content["place"] else None,
             "bands": tuple(_asset_from_json(asset) for asset in content["bands"]),
             "scl": _asset_from_json(content["scl"]) if content["scl"] else None,

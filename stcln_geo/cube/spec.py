@@ -10,20 +10,19 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..grid import SNAP_METRES, Lattice
+from .calendar import Period
 from .clouds import CloudSpec
+from .composite import Composite
 from .contract import check_bands, parse_season_start
 from .layout import Layout
 from .read import Resampling
 
-__all__ = ["DEFAULT_BANDS", "Composite", "CubeSpec", "OnError"]
+__all__ = ["DEFAULT_BANDS", "Composite", "CubeSpec", "OnError", "Period"]
 
 DEFAULT_BANDS = (
     "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "swir16", "swir22",
 )  # fmt: skip
 """The ten bands of 10 and 20 m, in the cube's order."""
-
-Composite = Literal["none"]
-"""How dates are merged over time; ``none`` keeps each solar day."""
 
 OnError = Literal["fail", "skip"]
 """What an asset that cannot be read does: stop the build, or leave its scene out there."""
@@ -49,8 +48,11 @@ class CubeSpec:
         How reflectance is brought onto the grid where the file does not lie on it.
     lattice
         The windows around which the grid is padded.
+    composite, period
+        Merge the clear observations of each period of a fixed calendar into one date; ``none``
+        keeps every solar day and has no period.
     keep_scl
-        Also store the scene classes.
+        Also store the scene classes; composites have none.
     offset
         Reflectance to add to all items, in place of the rules (-0.1 for raw products since
         baseline 04.00).
@@ -69,6 +71,7 @@ class CubeSpec:
     clouds: CloudSpec = field(default_factory=CloudSpec)
     lattice: Lattice = field(default_factory=Lattice)
     composite: Composite = "none"
+    period: Period | None = None
     keep_scl: bool = True
     offset: float | None = None
     on_error: OnError = "fail"
@@ -93,10 +96,29 @@ class CubeSpec:
                     f"Cannot use {name}={getattr(self, name)!r}: it must be "
                     f"{' or '.join(allowed)}. Choose one of these."
                 )
+        self._check_period()
         if self.offset is not None and not -1 <= self.offset <= 1:
             raise InputError(
                 f"Cannot add an offset of {self.offset}: it is a reflectance, -1 to 1. "
                 "Raw products since baseline 04.00 need -0.1."
+            )
+
+    def _check_period(self) -> None:
+        periods = typing.get_args(Period)
+        if self.period is not None and self.period not in periods:
+            raise InputError(
+                f"Cannot make composites over {self.period!r}: the period must be "
+                f"{', '.join(periods)}. Choose one of these with --period."
+            )
+        if self.composite == "none" and self.period is not None:
+            raise InputError(
+                f"Cannot use the period {self.period} without a composite: it says which dates are "
+                "merged. Add --composite median, or leave --period out."
+            )
+        if self.composite != "none" and self.period is None:
+            raise InputError(
+                f"Cannot make {self.composite} composites without a period: it says which dates "
+                f"are merged. Give --period {', '.join(periods[:-1])} or {periods[-1]}."
             )
 
     @property

@@ -105,6 +105,8 @@ class Season:
     """(T, 3, Y/16, X/16) uint8 zarr array; 0 = no data."""
     scl: Any | None
     """(T, Y, X) uint8 zarr array of scene classes, if kept."""
+    observations: Any | None
+    """(T, Y, X) uint8 zarr array, clear observations per pixel, if the dates are composites."""
     labels: Any | None
     """(Y, X) uint8 zarr array of class codes, 255 = unlabelled, if burnt."""
     parcels: Any | None
@@ -240,6 +242,7 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
         coverage=group["coverage"],
         overview=group["overview"],
         scl=group.get("scl"),
+        observations=group.get("observations"),
         labels=group["labels"] if labelled else None,
         parcels=group["parcels"] if labelled else None,
         fields=fields,
@@ -270,6 +273,7 @@ def create_season(
     layout: Layout | None = None,
     lattice: Lattice | None = None,
     with_scl: bool = False,
+    with_observations: bool = False,
     attrs: Mapping[str, Any] | None = None,
     date_attrs: Mapping[str, Sequence[Any]] | None = None,
 ) -> Season:
@@ -315,7 +319,12 @@ def create_season(
         shutil.rmtree(folder, ignore_errors=True)
         group = zarr.create_group(folder, zarr_format=3)
         create_arrays(
-            group, layout, (len(time), len(bands), height, width), bands, with_scl=with_scl
+            group,
+            layout,
+            (len(time), len(bands), height, width),
+            bands,
+            with_scl=with_scl,
+            with_observations=with_observations,
         )
         coordinates = write_coordinates(group, geobox, time, bands, name, dict(date_attrs or {}))
         group.attrs.put(
@@ -342,6 +351,7 @@ def write_shard(
     reflectance: np.ndarray,
     valid: np.ndarray,
     scl: np.ndarray | None = None,
+    observations: np.ndarray | None = None,
 ) -> None:
     """Write one whole shard of a season, with its coverage and overview.
 
@@ -352,6 +362,7 @@ def write_shard(
     reflectance : (T, C, H, W) int16.
     valid : (T, H, W) bool, True where usable.
     scl : (T, H, W) uint8, if the season keeps scene classes.
+    observations : (T, H, W) uint8, if the season keeps the number of clear observations.
     """
     side = season.layout.shard
     expected = Window(window.row, window.col, side, side).intersection(
@@ -376,6 +387,8 @@ def write_shard(
         season.valid[:, window.rows, window.cols] = valid
         if season.scl is not None and scl is not None:
             season.scl[:, window.rows, window.cols] = scl
+        if season.observations is not None and observations is not None:
+            season.observations[:, window.rows, window.cols] = observations
         season.coverage[:, rows, cols] = block_sum(valid, chunk).astype(np.uint16)
         season.overview[:, :, small_rows, small_cols] = overview_of(reflectance, season.bands)
 

@@ -16,7 +16,7 @@ import rasterio
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
-from stcln_geo.catalog import load_catalog
+from stcln_geo.catalog import BaselineRule, OffsetRule, load_catalog
 from stcln_geo.cube import block as block_module
 from stcln_geo.cube.build import build_cube, unfinished_plan
 from stcln_geo.cube.clouds import CloudSpec, clear_sky
@@ -147,6 +147,83 @@ def test_offsets_are_applied_before_scenes_are_fused(archive: Any, tmp_path: Pat
     assert str(dataset["item_ids"].values[0]) == "done raw"
     assert str(dataset["offset_dn"].values[0]) == "0 -1000"
     assert str(dataset["offset_rule"].values[0]) == "already_applied declared"
+
+
+@pytest.mark.parametrize("rule", ["declared", "baseline"])
+def test_two_baselines_of_one_solar_day_agree_to_the_digit(archive: Any, tmp_path: Path, rule: str):
+    # One ground, measured twice: raw with an offset of 1000, and before there was any.
+    rng = np.random.default_rng(11)
+    ground = {
+        "red": rng.integers(1, 3000, (102, 104)).astype("uint16"),
+        "swir16": rng.integers(1, 5000, (51, 52)).astype("uint16"),
+    }
+    clouds = [rng.choice([4, 9], (51, 52)).astype("uint8") for _ in range(2)]
+    declares = rule == "declared"
+    archive.add("new", "2019-03-01T10:50:10", scl=clouds[0], offset=-0.1 if declares else None,
+                pixels={band: values + 1000 for band, values in ground.items()},
+                properties={"s2:processing_baseline": "05.11"})  # fmt: skip
+    archive.add("old", "2019-03-01T10:50:00", scl=clouds[1], offset=0.0 if declares else None,
+                pixels=ground, properties={"s2:processing_baseline": "03.01",
+                                           "grid:code": "MGRS-31UFT"})  # fmt: skip
+    catalog = load_catalog(archive.location)
+    offset = OffsetRule(declared=True, baseline=BaselineRule(since="04.00", offset=-0.1))
+    profile = catalog.defaults.model_copy(update={"offset": offset})
+    snapshot = search_items(catalog.model_copy(update={"defaults": profile}))
+    plan = plan_cube(snapshot, spec=CubeSpec(clouds=NO_MARGIN, resampling="nearest"))
+    assert [scene.item for scene in plan.scenes] == ["new", "old"]
+    build_cube(plan, tmp_path / "b.zarr")
+    season = open_season(tmp_path / "b.zarr")
+    row, col = -560004 - season.window.row, 60000 - season.window.col
+    values = season.reflectance[0, :, row : row + 102, col : col + 104]
+    truth = {"red": ground["red"], "swir16": ground["swir16"].repeat(2, 0).repeat(2, 1)}
+    for index, band in enumerate(season.bands):
+        np.testing.assert_array_equal(values[index], truth[band])
+    clear = (clouds[0] == 4) | (clouds[1] == 4)
+    valid = season.valid[0, row : row + 102, col : col + 104]
+    np.testing.assert_array_equal(valid, clear.repeat(2, 0).repeat(2, 1))
+    # Both took part: the older where only it saw the ground.
+    scl = season.scl[0, row : row + 102, col : col + 104][::2, ::2]
+    np.testing.assert_array_equal(scl == 4, clear)
+    dataset = open_cube(tmp_path / "b.zarr")
+    assert str(dataset["offset_dn"].values[0]) == "-1000 0"
+    assert str(dataset["baseline"].values[0]) == "05.11 03.01"
+
+
+def test_overlapping_scenes_do_not_depend_on_the_order_of_the_items(archive: Any, tmp_path: Path):
+    rng = np.random.default_rng(4)
+    for name, tile, baseline in (
+        ("a", "31UFS", "05.09"), ("b", "31UGS", "05.10"), ("c", "31UFT", "05.09"),
+    ):  # fmt: skip
+        red = rng.integers(1, 4000, (102, 104)).astype("uint16")
+        red[rng.random(red.shape) < 0.3] = 0
+        archive.add(name, "2019-03-01T10:50:00", pixels={"red": red},
+                    scl=rng.choice([4, 9], (51, 52)).astype("uint8"),
+                    properties={"grid:code": f"MGRS-{tile}",
+                                "s2:processing_baseline": baseline})  # fmt: skip
+    plan = plan_of(archive.location, clouds=NO_MARGIN)
+    assert [scene.item for scene in plan.scenes] == ["b", "a", "c"]
+    build_cube(plan, tmp_path / "one.zarr")
+    archive.items.reverse()
+    archive._write_catalog()
+    again = plan_of(archive.location, clouds=NO_MARGIN)
+    assert again.fingerprint == plan.fingerprint
+    season = open_season(tmp_path / "one.zarr")
+    row, col = -560004 - season.window.row, 60000 - season.window.col
+    layers = []
+    for name in ("b", "a", "c"):
+        with rasterio.open(archive.folder / f"{name}_red.tif") as file:
+            red = file.read(1).astype(int)
+        with rasterio.open(archive.folder / f"{name}_scl.tif") as file:
+            scl = file.read(1).repeat(2, 0).repeat(2, 1)
+        layers.append((red, np.where(red == 0, 0, np.where(scl == 4, 2, 1))))
+    ranks = np.stack([rank for _, rank in layers])
+    first = ranks.argmax(axis=0)
+    expected = np.take_along_axis(np.stack([red for red, _ in layers]), first[None], 0)[0]
+    expected[ranks.max(axis=0) == 0] = FILL
+    np.testing.assert_array_equal(
+        season.reflectance[0, 0, row : row + 102, col : col + 104], expected
+    )
+    assert {0, 1, 2} == set(np.unique(first))
 
 
 def test_negatives_are_kept_and_too_bright_is_never_valid(archive: Any, tmp_path: Path):
