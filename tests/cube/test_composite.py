@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import invoke
@@ -385,14 +386,24 @@ def test_the_commands_take_composites(cloudy: Any, tmp_path: Path, capsys: Any):
 
 
 @pytest.mark.slow
-def test_composites_train(tmp_path: Path, capsys: Any):
+def test_composites_train_and_predict(tmp_path: Path, capsys: Any):
     archive, cube, run = (str(tmp_path / name) for name in ("archive", "c.zarr", "run"))
     assert invoke(["simulate", archive, "--size", "128x96", "--dates", "14"]) == 0
     build = ["cube", "build", "--catalog", archive, "--composite", "medoid", "--period", "P1M"]
     assert invoke([*build, cube]) == 0
     season = open_season(cube)
     assert season.observations[:].max() > 1
-    assert (season.valid[:] == (season.observations[:] > 0)).all()
     options = ["--steps", "2", "--preset", "tiny", "--batch-size", "4", "--workers", "1"]
     assert invoke(["pretrain", cube, "--out", run, *options]) == 0
     assert "validation_loss" in capsys.readouterr().out
+
+    fields = str(tmp_path / "archive" / "parcels.gpkg")
+    assert invoke(["labels", "burn", cube, fields, "--column", "crop_code"]) == 0
+    assert invoke(["labels", "split", cube, "--by", "field", "--seed", "0"]) == 0
+    tuned, product = str(tmp_path / "tuned"), tmp_path / "map"
+    assert invoke(["finetune", cube, "--out", tuned, "--init", run, *options]) == 0
+    assert invoke(["predict", cube, "--checkpoint", tuned, "--out", str(product)]) == 0
+    with rasterio.open(product / "classes.tif") as source:
+        classes = source.read(1)
+    assert classes.shape == (96, 128)
+    assert (classes != 255).mean() > 0.9
