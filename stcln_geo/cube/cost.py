@@ -36,7 +36,7 @@ _SHARE = 0.8
 
 _FIXED_BYTES = 200_000_000
 
-_MERGE_BYTES = 80
+MERGE_BYTES = 80
 """Per value that a composite works on at a time."""
 
 
@@ -77,7 +77,7 @@ def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
     # Raw and harmonised numbers of the scenes in flight, and what fusing one allocates.
     passing = (SCENES_AHEAD + 1) * (2 * bands + 1) + 4 * bands + 24
     shard = min(side, season.layout.shard) ** 2 * dates * 2 * bands
-    merging = _MERGE_BYTES * STRIP_VALUES if composite else 0
+    merging = MERGE_BYTES * STRIP_VALUES if composite else 0
     arrays = height * width * (kept + passing) + 1.5 * shard + merging
     return round(arrays / _SHARE) + _FIXED_BYTES
 

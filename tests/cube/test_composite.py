@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import invoke
@@ -17,7 +19,7 @@ from stcln_geo.cube.calendar import period_index, season_periods
 from stcln_geo.cube.clouds import CloudSpec
 from stcln_geo.cube.composite import UNKNOWN_COVER, compose
 from stcln_geo.cube.contract import FILL, validate_cube
-from stcln_geo.cube.cost import task_bytes
+from stcln_geo.cube.cost import MERGE_BYTES, task_bytes
 from stcln_geo.cube.dataset import open_cube
 from stcln_geo.cube.layout import Layout
 from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
@@ -129,12 +131,31 @@ def test_a_medoid_is_always_an_observation_and_ties_go_to_the_earliest():
     assert compose("medoid", values[::-1], valid).reflectance.item() == 30
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("days", [1, 12])
+def test_kernels_take_no_more_memory_than_the_plan_says(
+    method: Any, days: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(composite_module, "STRIP_VALUES", 60_000)
+    values = np.ones((days, 10, 203, 301), dtype=np.int16)
+    valid = np.ones((days, 203, 301), dtype=bool)
+    cover = np.zeros(valid.shape, dtype=np.uint16)
+    tracemalloc.start()
+    merged = compose(method, values, valid, cover=cover)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    kept = merged.reflectance.nbytes + merged.observations.nbytes
+    # Rows are not split: one more of them may be worked on.
+    assert peak - kept <= MERGE_BYTES * (60_000 + days * 301)
+
+
 # --- building ---
 
 FULL = np.ones((102, 104), dtype="uint16")
 DAYS = ("2019-03-01", "2019-03-04", "2019-03-06", "2019-03-11", "2019-03-14", "2019-03-29",
         "2019-05-03")  # fmt: skip
-COVERS = (55.5, 3.25, 3.25, None, 80.0, 12.0, 1.0)
+# The second day is as cloudy as the first and the third, and nearest to its period's middle.
+COVERS = (3.25, 3.25, 3.25, None, 80.0, 12.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -365,14 +386,24 @@ def test_the_commands_take_composites(cloudy: Any, tmp_path: Path, capsys: Any):
 
 
 @pytest.mark.slow
-def test_composites_train(tmp_path: Path, capsys: Any):
+def test_composites_train_and_predict(tmp_path: Path, capsys: Any):
     archive, cube, run = (str(tmp_path / name) for name in ("archive", "c.zarr", "run"))
     assert invoke(["simulate", archive, "--size", "128x96", "--dates", "14"]) == 0
     build = ["cube", "build", "--catalog", archive, "--composite", "medoid", "--period", "P1M"]
     assert invoke([*build, cube]) == 0
     season = open_season(cube)
     assert season.observations[:].max() > 1
-    assert (season.valid[:] == (season.observations[:] > 0)).all()
     options = ["--steps", "2", "--preset", "tiny", "--batch-size", "4", "--workers", "1"]
     assert invoke(["pretrain", cube, "--out", run, *options]) == 0
     assert "validation_loss" in capsys.readouterr().out
+
+    fields = str(tmp_path / "archive" / "parcels.gpkg")
+    assert invoke(["labels", "burn", cube, fields, "--column", "crop_code"]) == 0
+    assert invoke(["labels", "split", cube, "--by", "field", "--seed", "0"]) == 0
+    tuned, product = str(tmp_path / "tuned"), tmp_path / "map"
+    assert invoke(["finetune", cube, "--out", tuned, "--init", run, *options]) == 0
+    assert invoke(["predict", cube, "--checkpoint", tuned, "--out", str(product)]) == 0
+    with rasterio.open(product / "classes.tif") as source:
+        classes = source.read(1)
+    assert classes.shape == (96, 128)
+    assert (classes != 255).mean() > 0.9
