@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "LabelError",
     "MissingFileError",
+    "NothingFoundError",
     "OutputError",
     "SearchError",
     "StclnGeoError",
@@ -47,6 +48,10 @@ class CatalogError(InputError):
 
 class SearchError(InputError):
     """A search found nothing usable."""
+
+
+class NothingFoundError(SearchError):
+    """A search was answered, with nothing usable."""
 
 
 class LabelError(InputError):

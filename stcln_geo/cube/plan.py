@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, SearchError
+from ..errors import InputError, NothingFoundError, SearchError
 from ..grid import Window, absolute_window, bounds_window, snapped_geobox, utm_crs
 from ..region import LONLAT, Region
 from .contract import season_name
@@ -63,7 +63,7 @@ def plan_cube(
         else:
             unusable.append(Dropped(item=granule.item, reason="its raster lies outside the grid"))
     if not days:
-        raise SearchError(
+        raise NothingFoundError(
             f"Cannot plan a cube for {region.source}: none of {len(snapshot)} items has pixels "
             f"there ({summary(unusable)}). Check the region and the time range."
         )
@@ -215,6 +215,9 @@ def _make_scene(
             for band in bands
         ),
         scl=asset(SCL, Radiometry(offset=0)) if SCL in keys else None,
+        tile=granule.tile,
+        sensing=str(granule.sensing),
+        processed=granule.generation,
     )
 
 

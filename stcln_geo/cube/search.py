@@ -21,7 +21,7 @@ from urllib.parse import unquote, urljoin, urlparse
 import numpy as np
 
 from ..catalog import Catalog, CollectionProfile, read_json
-from ..errors import InputError, MissingFileError, SearchError, StclnGeoWarning
+from ..errors import InputError, MissingFileError, NothingFoundError, SearchError, StclnGeoWarning
 from ..region import Region
 from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
 
@@ -165,7 +165,7 @@ def search_items(
     granules, older = drop_duplicates(granule for granule, _ in described)
     dropped.extend(older)
     if not granules:
-        raise SearchError(_nothing_found(catalog, collection, region, times, seen, dropped))
+        raise NothingFoundError(_nothing_found(catalog, collection, region, times, seen, dropped))
     return ItemSnapshot(
         catalog=catalog,
         collection=collection,
