@@ -1,11 +1,11 @@
-"""``stcln-geo cube``: plan, build, check and look at cubes."""
+"""``stcln-geo cube``: plan, build, extend, repair, check and look at cubes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from ..cube.planned import CubePlan
     from ..cube.search import ItemSnapshot
     from ..cube.selection import Selection
-    from ..cube.spec import CubeSpec
+    from ..cube.spec import CubeSpec, OnError
     from ..region import Region
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Plan, build, check and look at cubes."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Plan, build, extend, repair, check and look at cubes.",
 )
 
 _CatalogOption = Annotated[
@@ -99,6 +101,17 @@ _HaloOption = Annotated[int, typer.Option("--halo", help="Context pixels per sid
 _OnErrorOption = Annotated[
     str, typer.Option("--on-error", help="fail, or skip scenes with an asset that cannot be read.")
 ]
+_FailedFractionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-failed-fraction",
+        help="With --on-error skip: share of a season's scenes that may be left out, 0 to 1.",
+    ),
+]
+_SchedulerOption = Annotated[
+    str | None, typer.Option("--scheduler", help="Address of a Dask scheduler (tcp://...).")
+]
+_CubeArgument = Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of the cube.")]
 _MemoryOption = Annotated[
     str, typer.Option("--memory", help="Memory for all workers together, such as 8GB.")
 ]
@@ -198,11 +211,10 @@ def build(
     window: _WindowOption = 32,
     halo: _HaloOption = 4,
     on_error: _OnErrorOption = "fail",
+    max_failed_fraction: _FailedFractionOption = None,
     memory: _MemoryOption = "8GB",
     workers: _WorkersOption = 0,
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", help="Address of a Dask scheduler (tcp://...).")
-    ] = None,
+    scheduler: _SchedulerOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and read no pixel.")
     ] = False,
@@ -221,6 +233,7 @@ def build(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
         composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
         shadow_margin=shadow_margin, offset=offset, window=window, halo=halo, on_error=on_error,
+        max_failed_fraction=max_failed_fraction,
     )  # fmt: skip
     execution = execution_from(workers, scheduler)
     budget = parse_memory(memory)
@@ -238,7 +251,9 @@ def build(
             return made
         say(f"Continuing {path} with the {len(begun.scenes)} scenes it began with.")
         # What to do about broken assets may be decided anew: it is no part of the plan's identity.
-        chosen = dataclasses.replace(begun.spec, on_error=spec.on_error)
+        chosen = dataclasses.replace(
+            begun.spec, on_error=spec.on_error, max_failed_fraction=spec.max_failed_fraction
+        )
         return dataclasses.replace(begun, spec=chosen)
 
     jobs: dict[Path, CubePlan] = {}
@@ -263,6 +278,102 @@ def build(
         if report.failures:
             warn(f"{len(report.failures)} assets were left out; see {path / 'ledger.jsonl'}.")
         say(str(report))
+
+
+@app.command()
+def append(
+    cube: _CubeArgument,
+    until: Annotated[
+        str, typer.Option("--until", metavar="YYYY-MM-DD", help="Last day, included.")
+    ],
+    catalog: Annotated[
+        str | None,
+        typer.Option("--catalog", help="In place of the cube's own catalog, if that has moved."),
+    ] = None,
+    on_error: Annotated[
+        str | None,
+        typer.Option("--on-error", help="fail or skip; by default as the cube was built."),
+    ] = None,
+    max_failed_fraction: _FailedFractionOption = None,
+    memory: _MemoryOption = "8GB",
+    workers: _WorkersOption = 0,
+    scheduler: _SchedulerOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is new, and read no pixel.")
+    ] = False,
+) -> None:
+    """Extend a cube up to a date: repeat its search, add what is new.
+
+    Seasons that were complete are not touched. The current season gets its new dates; only their
+    images are read. One that was stopped continues when the same command runs again.
+    """
+    from ..cube.append import append_cube, plan_append
+
+    if dry_run:
+        say(str(plan_append(cube, until, catalog=catalog)))
+        return
+    with progress_bar("append") as progress:
+        report = append_cube(
+            cube,
+            until,
+            catalog=catalog,
+            on_error=_on_error(on_error),
+            max_failed_fraction=max_failed_fraction,
+            execution=execution_from(workers, scheduler),
+            memory=parse_memory(memory),
+            progress=progress,
+        )
+    if report.build is not None and report.build.failures:
+        count = len(report.build.failures)
+        warn(f"{count} assets were left out; see {cube / 'ledger.jsonl'}.")
+    say(str(report))
+
+
+@app.command()
+def repair(
+    cube: _CubeArgument,
+    catalog: Annotated[
+        str | None,
+        typer.Option("--catalog", help="Read the lacking scenes from this catalog instead."),
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="Collection id of that catalog.")
+    ] = None,
+    memory: _MemoryOption = "8GB",
+    workers: _WorkersOption = 0,
+    scheduler: _SchedulerOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the lacking scenes, and read no pixel.")
+    ] = False,
+) -> None:
+    """Read again the scenes that were left out of a cube; exits with 1 if some still lack.
+
+    Only the shards that lack a scene are built again.
+    """
+    from ..cube.append import stored_plan
+    from ..cube.repair import find_left_out, repair_cube
+
+    if dry_run:
+        stored_plan(cube)
+        lines = [str(entry) for entry in find_left_out(cube)]
+        say("\n".join(lines) or f"{cube} lacks no scene: nothing to repair.")
+        return
+    with progress_bar("repair") as progress:
+        report = repair_cube(
+            cube,
+            catalog=catalog,
+            collection=collection,
+            execution=execution_from(workers, scheduler),
+            memory=parse_memory(memory),
+            progress=progress,
+        )
+    for item, other in report.substitutes.items():
+        say(f"{item} is read from {other}")
+    say(str(report))
+    for entry in report.remaining:
+        warn(str(entry))
+    if report.remaining:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -296,9 +407,10 @@ def info(
         if season.fields is not None and season.legend is not None:
             names = ", ".join(season.legend.names)
             say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")
-    unfinished = sorted(folder.name for folder in cube.glob("*.building"))
-    for name in unfinished:
-        warn(f"{name} is unfinished: run the same 'cube build' command again.")
+    for name in sorted(folder.name for folder in cube.glob("*.building")):
+        is_whole = (cube / name.removesuffix(".building")).is_dir()
+        command = "cube append' or 'cube repair" if is_whole else "cube build"
+        warn(f"{name} is unfinished: run the same '{command}' command again.")
 
 
 @app.command()
@@ -364,6 +476,11 @@ def _spec(
     )
 
 
+def _on_error(text: str | None) -> OnError | None:
+    """Return the choice; whether it is one is checked where it is used."""
+    return cast("OnError | None", text)
+
+
 def _region(bbox: str | None, file: Path | None) -> Region | None:
     from ..errors import InputError
     from ..region import Region
@@ -413,7 +530,8 @@ def _request(search: _Search, spec: CubeSpec) -> dict[str, Any]:
     from ..cube.addresses import redact
 
     catalog = search.catalog
-    choices = {key: value for key, value in spec.to_json().items() if key != "on_error"}
+    policy = {"on_error", "max_failed_fraction"}
+    choices = {key: value for key, value in spec.to_json().items() if key not in policy}
     request: dict[str, Any] = {
         "catalog": str(Path(catalog).resolve()) if Path(catalog).exists() else redact(catalog),
         "collection": search.collection,

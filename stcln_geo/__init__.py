@@ -14,29 +14,35 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "append_cube",
     "build_cube",
     "load_model",
     "open_cube",
     "plan_cube",
     "predict_region",
+    "repair_cube",
     "validate_cube",
     "write_cube",
 ]
 
 if TYPE_CHECKING:
+    from .cube.append import append_cube
     from .cube.build import build_cube
     from .cube.contract import validate_cube
     from .cube.dataset import open_cube, write_cube
     from .cube.plan import plan_cube
+    from .cube.repair import repair_cube
     from .model.checkpoint import load_model
     from .predict.run import predict_region
 
 _HOMES = {
+    "append_cube": ".cube.append",
     "build_cube": ".cube.build",
     "load_model": ".model.checkpoint",
     "open_cube": ".cube.dataset",
     "plan_cube": ".cube.plan",
     "predict_region": ".predict.run",
+    "repair_cube": ".cube.repair",
     "validate_cube": ".cube.contract",
     "write_cube": ".cube.dataset",
 }

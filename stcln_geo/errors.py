@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "LabelError",
     "MissingFileError",
+    "NothingFoundError",
     "OutputError",
     "SearchError",
     "StclnGeoError",
@@ -52,6 +53,10 @@ class UnsafeAddressError(InputError):
 
 class SearchError(InputError):
     """A search found nothing usable."""
+
+
+class NothingFoundError(SearchError):
+    """A search was answered, with nothing usable."""
 
 
 class LabelError(InputError):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..catalog import Access
 from ..errors import CubeError
 from ..grid import Window, crop_geobox, tiles
 from .cost import SCENES_AHEAD
@@ -18,8 +20,9 @@ from .fuse import harmonise_scene
 from .merge import BlockArrays, make_merger
 from .planned import Asset, CubePlan, Scene, SeasonPlan
 from .read import AssetReader, AssetReadError, LedgerEntry, append_ledger
-from .store import open_building, write_json, write_shard
-from .stored import LEDGER_FILE, load_plan, manifest_path, shard_fingerprint, shard_is_done
+from .replace import OldSeason, open_old
+from .store import Season, open_building, write_json, write_shard
+from .stored import LEDGER_FILE, load_plan, manifest_path, read_manifest, shard_fingerprint
 
 __all__ = ["BlockResult", "BlockTask", "build_block"]
 
@@ -38,6 +41,8 @@ class BlockTask:
     skip_failures: bool
     """True leaves a scene out where one of its assets cannot be read."""
     threads: int
+    replacing: bool = False
+    """True where a whole season of this name is there, whose unchanged parts are taken over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,8 @@ class BlockResult:
     written: int
     kept: int
     reads: int
+    taken: int = 0
+    """Shards taken over from the season that is replaced."""
 
 
 def build_block(task: BlockTask) -> BlockResult:
@@ -60,43 +67,111 @@ def build_block(task: BlockTask) -> BlockResult:
             f"Cannot build a block of season {task.season}: {path} has no such season under "
             "construction. Run 'cube build' again."
         )
+    old = open_old(season, plan, season_plan) if task.replacing else None
     shards = [
         shard.shift(task.window.row, task.window.col)
         for shard in tiles(task.window.shape_yx, season.layout.shard)
     ]
     prints = {shard: shard_fingerprint(plan, season_plan, shard) for shard in shards}
-    missing = [
-        shard for shard in shards if not shard_is_done(path, task.season, shard, prints[shard])
-    ]
+    build = _Shards(task, season, prints)
+    missing = [shard for shard in shards if not build.is_done(shard)]
+    kept = len(shards) - len(missing)
+    if old is not None:
+        missing = [shard for shard in missing if not build.take_over(shard, old)]
+    taken = len(shards) - kept - len(missing)
     if not missing:
-        return BlockResult(written=0, kept=len(shards), reads=0)
+        return BlockResult(written=0, kept=kept, reads=0, taken=taken)
 
     area = functools.reduce(Window.union, missing)
-    reader = AssetReader(plan.access)
+    readers = _Readers(plan.access)
     block = BlockArrays(plan, season_plan, season, area)
-    failed = _fill(block, plan, season_plan, reader, task, path)
+    reused = old.same_dates(season_plan, area) if old is not None else {}
+    if old is not None and reused:
+        for shard in missing:
+            old.take_dates(reused, shard, **block.part(shard))
+    failed = _fill(block, plan, season_plan, readers, task, path, reused)
     for shard in missing:
-        inside = shard.relative_to(area)
-        part = (slice(None), inside.rows, inside.cols)
-        write_shard(
-            season,
+        part = block.part(shard)
+        write_shard(season, shard, **part)
+        build.mark(
             shard,
-            reflectance=block.reflectance[:, :, inside.rows, inside.cols],
-            valid=block.valid[part],
-            scl=block.scl[part] if block.scl is not None else None,
-            observations=block.observations[part] if block.observations is not None else None,
+            valid_fraction=float(part["valid"].mean()),
+            left_out=failed & _scenes_in(plan, season_plan, shard),
         )
+    return BlockResult(written=len(missing), kept=kept, reads=readers.reads, taken=taken)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """What is known of a block's shards by their manifests."""
+
+    task: BlockTask
+    season: Season
+    prints: Mapping[Window, str]
+
+    def is_done(self, shard: Window) -> bool:
+        """Return True where the shard was written from exactly these inputs."""
+        manifest = read_manifest(self._manifest(shard))
+        if manifest.get("fingerprint") != self.prints[shard]:
+            return False
+        return self.task.skip_failures or not manifest.get("left_out")
+
+    def take_over(self, shard: Window, old: OldSeason) -> bool:
+        """Take a shard of the old season as it is, if it can serve; return True where it does."""
+        if not old.has_shard(shard, self.prints[shard], self.season):
+            return False
+        old.take_shard(shard, self.season)
+        before = read_manifest(manifest_path(self.season.cube, self.task.season, shard))
+        self.mark(shard, valid_fraction=before["valid_fraction"], left_out=set(), taken=True)
+        return True
+
+    def mark(
+        self, shard: Window, *, valid_fraction: float, left_out: set[str], taken: bool = False
+    ) -> None:
+        """Write the shard's manifest: from now on it is done."""
         write_json(
-            manifest_path(path, task.season, shard),
+            self._manifest(shard),
             {
-                "fingerprint": prints[shard],
+                "fingerprint": self.prints[shard],
                 "window": asdict(shard),
-                "valid_fraction": float(block.valid[part].mean()),
-                "left_out": sorted(failed),
+                "valid_fraction": valid_fraction,
+                "left_out": sorted(left_out),
+                "taken_over": taken,
             },
         )
-    kept = len(shards) - len(missing)
-    return BlockResult(written=len(missing), kept=kept, reads=reader.reads)
+
+    def _manifest(self, shard: Window) -> Path:
+        return manifest_path(
+            self.season.cube, self.task.season, shard, replacing=self.task.replacing
+        )
+
+
+def _scenes_in(plan: CubePlan, season: SeasonPlan, shard: Window) -> set[str]:
+    """Return the ids of the scenes that may have pixels in a shard."""
+    area = shard.shift(plan.window.row, plan.window.col)
+    scenes = [scene for date in season.dates for scene in date.scenes]
+    return {scene.item for scene in scenes if scene.meets(area)}
+
+
+class _Readers:
+    """One reader per way of access: the catalog's, and those of substitutes."""
+
+    def __init__(self, access: Access) -> None:
+        self._own = AssetReader(access)
+        self._others: dict[str, AssetReader] = {}
+
+    def of(self, scene: Scene) -> AssetReader:
+        if scene.substitute is None:
+            return self._own
+        key = json.dumps(dict(scene.substitute.access), sort_keys=True)
+        if key not in self._others:
+            self._others[key] = AssetReader(Access.model_validate(scene.substitute.access))
+        return self._others[key]
+
+    @property
+    def reads(self) -> int:
+        """Asset windows read so far."""
+        return self._own.reads + sum(reader.reads for reader in self._others.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +188,25 @@ def _fill(
     block: BlockArrays,
     plan: CubePlan,
     season_plan: SeasonPlan,
-    reader: AssetReader,
+    readers: _Readers,
     task: BlockTask,
     path: Path,
+    reused: Collection[int],
 ) -> set[str]:
-    """Fill a block's arrays, date by date; return the items left out."""
+    """Fill a block's arrays, date by date but for those reused; return the items left out."""
     clouds = plan.spec.clouds
     absolute = block.area.shift(plan.window.row, plan.window.col)
     wanted = [
         (index, scene)
         for index, date in enumerate(season_plan.dates)
         for scene in date.scenes
-        if scene.meets(absolute)
+        if index not in reused and scene.meets(absolute)
     ]
     left_out: set[str] = set()
     merger = make_merger(block, plan, season_plan)
     most = plan.access.max_connections or 64
     with ThreadPoolExecutor(min(max(task.threads, _MIN_READERS), most)) as pool:
-        for reading in _read_ahead(pool, wanted, block, plan, reader):
+        for reading in _read_ahead(pool, wanted, block, plan, readers):
             failures = _failures(reading, block.area)
             for entry in failures:
                 append_ledger(path / LEDGER_FILE, entry)
@@ -161,16 +237,16 @@ def _read_ahead(
     wanted: list[tuple[int, Scene]],
     block: BlockArrays,
     plan: CubePlan,
-    reader: AssetReader,
+    readers: _Readers,
 ) -> Iterator[_Reading]:
     """Yield scenes in order, while the next ones are already being read."""
     pad = plan.spec.clouds.padding
     height, width = block.area.shape_yx
     padded = crop_geobox(block.geobox, Window(0, 0, height, width).expand(pad))
 
-    def start(asset: Asset, *, is_scl: bool) -> Future[np.ndarray]:
+    def start(scene: Scene, asset: Asset, *, is_scl: bool) -> Future[np.ndarray]:
         return pool.submit(
-            reader.read,
+            readers.of(scene).read,
             asset.href,
             padded if is_scl else block.geobox,
             resampling="nearest" if is_scl else plan.spec.resampling,
@@ -179,9 +255,9 @@ def _read_ahead(
 
     ahead: deque[_Reading] = deque()
     for date, scene in wanted:
-        bands = [start(asset, is_scl=False) for asset in scene.bands]
+        bands = [start(scene, asset, is_scl=False) for asset in scene.bands]
         use_scl = scene.scl is not None and plan.with_scl
-        scl = start(scene.scl, is_scl=True) if use_scl and scene.scl is not None else None
+        scl = start(scene, scene.scl, is_scl=True) if use_scl and scene.scl is not None else None
         ahead.append(_Reading(date, scene, bands, scl))
         if len(ahead) > SCENES_AHEAD:
             yield ahead.popleft()

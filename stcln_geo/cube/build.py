@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,27 @@ from ..grid import tiles
 from .block import BlockResult, BlockTask, build_block
 from .calendar import season_periods
 from .cost import DEFAULT_MEMORY, plan_blocks
+from .lock import cube_lock
 from .planned import CubePlan, SeasonPlan
 from .read import LedgerEntry, read_ledger
+from .replace import current_seasons, finish_replacement, recover_swaps, store_season_plan
 from .search import write_items
 from .store import create_season, finish_season, list_seasons, open_building, writing
-from .stored import ITEMS_FILE, LEDGER_FILE, MANIFESTS, PLAN_FILE, read_plan_file, store_plan
+from .stored import (
+    ITEMS_FILE,
+    LEDGER_FILE,
+    PLAN_FILE,
+    manifest_folder,
+    read_manifest,
+    read_plan_file,
+    season_fingerprint,
+    store_plan,
+)
 
-__all__ = ["BuildReport", "build_cube", "unfinished_plan"]
+__all__ = ["BuildReport", "build_cube", "carry_out", "unfinished_plan"]
+
+_POLICY = ("on_error", "max_failed_fraction")
+"""Choices that do not change what cube is built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +55,8 @@ class BuildReport:
     shards_written: int
     shards_kept: int
     """Shards that an earlier run had finished."""
+    shards_taken: int = 0
+    """Shards taken over, as they are, from the season that was replaced."""
     windows_read: int
     """Asset windows read in this run."""
     failures: tuple[LedgerEntry, ...]
@@ -48,10 +64,11 @@ class BuildReport:
     seconds: float
 
     def __str__(self) -> str:
-        if not self.shards_written:
+        if not (self.shards_written or self.shards_taken):
             return f"{self.path} is complete ({', '.join(self.seasons)}): nothing to do."
         left_out = f"; {len(self.failures)} assets left out" if self.failures else ""
-        kept = f" ({self.shards_kept} kept)" if self.shards_kept else ""
+        untouched = self.shards_kept + self.shards_taken
+        kept = f" ({untouched} kept)" if untouched else ""
         return (
             f"{self.path}: {self.dates} dates in {', '.join(self.seasons)}; "
             f"{self.shards_written} shards written{kept}, {self.windows_read} asset windows read"
@@ -88,27 +105,57 @@ def build_cube(
     TaskError
         If assets could not be read; the other blocks are done, and the ledger names the assets.
     """
-    started = time.monotonic()
     path = Path(path)
     execution = execution or Execution()
     # Both checks come before anything is written.
+    for season in plan.seasons:
+        plan_blocks(plan, season, memory=memory, workers=execution.workers)
+    with cube_lock(path):
+        _prepare(plan, path, overwrite=overwrite)
+        return carry_out(plan, path, execution=execution, memory=memory, progress=progress)
+
+
+def carry_out(
+    plan: CubePlan,
+    path: Path,
+    *,
+    execution: Execution,
+    memory: int = DEFAULT_MEMORY,
+    progress: ProgressHook | None = None,
+    redo: Collection[str] = (),
+) -> BuildReport:
+    """Build what is missing of the plan stored in a cube; the caller holds the cube's lock.
+
+    Parameters
+    ----------
+    redo
+        Seasons whose shards with left-out scenes are built again.
+
+    Raises
+    ------
+    TaskError
+        If assets could not be read, or more scenes were left out than the plan allows.
+    """
+    started = time.monotonic()
+    recover_swaps(path)
+    current = current_seasons(path, plan) - set(redo)
+    whole = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
     blocks = {
         season.name: plan_blocks(plan, season, memory=memory, workers=execution.workers)
         for season in plan.seasons
     }
-    _prepare(plan, path, overwrite=overwrite)
-    complete = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
-
     results: list[BlockResult] = []
     kept = done = 0
-    total = sum(len(blocks[season.name]) for season in plan.seasons if season.name not in complete)
+    total = sum(len(blocks[season.name]) for season in plan.seasons if season.name not in current)
     failed = False
+    excess: list[str] = []
     recorded = len(read_ledger(path / LEDGER_FILE))
     for season in plan.seasons:
-        if season.name in complete:
+        if season.name in current:
             kept += len(tiles(plan.window.shape_yx, season.layout.shard))
             continue
-        _open_or_create(plan, season, path)
+        replacing = season.name in whole
+        _open_or_create(plan, season, path, replacing=replacing)
         tasks = [
             BlockTask(
                 cube=str(path.resolve()),
@@ -117,6 +164,7 @@ def build_cube(
                 fingerprint=plan.fingerprint,
                 skip_failures=plan.spec.on_error == "skip",
                 threads=execution.threads_per_worker,
+                replacing=replacing,
             )
             for block in blocks[season.name]
         ]
@@ -128,17 +176,26 @@ def build_cube(
                 raise
             failed = True
         else:
-            finish_season(path, season.name)
+            problem = _too_many_left_out(plan, season, path, replacing=replacing)
+            if problem is not None:
+                excess.append(problem)
+            elif replacing:
+                finish_replacement(path, season.name)
+            else:
+                finish_season(path, season.name)
         done += len(tasks)
     failures = tuple(read_ledger(path / LEDGER_FILE)[recorded:])
     if failed:
         raise TaskError(_failure_message(path, failures))
+    if excess:
+        raise TaskError(" ".join(excess))
     return BuildReport(
         path=path,
         seasons=tuple(season.name for season in plan.seasons),
         dates=sum(len(season.dates) for season in plan.seasons),
         shards_written=sum(result.written for result in results),
         shards_kept=kept + sum(result.kept for result in results),
+        shards_taken=sum(result.taken for result in results),
         windows_read=sum(result.reads for result in results),
         failures=failures,
         seconds=time.monotonic() - started,
@@ -157,9 +214,8 @@ def unfinished_plan(path: str | Path, request: Mapping[str, Any]) -> CubePlan | 
     content = read_plan_file(path)
     plan = CubePlan.from_json(content["plan"])
     names = {season.name for season in plan.seasons}
-    complete = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
     same = content.get("request") == json.loads(json.dumps(request, default=str))
-    return plan if same and not names <= complete else None
+    return plan if same and not names <= current_seasons(path, plan) else None
 
 
 def _run(
@@ -179,6 +235,33 @@ def _run(
     # Reading retries by itself; a whole block read again would cost minutes.
     return run_tasks(
         build_block, tasks, execution=execution, label="block", progress=advance, retries=0
+    )
+
+
+def _too_many_left_out(
+    plan: CubePlan, season: SeasonPlan, path: Path, *, replacing: bool
+) -> str | None:
+    """Return why a season may not be finished; its shards that lack scenes are then not done."""
+    share = plan.spec.max_failed_fraction
+    if share is None:
+        return None
+    lacking: dict[Path, list[str]] = {}
+    for manifest in manifest_folder(path, season.name, replacing=replacing).glob("*_*.json"):
+        left_out = read_manifest(manifest).get("left_out")
+        if left_out:
+            lacking[manifest] = left_out
+    failed = sorted({item for items in lacking.values() for item in items})
+    scenes = sum(len(date.scenes) for date in season.dates)
+    if len(failed) <= share * scenes:
+        return None
+    # The next run tries them again.
+    for manifest in lacking:
+        manifest.unlink()
+    return (
+        f"Cannot finish season {season.name} of {path}: {len(failed)} of {scenes} scenes have an "
+        f"asset that cannot be read ({', '.join(failed)}), and the share of --max-failed-fraction "
+        f"is {share:g}. The assets are listed in {path / LEDGER_FILE}. Run the same command again "
+        "to retry them, or allow a larger share."
     )
 
 
@@ -228,12 +311,14 @@ def _prepare(plan: CubePlan, path: Path, *, overwrite: bool) -> None:
     store_plan(plan, path)
 
 
-def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path) -> None:
+def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing: bool) -> None:
     """Create the season's empty arrays, unless an earlier run of the plan has."""
-    if open_building(path, season.name) is not None:
+    fingerprint = season_fingerprint(plan, season)
+    building = open_building(path, season.name)
+    if building is not None and building.attrs.get("fingerprint") == fingerprint:
         return
     with writing(path):
-        shutil.rmtree(path / MANIFESTS / season.name, ignore_errors=True)
+        shutil.rmtree(manifest_folder(path, season.name, replacing=replacing), ignore_errors=True)
     create_season(
         path,
         season.name,
@@ -250,13 +335,14 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path) -> None:
             "catalog": plan.catalog,
             "collection": plan.collection,
             "region": plan.region,
-            "fingerprint": plan.fingerprint,
+            "fingerprint": fingerprint,
             "clouds_masked": plan.with_scl,
             "composite": plan.spec.composite,
             "period": plan.spec.period,
         },
         date_attrs=_provenance(season) | _spans(plan, season),
     )
+    store_season_plan(path, plan, season.name, replacing=replacing)
 
 
 def _provenance(season: SeasonPlan) -> dict[str, list[str]]:
@@ -276,10 +362,12 @@ def _provenance(season: SeasonPlan) -> dict[str, list[str]]:
         columns["orbit"].append(
             joined([f"{scene.orbit:03d}" for scene in scenes if scene.orbit is not None])
         )
-        columns["baseline"].append(joined([scene.baseline for scene in scenes]))
+        columns["baseline"].append(
+            joined([(scene.substitute or scene).baseline for scene in scenes])
+        )
         columns["offset_rule"].append(joined([rule.source for rule in rules]))
         columns["offset_dn"].append(joined([str(rule.offset) for rule in rules]))
-        columns["item_ids"].append(joined([scene.item for scene in scenes]))
+        columns["item_ids"].append(joined([(scene.substitute or scene).item for scene in scenes]))
     return columns
 
 
@@ -307,10 +395,12 @@ def _difference(stored: CubePlan, asked: CubePlan) -> str:
             f"for {stored.region}"
         )
     before, now = ({scene.item for scene in plan.scenes} for plan in (stored, asked))
+    if now < before:
+        return f"it has {len(before - now)} items more, as after 'cube append'"
     if before != now:
         return f"{len(now - before)} items are new and {len(before - now)} are gone"
     ours, theirs = stored.spec.to_json(), asked.spec.to_json()
-    differing = [name for name in ours if ours[name] != theirs[name] and name != "on_error"]
+    differing = [name for name in ours if ours[name] != theirs[name] and name not in _POLICY]
     if differing:
         return ", ".join(f"its {name} is {ours[name]}" for name in differing)
     return "the same items now have other addresses or other metadata"

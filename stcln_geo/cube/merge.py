@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,17 @@ class BlockArrays:
         self.observations = (
             np.zeros(shape, dtype=np.uint8) if season.observations is not None else None
         )
+
+    def part(self, shard: Window) -> dict[str, Any]:
+        """Return the arrays of one of the block's shards, as views."""
+        inside = shard.relative_to(self.area)
+        here = (..., inside.rows, inside.cols)
+        return {
+            "reflectance": self.reflectance[here],
+            "valid": self.valid[here],
+            "scl": self.scl[here] if self.scl is not None else None,
+            "observations": self.observations[here] if self.observations is not None else None,
+        }
 
 
 class Merger(Protocol):

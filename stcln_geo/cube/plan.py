@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, SearchError
+from ..errors import InputError, NothingFoundError, SearchError
 from ..grid import Window, absolute_window, bounds_window, snapped_geobox, utm_crs
 from ..region import LONLAT, Region
 from .addresses import asset_access, check_asset
@@ -67,7 +67,7 @@ def plan_cube(
         else:
             unusable.append(Dropped(item=granule.item, reason="its raster lies outside the grid"))
     if not days:
-        raise SearchError(
+        raise NothingFoundError(
             f"Cannot plan a cube for {region.source}: none of {len(snapshot)} items has pixels "
             f"there ({summary(unusable)}). Check the region and the time range."
         )
@@ -256,6 +256,9 @@ def _make_scene(
         ),
         scl=asset(SCL, Radiometry(offset=0)) if SCL in keys else None,
         cloud_cover=_cloud_cover(item) if spec.composite == "least-cloudy" else None,
+        tile=granule.tile,
+        sensing=str(granule.sensing),
+        processed=granule.generation,
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["Asset", "CubePlan", "DatePlan", "Scene", "SeasonPlan"]
+__all__ = ["Asset", "CubePlan", "DatePlan", "Scene", "SeasonPlan", "Substitute"]
 
 LONG_GAP_DAYS = 30
 
@@ -33,6 +33,17 @@ class Asset:
     key: str
     href: str
     radiometry: Radiometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitute:
+    """Another catalog's product of a scene, from which its assets are read."""
+
+    catalog: str
+    item: str
+    baseline: str
+    access: Mapping[str, Any]
+    """What that catalog says about reading its pixels, as JSON values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +65,24 @@ class Scene:
     scl: Asset | None
     cloud_cover: int | None = None
     """In 0.01 %, where the composite depends on it and the item tells."""
+    tile: str = ""
+    """Grid tile such as ``31UES``, or the place of the raster."""
+    sensing: str = ""
+    """Start of the datastrip (UTC), or the acquisition where the datastrip is unknown."""
+    processed: str = ""
+    """When the product was made, as the item says; empty if unknown."""
+    substitute: Substitute | None = None
+    """Set where the assets are another catalog's."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the scene's pixels: what it is, not the addresses where it lies."""
+        content = asdict(self)
+        for asset in (*content["bands"], *([content["scl"]] if content["scl"] else [])):
+            del asset["href"]
+        if content["substitute"] is not None:
+            del content["substitute"]["access"]
+        return content
 
     def meets(self, area: Window) -> bool:
         """Return False where the scene surely has no pixel in an absolute area."""
@@ -151,7 +180,8 @@ class CubePlan:
         content = self.to_json()
         for key in ("dropped", "lacking", "region", "catalog", "collection", "access"):
             del content[key]
-        del content["spec"]["on_error"]
+        for key in ("on_error", "max_failed_fraction"):
+            del content["spec"][key]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def season(self, name: str) -> SeasonPlan:
@@ -243,6 +273,9 @@ def _scene_from_json(content: Mapping[str, Any]) -> Scene:
             "place": tuple(content["place"]) if content["place"] else None,
             "bands": tuple(_asset_from_json(asset) for asset in content["bands"]),
             "scl": _asset_from_json(content["scl"]) if content["scl"] else None,
+            "substitute": Substitute(**content["substitute"])
+            if content.get("substitute")
+            else None,
         }
     )
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urljoin, urlparse
 import numpy as np
 
 from ..catalog import Catalog, CollectionProfile, read_json
-from ..errors import InputError, MissingFileError, SearchError
+from ..errors import InputError, MissingFileError, NothingFoundError, SearchError
 from ..region import Region
 from .addresses import asset_access, check_address, redact, without_secrets
 from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
@@ -178,7 +178,7 @@ def search_items(
     granules, older = drop_duplicates(granule for granule, _ in described)
     dropped.extend(older)
     if not granules:
-        raise SearchError(_nothing_found(catalog, collection, region, times, seen, dropped))
+        raise NothingFoundError(_nothing_found(catalog, collection, region, times, seen, dropped))
     return ItemSnapshot(
         catalog=catalog,
         collection=collection,

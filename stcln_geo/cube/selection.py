@@ -65,6 +65,15 @@ class Selection:
         """True where every scene is taken."""
         return not self.tiles and not self.orbits and self.max_cloud is None
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Selection:
+        """Read what ``to_json`` wrote; nothing selects all."""
+        return cls(
+            tiles=tuple(content.get("tiles", ())),
+            orbits=tuple(content.get("orbits", ())),
+            max_cloud=content.get("max_cloud"),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the conditions as JSON values."""
         return {

@@ -59,6 +59,9 @@ class CubeSpec:
     on_error
         ``fail`` stops after the failures are recorded; ``skip`` leaves a scene out where one of
         its assets cannot be read, and records it.
+    max_failed_fraction
+        With ``skip``: the share of a season's scenes, 0 to 1, that may be left out; with more the
+        season stays unfinished. None allows any.
     layout
         Sides of chunk and shard; by default chosen for each season.
     """
@@ -75,6 +78,7 @@ class CubeSpec:
     keep_scl: bool = True
     offset: float | None = None
     on_error: OnError = "fail"
+    max_failed_fraction: float | None = None
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +101,8 @@ class CubeSpec:
                     f"{' or '.join(allowed)}. Choose one of these."
                 )
         self._check_period()
+        if self.max_failed_fraction is not None:
+            self._check_failed_fraction(self.max_failed_fraction)
         if self.offset is not None and not -1 <= self.offset <= 1:
             raise InputError(
                 f"Cannot add an offset of {self.offset}: it is a reflectance, -1 to 1. "
@@ -119,6 +125,19 @@ class CubeSpec:
             raise InputError(
                 f"Cannot make {self.composite} composites without a period: it says which dates "
                 f"are merged. Give --period {', '.join(periods[:-1])} or {periods[-1]}."
+            )
+
+    def _check_failed_fraction(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise InputError(
+                f"Cannot allow max_failed_fraction={share:g}: it is a share of the scenes, 0 to 1. "
+                "Use for example --max-failed-fraction 0.1."
+            )
+        if self.on_error != "skip":
+            raise InputError(
+                f"Cannot use max_failed_fraction={share:g} with on_error={self.on_error!r}: it "
+                "limits how many scenes are left out, and only 'skip' leaves any out. Add "
+                "--on-error skip."
             )
 
     @property

@@ -88,6 +88,8 @@ class Season:
     """The cube's folder."""
     name: str
     """First day of the season, ``YYYY-MM-DD``."""
+    folder: str
+    """Name of its group in the cube: the season's, or ``<name>.building``."""
     geobox: GeoBox
     time: np.ndarray
     """(T,) datetime64[ns], UTC."""
@@ -232,6 +234,7 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
     return Season(
         cube=path,
         name=name,
+        folder=folder,
         geobox=geobox,
         time=time,
         days=days_since(time, name),
@@ -425,7 +428,7 @@ def write_fields(
             f"the season has {season.shape_yx} (rows, columns). Burn them on the season's grid."
         )
     with writing(season.cube), _quiet_zarr():
-        group: Any = zarr.open_group(season.cube / season.name, mode="r+", use_consolidated=False)
+        group: Any = zarr.open_group(season.cube / season.folder, mode="r+", use_consolidated=False)
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
             del group.attrs["legend"]
@@ -456,7 +459,7 @@ def write_fields(
             )
             array[:] = values
         group.attrs["legend"] = legend.to_json()
-        zarr.consolidate_metadata(str(season.cube / season.name))
+        zarr.consolidate_metadata(str(season.cube / season.folder))
 
 
 def write_split(season: Season, split: np.ndarray) -> None:

@@ -16,10 +16,12 @@ from .store import write_json
 
 __all__ = [
     "load_plan",
+    "manifest_folder",
     "manifest_path",
+    "read_manifest",
     "read_plan_file",
+    "season_fingerprint",
     "shard_fingerprint",
-    "shard_is_done",
     "store_plan",
 ]
 
@@ -72,7 +74,10 @@ def shard_fingerprint(plan: CubePlan, season: SeasonPlan, shard: Window) -> str:
     """Return the SHA-256 of all that decides a shard's content."""
     area = shard.shift(plan.window.row, plan.window.col)
     spec = plan.spec.to_json()
-    for name in ("on_error", "bands", "crs", "season_start", "layout", "lattice", "offset"):
+    for name in (
+        "on_error", "max_failed_fraction", "bands", "crs", "season_start", "layout", "lattice",
+        "offset",
+    ):  # fmt: skip
         del spec[name]
     content = {
         "form": _FORM,
@@ -81,23 +86,43 @@ def shard_fingerprint(plan: CubePlan, season: SeasonPlan, shard: Window) -> str:
         "bands": plan.bands,
         "area": asdict(area),
         "dates": [
-            [str(date.time), [asdict(scene) for scene in date.scenes if scene.meets(area)]]
+            [str(date.time), [scene.identity for scene in date.scenes if scene.meets(area)]]
             for date in season.dates
         ],
     }
+    return _sha256(content)
+
+
+def season_fingerprint(plan: CubePlan, season: SeasonPlan) -> str:
+    """Return the SHA-256 of all that decides a season's content, its dates' and layout's too."""
+    whole = Window(0, 0, *plan.window.shape_yx)
+    return _sha256([shard_fingerprint(plan, season, whole), season.name, asdict(season.layout)])
+
+
+def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def manifest_path(path: Path, season: str, shard: Window) -> Path:
+def manifest_folder(path: Path, season: str, *, replacing: bool = False) -> Path:
+    """Return the folder of a season's manifests.
+
+    Parameters
+    ----------
+    replacing
+        True for a season under construction that will replace a whole one of its name.
+    """
+    return path / MANIFESTS / (f"{season}.building" if replacing else season)
+
+
+def manifest_path(path: Path, season: str, shard: Window, *, replacing: bool = False) -> Path:
     """Return where a shard's manifest lies."""
-    return path / MANIFESTS / season / f"{shard.row}_{shard.col}.json"
+    return manifest_folder(path, season, replacing=replacing) / f"{shard.row}_{shard.col}.json"
 
 
-def shard_is_done(path: Path, season: str, shard: Window, fingerprint: str) -> bool:
-    """Return True where a shard was written from exactly these inputs."""
-    manifest = manifest_path(path, season, shard)
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """Return a shard's manifest; empty where there is none that is whole."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return bool(content.get("fingerprint") == fingerprint)
+        return {}
+    return content if isinstance(content, dict) else {}

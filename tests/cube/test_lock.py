@@ -1,0 +1,111 @@
+"""One writer per cube, and no lock that outlives its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stcln_geo.cube.lock import cube_lock, lock_path
+from stcln_geo.errors import CubeError
+
+
+def forge(cube: Path, **changes: object) -> Path:
+    """Write a lock of ours, changed."""
+    with cube_lock(cube):
+        content = json.loads(lock_path(cube).read_text())
+    lock_path(cube).write_text(json.dumps({**content, **changes}))
+    return lock_path(cube)
+
+
+def test_a_second_writer_is_told_who_writes(tmp_path: Path):
+    cube = tmp_path / "deep" / "c.zarr"
+    with cube_lock(cube):
+        match = rf"process {os.getpid()} on .*Wait.*remove"
+        with pytest.raises(CubeError, match=match) as caught, cube_lock(cube):
+            pass
+        assert str(lock_path(cube)) in str(caught.value)
+        with cube_lock(tmp_path / "other.zarr"):
+            pass
+    assert not lock_path(cube).exists()
+    with cube_lock(cube):
+        pass
+
+
+def test_the_lock_is_freed_by_an_error(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), cube_lock(tmp_path / "c.zarr"):
+        raise KeyboardInterrupt
+    with cube_lock(tmp_path / "c.zarr"):
+        pass
+
+
+def test_two_spellings_of_a_path_are_one_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    again = cube_lock(tmp_path / "x" / ".." / "c.zarr")
+    with cube_lock("c.zarr"), pytest.raises(CubeError, match="one writer"), again:
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path):
+    cube = tmp_path / "c.zarr"
+    script = (
+        "import os, signal, sys\n"
+        "from stcln_geo.cube.lock import cube_lock\n"
+        "with cube_lock(sys.argv[1]):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(cube)], check=False)
+    left = json.loads(lock_path(cube).read_text())
+    assert left["pid"] != os.getpid()
+    with cube_lock(cube):
+        assert json.loads(lock_path(cube).read_text())["pid"] == os.getpid()
+    assert not lock_path(cube).exists()
+
+
+def test_a_reused_process_number_is_no_holder(tmp_path: Path):
+    forge(tmp_path / "c.zarr", born="1")
+    with cube_lock(tmp_path / "c.zarr"):
+        pass
+
+
+@pytest.mark.parametrize("rest", [b"", b'{"host": "h'])
+def test_a_half_written_lock_is_no_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: bytes
+):
+    monkeypatch.setattr("stcln_geo.cube.lock._UNWRITTEN_SECONDS", 0.05)
+    lock_path(tmp_path / "c.zarr").write_bytes(rest)
+    with cube_lock(tmp_path / "c.zarr"):
+        pass
+
+
+def test_another_host_is_never_overruled(tmp_path: Path):
+    lock = forge(tmp_path / "c.zarr", host="elsewhere", pid=1)
+    with pytest.raises(CubeError, match="process 1 on elsewhere"), cube_lock(tmp_path / "c.zarr"):
+        pass
+    assert lock.exists()
+
+
+def test_of_many_that_find_a_dead_holder_one_wins(tmp_path: Path):
+    cube = tmp_path / "c.zarr"
+    forge(cube, born="1")
+    inside: list[int] = []
+
+    def enter(number: int) -> bool:
+        try:
+            with cube_lock(cube):
+                inside.append(number)
+                assert len(inside) == 1
+                inside.remove(number)
+                return True
+        except CubeError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(enter, range(64)))
+    assert any(outcomes)
+    assert not lock_path(cube).exists()
