@@ -246,7 +246,7 @@ def _too_many_left_out(
     if share is None:
         return None
     lacking: dict[Path, list[str]] = {}
-    for manifest in manifest_folder(path, season.name, replacing=replacing).glob("*_*.json"):
+    for manifest in manifest_folder(path, season.name, replacing=replacing).glob("*.json"):
         left_out = read_manifest(manifest).get("left_out")
         if left_out:
             lacking[manifest] = left_out

@@ -81,7 +81,7 @@ def find_left_out(path: str | Path) -> tuple[LeftOut, ...]:
     path = Path(path)
     count: dict[tuple[str, str], int] = {}
     for season in list_seasons(path):
-        for manifest in manifest_folder(path, season).glob("*_*.json"):
+        for manifest in manifest_folder(path, season).glob("*.json"):
             for item in read_manifest(manifest).get("left_out", ()):
                 count[season, item] = count.get((season, item), 0) + 1
     return tuple(

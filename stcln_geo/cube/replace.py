@@ -47,8 +47,8 @@ __all__ = [
     "store_season_plan",
 ]
 
-SEASON_FILE = "season.json"
-"""Among a season's manifests: the plan it was built from."""
+SEASON_FILE = "season.plan"
+"""Beside a season's manifests (the ``*.json`` there): the plan it was built from, as JSON."""
 
 _SHARDED = ("reflectance", "valid", "scl", "observations", "coverage", "overview")
 """Arrays with one file per shard."""

@@ -198,6 +198,27 @@ def test_a_catalog_without_the_scene_is_refused(broken: Any, archive: Any, tmp_p
         repair_cube(path, catalog=other.location)
 
 
+def test_an_append_tries_again_and_forgets_nothing(broken: Any, perfect: Path, tmp_path: Path):
+    path = tmp_path / "a.zarr"
+    build_cube(plan_of(broken, on_error="skip"), path)
+    broken.add("late", "2019-06-29T10:50:00", pixels={
+        key: np.full(shape, 500, "uint16")
+        for key, shape in (("red", (102, 104)), ("nir", (102, 104)), ("swir16", (51, 52)))
+    }, scl=np.full((51, 52), 4, "uint8"))  # fmt: skip
+    lacking = find_left_out(path)
+    report = append_cube(path, "2019-07-31")
+    # The new date, and the two scenes of the day that lacks one of them, but for its broken band.
+    assert report.windows_read == 4 + 4 + 3
+    assert find_left_out(path) == lacking
+    mend(broken)
+    assert not repair_cube(path).remaining
+    np.testing.assert_array_equal(
+        open_season(path).reflectance[:2], open_season(perfect).reflectance[:]
+    )
+    build_cube(plan_of(broken), tmp_path / "once.zarr")
+    assert_same(path, tmp_path / "once.zarr")
+
+
 def test_a_stopped_repair_goes_on(broken: Any, perfect: Path, tmp_path: Path):
     path = tmp_path / "k.zarr"
     plan = plan_of(broken, on_error="skip")
