@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import CubeError
 from ..grid import Window, crop_geobox, tiles
+from .audit import SceneAudit, audit_scene
 from .contract import FILL
 from .cost import SCENES_AHEAD
 from .fuse import fuse_scene, harmonise_scene
@@ -74,9 +75,10 @@ def build_block(task: BlockTask) -> BlockResult:
     area = functools.reduce(Window.union, missing)
     reader = AssetReader(plan.access)
     block = _Block(plan, season_plan, season, area)
-    failed = _fill(block, plan, season_plan, reader, task, path)
-    for shard in missing:
-        inside = shard.relative_to(area)
+    inner = [shard.relative_to(area) for shard in missing]
+    audits: dict[str, list[SceneAudit]] = {}
+    failed = _fill(block, plan, season_plan, reader, task, _Audit(inner, audits))
+    for number, (shard, inside) in enumerate(zip(missing, inner, strict=True)):
         write_shard(
             season,
             shard,
@@ -91,6 +93,7 @@ def build_block(task: BlockTask) -> BlockResult:
                 "window": asdict(shard),
                 "valid_fraction": float(block.valid[:, inside.rows, inside.cols].mean()),
                 "left_out": sorted(failed),
+                "audit": {item: counts[number].to_json() for item, counts in audits.items()},
             },
         )
     kept = len(shards) - len(missing)
@@ -114,6 +117,14 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
+class _Audit:
+    """What is counted in passing: for every item, the dark pixels in each shard."""
+
+    shards: list[Window]
+    by_item: dict[str, list[SceneAudit]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Reading:
     """A scene whose assets are being read."""
 
@@ -129,9 +140,10 @@ def _fill(
     season_plan: SeasonPlan,
     reader: AssetReader,
     task: BlockTask,
-    path: Path,
+    audit: _Audit,
 ) -> set[str]:
     """Fill a block's arrays, date by date; return the items left out."""
+    path = Path(task.cube)
     clouds = plan.spec.clouds
     absolute = block.area.shift(plan.window.row, plan.window.col)
     wanted = [
@@ -169,6 +181,7 @@ def _fill(
                 reading.scl.result() if reading.scl is not None else None,
                 clouds,
             )
+            audit.by_item[reading.scene.item] = audit_scene(pixels, plan.bands, audit.shards)
             fuse_scene(
                 pixels,
                 reflectance=block.reflectance[current],

@@ -15,15 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CubeError, OutputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import tiles
+from .audit import SUSPECT, suspect_scenes
 from .block import BlockResult, BlockTask, build_block
 from .cost import DEFAULT_MEMORY, plan_blocks
 from .planned import CubePlan, SeasonPlan
 from .read import LedgerEntry, read_ledger
 from .search import write_items
-from .store import create_season, finish_season, list_seasons, open_building, writing
+from .store import (
+    create_season,
+    finish_season,
+    list_seasons,
+    open_building,
+    write_date_flags,
+    writing,
+)
 from .stored import ITEMS_FILE, LEDGER_FILE, MANIFESTS, PLAN_FILE, read_plan_file, store_plan
 
 __all__ = ["BuildReport", "build_cube", "unfinished_plan"]
@@ -45,6 +55,8 @@ class BuildReport:
     failures: tuple[LedgerEntry, ...]
     """Assets left out in this run (only where the plan says to skip them)."""
     seconds: float
+    suspects: tuple[str, ...] = ()
+    """Items of this run whose darkest pixels contradict the offset applied to them."""
 
     def __str__(self) -> str:
         if not self.shards_written:
@@ -102,6 +114,7 @@ def build_cube(
     kept = done = 0
     total = sum(len(blocks[season.name]) for season in plan.seasons if season.name not in complete)
     failed = False
+    suspects: set[str] = set()
     recorded = len(read_ledger(path / LEDGER_FILE))
     for season in plan.seasons:
         if season.name in complete:
@@ -127,6 +140,7 @@ def build_cube(
                 raise
             failed = True
         else:
+            suspects |= _record_suspects(path, season)
             finish_season(path, season.name)
         done += len(tasks)
     failures = tuple(read_ledger(path / LEDGER_FILE)[recorded:])
@@ -140,6 +154,7 @@ def build_cube(
         shards_kept=kept + sum(result.kept for result in results),
         windows_read=sum(result.reads for result in results),
         failures=failures,
+        suspects=tuple(sorted(suspects)),
         seconds=time.monotonic() - started,
     )
 
@@ -251,8 +266,18 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path) -> None:
             "fingerprint": plan.fingerprint,
             "clouds_masked": plan.with_scl,
         },
-        date_attrs=_provenance(season),
+        date_attrs={**_provenance(season), SUSPECT: [False] * len(season.dates)},
     )
+
+
+def _record_suspects(path: Path, season: SeasonPlan) -> set[str]:
+    """Mark the dates of a season, all of whose shards are written, that hold a suspect scene."""
+    found = suspect_scenes(path, season)
+    opened = open_building(path, season.name)
+    if opened is not None:
+        with writing(path):
+            write_date_flags(opened, SUSPECT, np.array([bool(items) for items in found]))
+    return set().union(*found)
 
 
 def _provenance(season: SeasonPlan) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from .store import write_json
 __all__ = [
     "load_plan",
     "manifest_path",
+    "manifest_paths",
     "read_plan_file",
     "shard_fingerprint",
     "shard_is_done",
@@ -91,6 +92,11 @@ def shard_fingerprint(plan: CubePlan, season: SeasonPlan, shard: Window) -> str:
 def manifest_path(path: Path, season: str, shard: Window) -> Path:
     """Return where a shard's manifest lies."""
     return path / MANIFESTS / season / f"{shard.row}_{shard.col}.json"
+
+
+def manifest_paths(path: Path, season: str) -> list[Path]:
+    """Return the manifests of a season's finished shards."""
+    return sorted((path / MANIFESTS / season).glob("*.json"))
 
 
 def shard_is_done(path: Path, season: str, shard: Window, fingerprint: str) -> bool:
