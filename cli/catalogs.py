@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from ._common import say
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List and show the STAC providers that are described.",
+    help="List, show and probe the STAC providers that are described.",
 )
 
 
@@ -40,3 +41,61 @@ def show(
     catalog = shipped_catalogs().get(name) or load_catalog(name)
     content = catalog.model_dump(mode="json", exclude_defaults=True)
     say(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
+
+
+@app.command()
+def probe(
+    name: Annotated[str, typer.Argument(help="A shipped name, a YAML file, a folder or address.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="Collection id; by default every one.")
+    ] = None,
+    bbox: Annotated[
+        str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Where to look for an item.")
+    ] = None,
+    region: Annotated[
+        Path | None, typer.Option("--region", help="The same as polygons in a vector file.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="START/END", help="When to look for an item.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A private host that assets may be on; repeatable."),
+    ] = None,
+) -> None:
+    """Compare a live provider with its description; exits with 1 where they contradict.
+
+    Searches one item per collection, compares asset names, pixel sizes, nodata, scale and offset,
+    and reads a small window of one band.
+    """
+    from ..catalog import load_catalog
+    from ..cube.probe import probe_catalog
+    from ..cube.search import parse_time_range
+    from ..errors import InputError
+    from ..region import Region
+
+    if bbox is not None and region is not None:
+        raise InputError(
+            f"Cannot use --bbox {bbox} and --region {region} together: a probe looks in one "
+            "region. Give one of them."
+        )
+    area = Region.from_file(region) if region is not None else None
+    if bbox is not None:
+        area = Region.from_bbox(bbox)
+    findings = probe_catalog(
+        load_catalog(name).allowing(allow_host or ()), collection, area, parse_time_range(time)
+    )
+    headings = ("", "collection", "what", "described", "found")
+    rows = [
+        ("ok" if one.agrees else "NO", one.collection, one.what, one.described, one.found)
+        for one in findings
+    ]
+    widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(4)]
+    for row in (headings, *rows):
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        say("  ".join([*cells, row[4]]).rstrip())
+    wrong = sum(not one.agrees for one in findings)
+    if wrong:
+        say(f"{wrong} of {len(findings)} findings contradict the description of '{name}'.")
+        raise typer.Exit(1)
+    say(f"All {len(findings)} findings agree with the description of '{name}'.")

@@ -277,6 +277,7 @@ def build(
             )
         if report.failures:
             warn(f"{len(report.failures)} assets were left out; see {path / 'ledger.jsonl'}.")
+        _warn_of_suspects(report.suspects)
         say(str(report))
 
 
@@ -326,7 +327,19 @@ def append(
     if report.build is not None and report.build.failures:
         count = len(report.build.failures)
         warn(f"{count} assets were left out; see {cube / 'ledger.jsonl'}.")
+    if report.build is not None:
+        _warn_of_suspects(report.build.suspects)
     say(str(report))
+
+
+def _warn_of_suspects(suspects: tuple[str, ...]) -> None:
+    if suspects:
+        warn(
+            f"The darkest pixels of {len(suspects)} scenes contradict the offset applied to "
+            f"them: {', '.join(suspects[:5])}{' ...' if len(suspects) > 5 else ''}. "
+            "Their dates are marked in 'offset_suspect'; no pixel was changed. Compare them with "
+            "their neighbours, and correct the catalog's rule or give --offset."
+        )
 
 
 @app.command()
@@ -381,6 +394,7 @@ def info(
     cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
 ) -> None:
     """Describe a cube: grid, bands, seasons, dates, labels."""
+    from ..cube.audit import suspect_dates
     from ..cube.store import list_seasons, open_season
 
     for name in list_seasons(cube):
@@ -404,6 +418,10 @@ def info(
         for key in ("catalog", "collection", "region"):
             if season.attrs.get(key):
                 say(f"  {key:7} {season.attrs[key]}")
+        suspect = suspect_dates(season)
+        if suspect:
+            named = f"{', '.join(suspect[:5])}{' ...' if len(suspect) > 5 else ''}"
+            say(f"  suspect {len(suspect)} dates whose offset is in doubt: {named}")
         if season.fields is not None and season.legend is not None:
             names = ", ".join(season.legend.names)
             say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 __all__ = ["app", "run"]
 
 _GROUPS = {
-    "catalogs": "List and show the STAC providers that are described.",
+    "catalogs": "List, show and probe the STAC providers that are described.",
     "cube": "Plan, build, check and look at cubes.",
     "labels": "Burn field labels into a cube and split them by field.",
     "checkpoint": "Import published weights; describe and export checkpoints.",

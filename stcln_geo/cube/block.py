@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..catalog import Access
 from ..errors import CubeError
 from ..grid import Window, crop_geobox, tiles
+from .audit import SceneAudit, audit_scene
 from .cost import SCENES_AHEAD
 from .fuse import harmonise_scene
 from .merge import BlockArrays, make_merger
@@ -86,17 +88,24 @@ def build_block(task: BlockTask) -> BlockResult:
     readers = _Readers(plan.access)
     block = BlockArrays(plan, season_plan, season, area)
     reused = old.same_dates(season_plan, area) if old is not None else {}
+    audit = _Audit([shard.relative_to(area) for shard in missing], {})
     if old is not None and reused:
         for shard in missing:
             old.take_dates(reused, shard, **block.part(shard))
-    failed = _fill(block, plan, season_plan, readers, task, path, reused)
-    for shard in missing:
+    failed = _fill(block, plan, season_plan, readers, task, audit, reused)
+    kept_items = {scene.item for index in reused for scene in season_plan.dates[index].scenes}
+    for number, shard in enumerate(missing):
         part = block.part(shard)
         write_shard(season, shard, **part)
+        counts = {item: shards[number].to_json() for item, shards in audit.by_item.items()}
+        if old is not None:
+            before = old.audits(shard)
+            counts |= {item: before[item] for item in kept_items & set(before)}
         build.mark(
             shard,
             valid_fraction=float(part["valid"].mean()),
             left_out=failed & _scenes_in(plan, season_plan, shard),
+            audit=counts,
         )
     return BlockResult(written=len(missing), kept=kept, reads=readers.reads, taken=taken)
 
@@ -122,11 +131,23 @@ class _Shards:
             return False
         old.take_shard(shard, self.season)
         before = read_manifest(manifest_path(self.season.cube, self.task.season, shard))
-        self.mark(shard, valid_fraction=before["valid_fraction"], left_out=set(), taken=True)
+        self.mark(
+            shard,
+            valid_fraction=before["valid_fraction"],
+            left_out=set(),
+            audit=before.get("audit", {}),
+            taken=True,
+        )
         return True
 
     def mark(
-        self, shard: Window, *, valid_fraction: float, left_out: set[str], taken: bool = False
+        self,
+        shard: Window,
+        *,
+        valid_fraction: float,
+        left_out: set[str],
+        audit: Mapping[str, Any],
+        taken: bool = False,
     ) -> None:
         """Write the shard's manifest: from now on it is done."""
         write_json(
@@ -137,6 +158,7 @@ class _Shards:
                 "valid_fraction": valid_fraction,
                 "left_out": sorted(left_out),
                 "taken_over": taken,
+                "audit": dict(audit),
             },
         )
 
@@ -175,6 +197,14 @@ class _Readers:
 
 
 @dataclass(frozen=True, slots=True)
+class _Audit:
+    """What is counted in passing: for every item, the dark pixels in each shard."""
+
+    shards: list[Window]
+    by_item: dict[str, list[SceneAudit]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Reading:
     """A scene whose assets are being read."""
 
@@ -190,10 +220,11 @@ def _fill(
     season_plan: SeasonPlan,
     readers: _Readers,
     task: BlockTask,
-    path: Path,
+    audit: _Audit,
     reused: Collection[int],
 ) -> set[str]:
     """Fill a block's arrays, date by date but for those reused; return the items left out."""
+    path = Path(task.cube)
     clouds = plan.spec.clouds
     absolute = block.area.shift(plan.window.row, plan.window.col)
     wanted = [
@@ -227,6 +258,7 @@ def _fill(
                 reading.scl.result() if reading.scl is not None else None,
                 clouds,
             )
+            audit.by_item[reading.scene.item] = audit_scene(pixels, plan.bands, audit.shards)
             merger.add(reading.date, reading.scene, pixels)
     merger.finish()
     return left_out

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CubeError, OutputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import tiles
+from .audit import SUSPECT, suspect_scenes
 from .block import BlockResult, BlockTask, build_block
 from .calendar import season_periods
 from .cost import DEFAULT_MEMORY, plan_blocks
@@ -26,7 +29,14 @@ from .planned import CubePlan, SeasonPlan
 from .read import LedgerEntry, read_ledger
 from .replace import current_seasons, finish_replacement, recover_swaps, store_season_plan
 from .search import write_items
-from .store import create_season, finish_season, list_seasons, open_building, writing
+from .store import (
+    create_season,
+    finish_season,
+    list_seasons,
+    open_building,
+    write_date_flags,
+    writing,
+)
 from .stored import (
     ITEMS_FILE,
     LEDGER_FILE,
@@ -62,6 +72,8 @@ class BuildReport:
     failures: tuple[LedgerEntry, ...]
     """Assets left out in this run (only where the plan says to skip them)."""
     seconds: float
+    suspects: tuple[str, ...] = ()
+    """Items of this run whose darkest pixels contradict the offset applied to them."""
 
     def __str__(self) -> str:
         if not (self.shards_written or self.shards_taken):
@@ -149,6 +161,7 @@ def carry_out(
     total = sum(len(blocks[season.name]) for season in plan.seasons if season.name not in current)
     failed = False
     excess: list[str] = []
+    suspects: set[str] = set()
     recorded = len(read_ledger(path / LEDGER_FILE))
     for season in plan.seasons:
         if season.name in current:
@@ -179,7 +192,10 @@ def carry_out(
             problem = _too_many_left_out(plan, season, path, replacing=replacing)
             if problem is not None:
                 excess.append(problem)
-            elif replacing:
+                done += len(tasks)
+                continue
+            suspects |= _record_suspects(path, season, replacing=replacing)
+            if replacing:
                 finish_replacement(path, season.name)
             else:
                 finish_season(path, season.name)
@@ -198,6 +214,7 @@ def carry_out(
         shards_taken=sum(result.taken for result in results),
         windows_read=sum(result.reads for result in results),
         failures=failures,
+        suspects=tuple(sorted(suspects)),
         seconds=time.monotonic() - started,
     )
 
@@ -340,9 +357,23 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing
             "composite": plan.spec.composite,
             "period": plan.spec.period,
         },
-        date_attrs=_provenance(season) | _spans(plan, season),
+        date_attrs={
+            **_provenance(season),
+            **_spans(plan, season),
+            SUSPECT: [False] * len(season.dates),
+        },
     )
     store_season_plan(path, plan, season.name, replacing=replacing)
+
+
+def _record_suspects(path: Path, season: SeasonPlan, *, replacing: bool) -> set[str]:
+    """Mark the dates of a season, all of whose shards are written, that hold a suspect scene."""
+    found = suspect_scenes(path, season, replacing=replacing)
+    opened = open_building(path, season.name)
+    if opened is not None:
+        with writing(path):
+            write_date_flags(opened, SUSPECT, np.array([bool(items) for items in found]))
+    return set().union(*found)
 
 
 def _provenance(season: SeasonPlan) -> dict[str, list[str]]:

@@ -27,6 +27,12 @@ class ScenePixels:
     rank: np.ndarray
     """(H, W) uint8: 0 nothing measured, 1 some bands, 2 all bands, 3 all bands and clear."""
 
+    @property
+    def is_clear(self) -> np.ndarray:
+        """(H, W) bool, True where all bands are measured and the sky is clear."""
+        clear: np.ndarray = self.rank == _CLEAR
+        return clear
+
 
 def harmonise_scene(
     scene: Scene, raw: list[np.ndarray], scl: np.ndarray | None, clouds: CloudSpec

@@ -17,7 +17,14 @@ import numpy as np
 from ..catalog import CollectionProfile
 from .contract import FILL, SCALE
 
-__all__ = ["MAX_DN", "OffsetSource", "Radiometry", "harmonise", "resolve_offset"]
+__all__ = [
+    "MAX_DN",
+    "OffsetSource",
+    "Radiometry",
+    "declared_radiometry",
+    "harmonise",
+    "resolve_offset",
+]
 
 MAX_DN = 32767
 """Largest number the cube holds; brighter pixels are cut to it and never valid."""
@@ -69,7 +76,7 @@ def resolve_offset(
     """
     asset: Mapping[str, Any] = (item.get("assets") or {}).get(asset_key) or {}
     rule = profile.offset
-    declared = _declared(asset)
+    declared = declared_radiometry(asset)
     scale = declared.get("scale", profile.scale)
     offset, source = 0.0, "none"
     if _NO_REFLECTANCE.fullmatch(asset_key):
@@ -113,7 +120,7 @@ def harmonise(raw: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.n
     return values, ~(missing | cut)
 
 
-def _declared(asset: Mapping[str, Any]) -> dict[str, float]:
+def declared_radiometry(asset: Mapping[str, Any]) -> dict[str, float]:
     """Return scale, offset and nodata as the raster extension (either version) declares them."""
     bands = asset.get("raster:bands") or asset.get("bands") or [{}]
     band: Mapping[str, Any] = bands[0] if isinstance(bands[0], Mapping) else {}

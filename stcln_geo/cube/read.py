@@ -68,8 +68,8 @@ _GDAL_OPTIONS = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
 }
-_failed: set[str] = set()
-"""Addresses whose last read in this process failed: GDAL must be told to forget that."""
+_failed: Counter[str] = Counter()
+"""Failed reads of each address in this process: GDAL remembers failures, and must not."""
 
 _SIGNS: tuple[tuple[FailureKind, str], ...] = (
     ("denied", r"\b(401|403|409)\b|access ?denied|forbidden|credentials|permission denied"),
@@ -148,13 +148,12 @@ class AssetReader:
         """
         failures: Counter[FailureKind] = Counter()
         while True:
-            fresh = href in _failed
             try:
                 with (
                     host_gate(href, self._access.max_connections),
-                    _environment(self._access, href, fresh=fresh),
+                    _environment(self._access, href, fresh=_failed[href] > 0),
                 ):
-                    address = self._resolved(href)
+                    address = _anew(self._resolved(href), _failed[href])
                     pixels = _read_once(address, geobox, resampling, nodata)
             except UnsafeAddressError as error:
                 raise AssetReadError(href, "denied", 1, str(error)) from error
@@ -164,13 +163,12 @@ class AssetReader:
                 reason = _reason(error, href)
                 kind = _kind_of(reason)
                 failures[kind] += 1
-                _failed.add(href)
+                _failed[href] += 1
                 if failures[kind] >= _most_attempts(kind, href):
                     raise AssetReadError(href, kind, failures.total(), reason[:500]) from error
                 self._prepare_retry(href, kind, reason, failures.total())
                 continue
             self.reads += 1
-            _failed.discard(href)
             return pixels
 
     def _resolved(self, href: str) -> str:
@@ -189,7 +187,8 @@ class AssetReader:
         if kind == "denied":
             self._tokens.forget(href)
         pause = self._pause * 2 ** (failed - 1) * (1 + random.random() / 4)
-        if kind == "transient" and re.search(r"\b(429|503)\b", reason):
+        # A refusal in the middle of a file looks like a broken file.
+        if kind == "corrupt" or re.search(r"\b(429|503)\b", reason):
             asked = asked_pause(self._tokens.sign(href))
             if asked is not None:
                 hold_back(href, asked)
@@ -326,6 +325,13 @@ def _reason(error: BaseException, href: str) -> str:
             parts.append(text)
         current = current.__cause__ or current.__context__
     return "; ".join(parts)
+
+
+def _anew(href: str, failed: int) -> str:
+    """Return a web address that GDAL has not seen yet: it never sends what follows the hash."""
+    if not failed or not href.startswith(("http://", "https://")):
+        return href
+    return f"/vsicurl/{href}#{failed}"
 
 
 def _most_attempts(kind: FailureKind, href: str) -> int:

@@ -14,6 +14,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,12 @@ class OldSeason:
             return False
         manifest = read_manifest(manifest_path(self.season.cube, self.season.name, shard))
         return manifest.get("fingerprint") == fingerprint and not manifest.get("left_out")
+
+    def audits(self, shard: Window) -> dict[str, Any]:
+        """Return what was counted in a shard of the old season, by item."""
+        manifest = read_manifest(manifest_path(self.season.cube, self.season.name, shard))
+        counted: dict[str, Any] = manifest.get("audit", {})
+        return counted
 
     def take_shard(self, shard: Window, new: Season) -> None:
         """Give the new season a shard's files: linked, or copied where links are not possible."""

@@ -52,6 +52,7 @@ __all__ = [
     "open_season",
     "plan_layout",
     "shards_of",
+    "write_date_flags",
     "write_fields",
     "write_json",
     "write_shard",
@@ -394,6 +395,18 @@ def write_shard(
             season.observations[:, window.rows, window.cols] = observations
         season.coverage[:, rows, cols] = block_sum(valid, chunk).astype(np.uint16)
         season.overview[:, :, small_rows, small_cols] = overview_of(reflectance, season.bands)
+
+
+def write_date_flags(season: Season, name: str, flags: np.ndarray) -> None:
+    """Write the values of a coordinate on time that an unfinished season already has.
+
+    Parameters
+    ----------
+    flags : (T,) bool.
+    """
+    folder = season.cube / f"{season.name}.building"
+    group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
+    group[name][:] = flags
 
 
 def finish_season(path: str | Path, name: str) -> None:

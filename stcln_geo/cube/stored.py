@@ -18,6 +18,7 @@ __all__ = [
     "load_plan",
     "manifest_folder",
     "manifest_path",
+    "manifest_paths",
     "read_manifest",
     "read_plan_file",
     "season_fingerprint",
@@ -117,6 +118,11 @@ def manifest_folder(path: Path, season: str, *, replacing: bool = False) -> Path
 def manifest_path(path: Path, season: str, shard: Window, *, replacing: bool = False) -> Path:
     """Return where a shard's manifest lies."""
     return manifest_folder(path, season, replacing=replacing) / f"{shard.row}_{shard.col}.json"
+
+
+def manifest_paths(path: Path, season: str, *, replacing: bool = False) -> list[Path]:
+    """Return the manifests of a season's finished shards."""
+    return sorted(manifest_folder(path, season, replacing=replacing).glob("*.json"))
 
 
 def read_manifest(manifest: Path) -> dict[str, Any]:

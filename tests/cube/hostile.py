@@ -114,7 +114,7 @@ class HostileStac:
         self.token_seconds = token_seconds
         self.slow_seconds = 0.0
         self.redirect_to: str | None = None
-        self._random = random.Random(seed)
+        self._seed = seed
         self._hostile = seed is not None
         self._waiting: dict[str, list[str]] = {}
         self._busy_until: dict[str, float] = {}
@@ -276,7 +276,9 @@ class HostileStac:
                 kinds = [kind for kind in FAULTS if kind != "expired" or self.signed]
                 # A silent server costs a second each time.
                 weights = [3, 0.5, 2, 0.3, 2, 2, 2][: len(kinds) + 1]
-                chosen = self._random.choices([None, *kinds], weights, k=2)
+                # By path, so that the order of the requests does not matter.
+                chance = random.Random(f"{self._seed} {path}")
+                chosen = chance.choices([None, *kinds], weights, k=2)
                 self._waiting[path] = [kind for kind in chosen if kind is not None]
                 self.asked.faults.update(self._waiting[path])
             return self._waiting[path].pop() if self._waiting[path] else None

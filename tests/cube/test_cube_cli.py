@@ -61,6 +61,11 @@ def test_plan_takes_a_region_file(planted_once: Any, tmp_path: Path, capsys: Any
         (["--memory", "many"], "amount of memory"),
         (["--crs", "EPSG:4326"], "projected CRS"),
         (["--collection", "other"], "3 is of collection planted"),
+        (["--tiles", "31UFT"], "3 is of a tile that is not selected"),
+        (["--tiles", "Paris"], "MGRS tile"),
+        (["--orbits", "51,a"], "whole numbers, by commas"),
+        (["--max-cloud", "10"], "3 does not say its cloud cover"),
+        (["--max-cloud", "-1"], "0 to 100"),
     ],
 )
 def test_mistakes_exit_2_with_one_sentence(

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.cube.build import BuildReport, build_cube
 from stcln_geo.cube.clouds import CloudSpec
 from stcln_geo.cube.contract import FILL
@@ -26,7 +28,7 @@ from stcln_geo.errors import TaskError, UnsafeAddressError
 from stcln_geo.grid import Window
 from stcln_geo.region import Region
 
-from .hostile import BANDS, PROVIDERS, SIDE, HostileStac, Planted, Provider
+from .hostile import BANDS, FAULTS, PROVIDERS, SIDE, HostileStac, Planted, Provider
 
 Start = Callable[..., HostileStac]
 
@@ -91,14 +93,14 @@ def test_a_hostile_server_gives_the_cube_of_a_perfect_one(
     provider: Provider, start: Start, tmp_path: Path
 ):
     perfect, quiet = build(start(provider), tmp_path / "perfect.zarr")
-    bad = start(provider, seed=11, token_seconds=2)
+    bad = start(provider, seed=374, token_seconds=2)
     hostile, report = build(bad, tmp_path / "hostile.zarr")
     assert_equal(perfect, hostile)
     assert report.failures == () == quiet.failures
     assert report.windows_read == quiet.windows_read
     assert read_ledger(tmp_path / "hostile.zarr" / "ledger.jsonl") == []
-    # It was hostile: several kinds of fault, refused searches, and a page given twice.
-    assert len(bad.asked.faults) >= 4
+    # It was hostile: every kind of fault, refused searches, and a page given twice.
+    assert set(bad.asked.faults) == set(FAULTS) - (set() if bad.signed else {"expired"})
     assert len(bad.asked.searches) == 3 + 1 + 3
     assert bad.asked.pauses_broken == 0
 
@@ -204,3 +206,61 @@ def test_a_next_page_on_a_private_host_is_not_asked(start: Start, monkeypatch: p
     monkeypatch.setattr(server, "answer", elsewhere)
     with pytest.raises(UnsafeAddressError, match="the link to the next page"):
         search_items(server.catalog(), "sentinel-2-l2a", REGION)
+
+
+def yaml_of(server: HostileStac, path: Path, **changes: Any) -> str:
+    """The provider's description as a file, with only the planted bands."""
+    content = server.catalog().model_dump(mode="json", exclude_defaults=True)
+    profile = content["collections"]["sentinel-2-l2a"]
+    profile["bands"] = {band: profile["bands"][band] for band in BANDS}
+    content["collections"] = {"sentinel-2-l2a": {**profile, **changes}}
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_probe_agrees_with_a_provider_that_is_as_described(
+    provider: Provider, start: Start, tmp_path: Path, capsys: Any
+):
+    server = start(provider)
+    assert invoke(["catalogs", "probe", yaml_of(server, tmp_path / "c.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "findings agree" in shown
+    assert "64 x 64 px, uint16" in shown
+    assert "SECRET" not in shown
+    assert server.asked.searches[0]["limit"] == 1
+    assert len(server.asked.assets) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"scale": 0.001}, "scale 0.001"),
+        ({"nodata": 7}, "nodata 7"),
+        ({"bands": {"red": {"asset": "nored", "resolution": 10}}}, "missing (has red)"),
+        ({"bands": {"red": {"asset": "red", "resolution": 20}}}, "m 20"),
+        ({"offset": {"declared": False}}, "offset 0 (none)"),
+        ({"offset": {"applied_property": "no:flag", "declared": True}}, "no:flag"),
+        ({"properties": {"baseline": ["no:baseline"]}}, "no:baseline"),
+    ],
+)
+def test_probe_names_what_contradicts(
+    changes: dict[str, Any], told: str, start: Start, tmp_path: Path, capsys: Any
+):
+    # The scene searched first declares an offset.
+    server = start("earth-search", SCENES[2:3])
+    assert invoke(["catalogs", "probe", yaml_of(server, tmp_path / "c.yaml", **changes)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NO")]
+    assert any(told in line for line in wrong)
+
+
+def test_probe_tells_of_a_read_that_fails_and_of_an_empty_search(
+    start: Start, tmp_path: Path, capsys: Any
+):
+    server = start("earth-search", SCENES[:1], lost="B04_10m.tif")
+    assert invoke(["catalogs", "probe", yaml_of(server, tmp_path / "c.yaml")]) == 1
+    (wrong,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NO")]
+    assert "gone after 1 attempts" in wrong
+    server.items.clear()
+    assert invoke(["catalogs", "probe", str(tmp_path / "c.yaml")]) == 1
+    assert "an item" in capsys.readouterr().out

@@ -285,7 +285,8 @@ def test_failing_is_no_longer_satisfied_with_what_skipping_left(broken: Any, tmp
 def scene_of(item: dict[str, Any], catalog: str) -> Scene:
     granule = describe_item(item, load_catalog(catalog).profile("sentinel-2-l2a"))
     return Scene(
-        item=granule.item, time=str(granule.time), platform=granule.platform,
+        item=granule.item, time=str(granule.time), day=str(granule.time)[:10],
+        platform=granule.platform,
         orbit=granule.orbit, baseline=granule.baseline, crs=None, place=None, bands=(), scl=None,
         tile=granule.tile, sensing=str(granule.sensing),
     )  # fmt: skip
