@@ -99,7 +99,11 @@ def _root(
 
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted."""
-    sys.exit(invoke(sys.argv[1:] if arguments is None else arguments))
+    code = invoke(sys.argv[1:] if arguments is None else arguments)
+    if code == _INTERRUPTED:
+        # Said here, once: the demo runs commands within a command.
+        _complain(_CONTINUES)
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -113,7 +117,6 @@ def invoke(arguments: list[str]) -> int:
         _complain(str(error))
         return 1 if isinstance(error, TaskError) else 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain(_CONTINUES)
         return _INTERRUPTED
     except Exception as error:
         shown = getattr(error, "show", None)
@@ -121,9 +124,6 @@ def invoke(arguments: list[str]) -> int:
             raise
         shown()  # click's own complaint about a wrong flag or a missing argument
         return int(getattr(error, "exit_code", 2))
-    if outcome == _INTERRUPTED:
-        # typer itself turns Ctrl-C into this exit code, without a word
-        _complain(_CONTINUES)
     return outcome if isinstance(outcome, int) else 0
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -211,3 +215,22 @@ def test_dry_runs_write_nothing(capsys, archive, cube, checkpoint, tmp_path):
         assert invoke([str(part) for part in command]) == 0, command
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert capsys.readouterr().out.strip()
+
+
+def test_ctrl_c_says_one_line_even_within_the_demo(tmp_path):
+    command = Path(sys.executable).with_name("stcln-geo")
+    process = subprocess.Popen(
+        [command, "demo", "--out", tmp_path / "demo", "--size", "1501x1203"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    # Once the first file of the archive is begun, the demo is within a command.
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "demo").glob("archive/S2*/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.count("Interrupted. Run the same command again") == 1
+    assert "Traceback" not in said
