@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
+
+from _measure import measure_process
 
 CHUNKINGS = (512, 1024, 2048)
 GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_INGESTED_BYTES_AT_OPEN": "32768"}
-SAMPLE_SECONDS = 0.02
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -64,39 +61,11 @@ def simulate(archive: Path, options: argparse.Namespace) -> None:
 
 def measure(name: str, archive: Path, out: Path, options: argparse.Namespace) -> dict[str, float]:
     """Run a contender in its own process; return seconds and peak memory in bytes."""
-    import psutil
-
-    command = [
-        sys.executable, __file__, "--contender", name, "--archive", str(archive), "--out",
-        str(out), "--workers", str(options.workers), "--memory", options.memory,
-    ]  # fmt: skip
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = 0
-    done = threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        root = psutil.Process(process.pid)
-        while not done.wait(SAMPLE_SECONDS):
-            total = 0
-            try:
-                for member in [root, *root.children(recursive=True)]:
-                    total += member.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-            peak = max(peak, total)
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    text, _ = process.communicate()
-    seconds = time.perf_counter() - started
-    done.set()
-    sampler.join()
-    if process.returncode:
-        raise SystemExit(f"{name} failed with exit code {process.returncode}")
-    told = json.loads(text.strip().splitlines()[-1])
-    return {"seconds": seconds, "memory": float(peak), **told}
+    measured = measure_process([
+        __file__, "--contender", name, "--archive", archive, "--out", out,
+        "--workers", str(options.workers), "--memory", options.memory,
+    ])  # fmt: skip
+    return {"seconds": measured.seconds, "memory": measured.memory, **measured.told}
 
 
 def run_contender(options: argparse.Namespace) -> None:

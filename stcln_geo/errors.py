@@ -7,6 +7,7 @@ remedy. The library raises; the command line prints the message and exits with c
 from __future__ import annotations
 
 __all__ = [
+    "BrokenDeviceError",
     "CatalogError",
     "CheckpointError",
     "CubeError",
@@ -19,6 +20,7 @@ __all__ = [
     "StclnGeoError",
     "StclnGeoWarning",
     "TaskError",
+    "UnfitWorkerError",
     "UnsafeAddressError",
 ]
 
@@ -77,6 +79,14 @@ class OutputError(StclnGeoError, OSError):
 
 class TaskError(StclnGeoError, RuntimeError):
     """Some tasks of a run failed; the others finished."""
+
+
+class UnfitWorkerError(RuntimeError):
+    """A Dask worker lacks what its tasks need; it is sent away, and others do them."""
+
+
+class BrokenDeviceError(RuntimeError):
+    """A device gives errors until the process that uses it ends."""
 
 
 class StclnGeoWarning(UserWarning):

@@ -1,23 +1,18 @@
 """Run many idempotent tasks: in this process, on local Dask workers, or on a Dask cluster.
 
 A task is a small picklable value; the function that runs it opens what it needs itself and
-returns about a kilobyte. On Dask, about two tasks per worker are in flight at any moment, so
-neither the scheduler nor the memory grows with the number of tasks, and workers that join
-late get work.
+returns about a kilobyte. How Dask workers are fed and watched is the business of ``workers``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .errors import InputError, StclnGeoError, TaskError
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 __all__ = ["Execution", "ProgressHook", "available_cores", "run_tasks"]
 
@@ -26,8 +21,6 @@ R = TypeVar("R")
 
 ProgressHook = Callable[[int, int, str], None]
 """Called with the tasks done, the tasks in all, and what is being done."""
-
-_IN_FLIGHT_PER_WORKER = 2
 
 
 def available_cores() -> int:
@@ -82,6 +75,7 @@ def run_tasks(
     label: str,
     progress: ProgressHook | None = None,
     retries: int = 1,
+    check: Callable[[], None] | None = None,
 ) -> list[R]:
     """Run ``function`` on every task and return the results in order of the tasks.
 
@@ -92,7 +86,11 @@ def run_tasks(
     label
         What a task is called in progress and errors, in the singular: "block", "shard".
     retries
-        How often a failed task is tried again. Errors of the user's making are not retried.
+        How often a failed task is tried again, after the others. Errors of the user's making
+        are not retried.
+    check
+        Called once in every process that runs tasks, before its first; raises a ``StclnGeoError``
+        where something is missing there. Dask workers that fail it are sent away.
 
     Raises
     ------
@@ -105,8 +103,16 @@ def run_tasks(
     failures: dict[int, BaseException] = {}
     if progress is not None:
         progress(0, len(tasks), label)
-    runner = _run_here if execution.workers == 0 and execution.scheduler is None else _run_on_dask
-    with contextlib.closing(runner(function, tasks, execution, retries)) as outcomes:
+    if execution.workers == 0 and execution.scheduler is None:
+        runner = _run_here(function, tasks, retries=retries, check=check)
+    else:
+        from .workers import run_on_dask
+
+        runner = run_on_dask(
+            function, tasks, workers=execution.workers, scheduler=execution.scheduler,
+            label=label, retries=retries, check=check,
+        )  # fmt: skip
+    with contextlib.closing(runner) as outcomes:
         for index, outcome in outcomes:
             if isinstance(outcome, StclnGeoError):
                 raise outcome
@@ -128,8 +134,14 @@ def run_tasks(
 
 
 def _run_here(
-    function: Callable[[T], R], tasks: Sequence[T], execution: Execution, retries: int
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    *,
+    retries: int,
+    check: Callable[[], None] | None,
 ) -> Generator[tuple[int, Any], None, None]:
+    if check is not None:
+        check()
     for index, task in enumerate(tasks):
         for attempt in range(retries + 1):
             try:
@@ -142,90 +154,3 @@ def _run_here(
                     continue
             break
         yield index, outcome
-
-
-def _run_on_dask(
-    function: Callable[[T], R], tasks: Sequence[T], execution: Execution, retries: int
-) -> Generator[tuple[int, Any], None, None]:
-    from distributed import as_completed
-
-    with _client(execution, len(tasks)) as client:
-        waiting = iter(enumerate(tasks))
-        indices: dict[Any, int] = {}
-
-        def submit_next() -> Any | None:
-            for index, task in waiting:
-                future = client.submit(function, task, pure=False, retries=retries)
-                indices[future.key] = index
-                return future
-            return None
-
-        slots = _IN_FLIGHT_PER_WORKER * max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
-        first = [future for _ in range(slots) if (future := submit_next()) is not None]
-        running = as_completed(first)
-        for future in running:
-            index = indices.pop(future.key)
-            error = future.exception()
-            yield index, error if error is not None else future.result()
-            future.release()
-            following = submit_next()
-            if following is not None:
-                running.add(following)
-
-
-@contextlib.contextmanager
-def _client(execution: Execution, tasks: int) -> Iterator[Client]:
-    """Connect to the scheduler given, or start local workers for the time of the run."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    if execution.scheduler is not None:
-        try:
-            client = Client(execution.scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"Cannot reach the Dask scheduler {execution.scheduler!r}: {error}. Its address "
-                "looks like tcp://host:8786. Start it with 'dask scheduler', or use --workers."
-            ) from error
-        with client:
-            yield client
-        return
-    settings = {
-        "distributed.scheduler.work-stealing": False,
-        "distributed.worker.daemon": False,
-        # Dask's default gives freed memory back after every 64 kB: large arrays are then paged in
-        # anew each time, which made training steps three times slower.
-        "distributed.nanny.pre-spawn-environ": {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        },
-    }
-    with (
-        _own_environment(),
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=max(min(execution.workers, tasks), 1),
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address=None,
-            silence_logs=40,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-@contextlib.contextmanager
-def _own_environment() -> Iterator[None]:
-    """Undo what Dask sets in this process's environment for the sake of its workers."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        for name, value in before.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value

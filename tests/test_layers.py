@@ -25,6 +25,7 @@ LAYERS = {
     "region": 1,
     "legend": 1,
     "execution": 1,
+    "workers": 1,
     "cube": 2,
     "datasets": 2,
     "model": 2,

@@ -1,0 +1,230 @@
+"""Workers and schedulers come, go and die; the work is done once all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stcln_geo.errors import (
+    BrokenDeviceError,
+    InputError,
+    MissingFileError,
+    StclnGeoWarning,
+    TaskError,
+)
+from stcln_geo.execution import Execution, run_tasks
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+
+
+class Cluster:
+    """A scheduler and workers, each a process of its own, as on a real cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start(
+            "distributed.cli.dask_scheduler", "--host", self.address, "--no-dashboard"
+        )
+
+    def worker(
+        self, *options: str, nanny: bool = False, first: str = ""
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker; ``first`` is a statement that it begins with."""
+        keep = ["--nanny"] if nanny else ["--no-nanny"]
+        return self._start(
+            "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard",
+            "--death-timeout", "20", *keep, *options, first=first,
+        )  # fmt: skip
+
+    def _start(self, module: str, *options: str, first: str = "") -> subprocess.Popen[bytes]:
+        code = f"{first}\nimport sys; from {module} import main; sys.exit(main())"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *options],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+            stderr=subprocess.DEVNULL,
+        )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    made = Cluster(folder)
+    yield made
+    made.close()
+
+
+def run(cluster: Cluster, function: Callable[[Any], Any], count: int, **options: Any) -> list[Any]:
+    tasks = [(number, str(cluster.folder)) for number in range(count)]
+    return run_tasks(
+        function, tasks, execution=Execution(scheduler=cluster.address), label="number", **options
+    )
+
+
+def note(task: tuple[int, str]) -> tuple[int, int]:
+    """Leave a file that says which process did which task."""
+    number, folder = task
+    Path(folder, f"{number}.{os.getpid()}").touch()
+    time.sleep(0.2)
+    return number, os.getpid()
+
+
+def done(cluster: Cluster) -> Counter[int]:
+    """How often each task was begun."""
+    return Counter(int(path.name.split(".")[0]) for path in cluster.folder.glob("[0-9]*.[0-9]*"))
+
+
+def test_a_worker_that_joins_late_is_used(cluster):
+    cluster.worker()
+    late = threading.Timer(1.5, cluster.worker)
+    late.start()
+    results = run(cluster, note, 40)
+    assert [number for number, _ in results] == list(range(40))
+    assert len({pid for _, pid in results}) == 2
+    assert set(done(cluster).values()) == {1}
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_had_in_hand(cluster):
+    cluster.worker()
+    doomed = cluster.worker()
+
+    def kill() -> None:
+        while not list(cluster.folder.glob(f"*.{doomed.pid}")):
+            time.sleep(0.05)
+        doomed.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    results = run(cluster, note, 20)
+    killer.join()
+    assert [number for number, _ in results] == list(range(20))
+    assert sum(done(cluster).values()) <= 21
+
+
+def poison(task: tuple[int, str]) -> int:
+    note(task)
+    if task[0] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task[0]
+
+
+def test_a_task_that_kills_its_workers_is_named_and_the_others_are_done(cluster):
+    cluster.worker(nanny=True)
+    with pytest.raises(TaskError, match=r"1 of 6 number tasks failed.*\(2, "):
+        run(cluster, poison, 6, retries=0)
+    assert set(done(cluster)) == set(range(6))
+
+
+def broken_once(task: tuple[int, str]) -> int:
+    number, folder = task
+    note(task)
+    if number == 1 and len(list(Path(folder).glob("1.*"))) == 1:
+        raise BrokenDeviceError("CUDA error: an illegal memory access was encountered")
+    return os.getpid()
+
+
+def test_a_worker_with_a_broken_device_is_replaced(cluster):
+    cluster.worker(nanny=True)
+    results = run(cluster, broken_once, 4, retries=0)
+    assert len(set(results)) == 2, "a new process takes over"
+    assert done(cluster) == {0: 1, 1: 2, 2: 1, 3: 1}
+
+
+OTHER_VERSION = "import stcln_geo; stcln_geo.__version__ = '0.0.1'"
+
+
+def test_workers_of_another_version_are_sent_away(cluster):
+    cluster.worker()
+    cluster.worker(first=OTHER_VERSION)
+    wait_for_workers(cluster, 2)
+    late = threading.Timer(1.5, cluster.worker, kwargs={"first": OTHER_VERSION})
+    late.start()
+    with pytest.warns(StclnGeoWarning, match=r"cannot do the work.*stcln-geo 0\.0\.1"):
+        results = run(cluster, note, 20)
+    assert len({pid for _, pid in results}) == 1
+    assert set(done(cluster).values()) == {1}
+
+
+def test_only_unfit_workers_is_an_error_before_any_work(cluster):
+    cluster.worker(first=OTHER_VERSION)
+    wait_for_workers(cluster, 1)
+    with pytest.raises(InputError, match=r"none of 1 can do the work.*same version"):
+        run(cluster, note, 3)
+    assert not done(cluster)
+
+
+def sees_its_folder() -> None:
+    if "ELSEWHERE" in os.environ:
+        raise MissingFileError("Cannot read the plan /data/plan.json: no such file.")
+
+
+def test_workers_that_lack_the_files_are_sent_away(cluster):
+    cluster.worker()
+    cluster.worker(first="import os; os.environ['ELSEWHERE'] = '1'")
+    wait_for_workers(cluster, 2)
+    with pytest.warns(StclnGeoWarning, match=r"1 of 2 Dask workers.*/data/plan\.json"):
+        results = run(cluster, note, 5, check=sees_its_folder)
+    assert len({pid for _, pid in results}) == 1
+
+
+def test_the_check_also_guards_this_process(monkeypatch):
+    monkeypatch.setenv("ELSEWHERE", "1")
+    with pytest.raises(MissingFileError, match=r"/data/plan\.json"):
+        run_tasks(str, [1], execution=Execution(), label="task", check=sees_its_folder)
+
+
+def test_a_scheduler_that_dies_is_one_sentence(cluster):
+    cluster.worker()
+    wait_for_workers(cluster, 1)
+    threading.Timer(1.5, cluster.scheduler.kill).start()
+    with pytest.raises(TaskError, match=r"Lost the Dask scheduler.*of 50 number tasks"):
+        run(cluster, note, 50)
+
+
+def test_a_scheduler_without_workers_is_waited_for(cluster, monkeypatch):
+    monkeypatch.setattr("stcln_geo.workers._LONELY_SECONDS", 1.0)
+    threading.Timer(3, cluster.worker).start()
+    with pytest.warns(StclnGeoWarning, match="has no workers: waiting"):
+        results = run(cluster, note, 2)
+    assert [number for number, _ in results] == [0, 1]
+
+
+def wait_for_workers(cluster: Cluster, count: int) -> None:
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(count, timeout=30)
