@@ -10,7 +10,7 @@ import numpy as np
 from zarr.codecs import BloscCodec
 
 from ..errors import InputError
-from .contract import FILL, OVERVIEW_STEP, SCALE, days_since
+from .contract import FILL, NO_DAY, OVERVIEW_STEP, SCALE, days_since
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -83,6 +83,8 @@ def create_arrays(
     ----------
     shape
         Dates, bands, rows, columns.
+    with_observations
+        True for composites: they keep how many observations were clear, and of which day.
     """
     dates, _, height, width = shape
     chunk, shard = layout.chunk, layout.shard
@@ -100,6 +102,14 @@ def create_arrays(
         create_array(
             group, name, (dates, height, width), (dates, chunk, chunk), (dates, shard, shard),
             dtype=dtype, fill=0, dims=("time", "y", "x"), attrs=grid,
+        )  # fmt: skip
+    if with_observations:
+        create_array(
+            group, "day_offset", (dates, height, width), (dates, chunk, chunk),
+            (dates, shard, shard), dtype="int8", fill=NO_DAY, dims=("time", "y", "x"),
+            # No units: xarray would read "days" as a span of time.
+            attrs={**grid, "_FillValue": NO_DAY,
+                   "long_name": "day of acquisition, counted from the date's 'days'"},
         )  # fmt: skip
     per_shard = shard // chunk
     create_array(

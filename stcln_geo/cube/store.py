@@ -110,6 +110,8 @@ class Season:
     """(T, Y, X) uint8 zarr array of scene classes, if kept."""
     observations: Any | None
     """(T, Y, X) uint8 zarr array, clear observations per pixel, if the dates are composites."""
+    day_offset: Any | None
+    """(T, Y, X) int8 zarr array, day of acquisition less ``days``, if the dates are composites."""
     labels: Any | None
     """(Y, X) uint8 zarr array of class codes, 255 = unlabelled, if burnt."""
     parcels: Any | None
@@ -247,6 +249,7 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
         overview=group["overview"],
         scl=group.get("scl"),
         observations=group.get("observations"),
+        day_offset=group.get("day_offset"),
         labels=group["labels"] if labelled else None,
         parcels=group["parcels"] if labelled else None,
         fields=fields,
@@ -356,6 +359,7 @@ def write_shard(
     valid: np.ndarray,
     scl: np.ndarray | None = None,
     observations: np.ndarray | None = None,
+    day_offset: np.ndarray | None = None,
 ) -> None:
     """Write one whole shard of a season, with its coverage and overview.
 
@@ -367,6 +371,7 @@ def write_shard(
     valid : (T, H, W) bool, True where usable.
     scl : (T, H, W) uint8, if the season keeps scene classes.
     observations : (T, H, W) uint8, if the season keeps the number of clear observations.
+    day_offset : (T, H, W) int8, likewise: their day, counted from the date's, or -128.
     """
     side = season.layout.shard
     expected = Window(window.row, window.col, side, side).intersection(
@@ -393,6 +398,8 @@ def write_shard(
             season.scl[:, window.rows, window.cols] = scl
         if season.observations is not None and observations is not None:
             season.observations[:, window.rows, window.cols] = observations
+        if season.day_offset is not None and day_offset is not None:
+            season.day_offset[:, window.rows, window.cols] = day_offset
         season.coverage[:, rows, cols] = block_sum(valid, chunk).astype(np.uint16)
         season.overview[:, :, small_rows, small_cols] = overview_of(reflectance, season.bands)
 
