@@ -50,7 +50,7 @@ from ._cube_request import (
     plan_one,
     request_of,
 )
-from .cube_convert import export
+from .cube_convert import export, rechunk
 from .cube_look import info, preview, validate
 
 if TYPE_CHECKING:
@@ -312,5 +312,5 @@ def repair(
         raise typer.Exit(1)
 
 
-for command in (info, validate, preview, export):
+for command in (info, validate, preview, export, rechunk):
     app.command()(command)

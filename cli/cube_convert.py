@@ -7,10 +7,16 @@ from typing import Annotated, cast
 
 import typer
 
-from ._common import progress_bar, say
-from ._cube_options import CubeArgument, SeasonOption
+from ._common import execution_from, parse_memory, progress_bar, say
+from ._cube_options import (
+    CubeArgument,
+    MemoryOption,
+    SchedulerOption,
+    SeasonOption,
+    WorkersOption,
+)
 
-__all__ = ["export"]
+__all__ = ["export", "rechunk"]
 
 
 def export(
@@ -62,4 +68,56 @@ def export(
             cube, out, season=season, what=kinds, bands=chosen, dates=dates,
             clear_only=clear_only, overwrite=overwrite, progress=progress,
         )  # fmt: skip
+    say(str(report))
+
+
+def rechunk(
+    cube: CubeArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Path of the new cube.")],
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk", help="Side of a chunk in pixels, what is decoded at once."),
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option("--shard", help="Side of a shard in pixels, what is one file.")
+    ] = None,
+    dates: Annotated[
+        int | None,
+        typer.Option("--dates-per-chunk", help="By default all: 1 suits looking at single dates."),
+    ] = None,
+    codec: Annotated[
+        str, typer.Option("--codec", help="zstd is smaller, lz4 is faster to read.")
+    ] = "zstd",
+    memory: MemoryOption = "8GB",
+    workers: WorkersOption = 0,
+    scheduler: SchedulerOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, and its size.")
+    ] = False,
+) -> None:
+    """Write a cube in another layout: the same numbers in other chunks, shards or codec.
+
+    Labels and all that append and repair need come along. One that was stopped continues when the
+    same command runs again.
+    """
+    from ..cube.layout import Codec
+    from ..cube.rechunk import plan_rechunk, rechunk_cube
+
+    chosen = cast("Codec", codec)
+    if dry_run:
+        plan = plan_rechunk(cube, out, chunk=chunk, shard=shard, dates=dates, codec=chosen)
+        say(str(plan))
+        return
+    with progress_bar("rechunk") as progress:
+        report = rechunk_cube(
+            cube,
+            out,
+            chunk=chunk,
+            shard=shard,
+            dates=dates,
+            codec=chosen,
+            execution=execution_from(workers, scheduler),
+            memory=parse_memory(memory),
+            progress=progress,
+        )
     say(str(report))

@@ -51,6 +51,7 @@ __all__ = [
     "open_building",
     "open_season",
     "plan_layout",
+    "quiet_zarr",
     "shards_of",
     "write_date_flags",
     "write_fields",
@@ -320,7 +321,7 @@ def create_season(
     layout = layout or plan_layout(len(time), len(bands), (height, width))
     path = Path(path)
     folder = path / f"{name}.building"
-    with writing(path), _quiet_zarr():
+    with writing(path), quiet_zarr():
         path.mkdir(parents=True, exist_ok=True)
         zarr.open_group(path, mode="a", zarr_format=3, attributes={"stcln_geo": __version__})
         shutil.rmtree(folder, ignore_errors=True)
@@ -343,7 +344,7 @@ def create_season(
                 "stcln_geo": __version__,
                 "season": name,
                 "bands": list(bands),
-                "layout": {"chunk": layout.chunk, "shard": layout.shard},
+                "layout": layout.to_json(),
                 "lattice": {"window": lattice.window, "halo": lattice.halo} if lattice else None,
                 "aoi": aoi.__geo_interface__,
             }
@@ -420,7 +421,7 @@ def finish_season(path: str | Path, name: str) -> None:
     """Give a wholly written season its name: from now on it opens as complete."""
     path = Path(path)
     building, final = path / f"{name}.building", path / name
-    with writing(path), _quiet_zarr():
+    with writing(path), quiet_zarr():
         zarr.consolidate_metadata(str(building))
         if final.exists():
             aside = path / f"{name}.replaced"
@@ -447,7 +448,7 @@ def write_fields(
             f"Cannot write labels of shape {labels.shape} and parcels of shape {parcels.shape}: "
             f"the season has {season.shape_yx} (rows, columns). Burn them on the season's grid."
         )
-    with writing(season.cube), _quiet_zarr():
+    with writing(season.cube), quiet_zarr():
         group: Any = zarr.open_group(season.cube / season.folder, mode="r+", use_consolidated=False)
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
@@ -484,7 +485,7 @@ def write_fields(
 
 def write_split(season: Season, split: np.ndarray) -> None:
     """Write the split, (F,) uint8 as in ``SPLITS``, of a season's fields."""
-    with writing(season.cube), _quiet_zarr():
+    with writing(season.cube), quiet_zarr():
         group: Any = zarr.open_group(season.cube / season.name, mode="r+", use_consolidated=False)
         group["field_split"][:] = np.asarray(split, dtype=np.uint8)
 
@@ -519,7 +520,7 @@ def _affine(values: Sequence[float]) -> Any:
 
 
 @contextmanager
-def _quiet_zarr() -> Iterator[None]:
+def quiet_zarr() -> Iterator[None]:
     """Silence two notes of zarr on string arrays and on consolidated metadata."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata.*")
