@@ -81,14 +81,39 @@ def validate(
 
 def preview(
     cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.png", help="Picture to write.")],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT.png", help="Picture to write.")] = None,
     season: SeasonOption = None,
     date: Annotated[
         str | None,
         typer.Option("--date", metavar="YYYY-MM-DD", help="One date; by default a sheet of all."),
     ] = None,
+    animate: Annotated[
+        Path | None,
+        typer.Option("--animate", metavar="FILE", help="Write an animation: .gif, .webp or .png."),
+    ] = None,
+    min_clear: Annotated[
+        float,
+        typer.Option(
+            "--min-clear", help="Of an animation: least share of clear pixels of a date, 0 to 1."
+        ),
+    ] = 0.0,
+    frame_ms: Annotated[
+        int, typer.Option("--frame-ms", help="Of an animation: milliseconds a frame stays.")
+    ] = 600,
 ) -> None:
     """Write a picture of a season's dates from the cube's overview; no pixel is decoded."""
-    from ..cube.preview import write_preview
+    from ..cube.preview import write_animation, write_preview
+    from ..errors import InputError
 
-    say(f"{write_preview(cube, out, season=season, date=date)}")
+    if out is None and animate is None:
+        raise InputError(
+            f"Cannot draw {cube}: no file was named. Give OUT.png for a sheet of all dates, or "
+            "--animate FILE.gif."
+        )
+    if out is not None:
+        say(f"{write_preview(cube, out, season=season, date=date)}")
+    if animate is not None:
+        made = write_animation(
+            cube, animate, season=season, min_clear=min_clear, milliseconds=frame_ms
+        )
+        say(f"{made}")
