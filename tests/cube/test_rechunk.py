@@ -182,6 +182,7 @@ def test_repair_goes_on_in_the_new_layout(planted: Any, tmp_path: Path, monkeypa
     np.testing.assert_array_equal(new.valid[:], perfect.valid[:])
 
 
+@pytest.mark.slow
 def test_workers_do_not_show_and_a_killed_one_goes_on(cube: Path, tmp_path: Path):
     script = (
         "import os, signal, sys\n"
