@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -100,20 +101,25 @@ def split(
     Pixels of one field never fall into two splits.
     """
     from ..cube.contract import SPLITS
-    from ..cube.store import open_season, write_split
+    from ..cube.lock import cube_lock
+    from ..cube.store import choose_season, open_season, write_split
     from ..data.split import check_labelled, field_positions, split_fields
 
-    opened = open_season(cube, season, mode="r" if dry_run else "r+")
-    fields, legend = check_labelled(opened)
-    chosen = split_fields(
-        fields,
-        test=test,
-        validation=validation,
-        seed=seed,
-        by=by,  # type: ignore[arg-type]  # split_fields names the choices in its error
-        positions=field_positions(opened) if by == "block" else None,
-        block_pixels=block,
-    )
+    name = choose_season(cube, season)
+    with contextlib.nullcontext() if dry_run else cube_lock(cube):
+        opened = open_season(cube, name, mode="r" if dry_run else "r+")
+        fields, legend = check_labelled(opened)
+        chosen = split_fields(
+            fields,
+            test=test,
+            validation=validation,
+            seed=seed,
+            by=by,  # type: ignore[arg-type]  # split_fields names the choices in its error
+            positions=field_positions(opened) if by == "block" else None,
+            block_pixels=block,
+        )
+        if not dry_run:
+            write_split(opened, chosen)
     names = [name for name in SPLITS if name != "unused"]
     say(f"{'fields (pixels)':<28}" + "".join(f"{name:>18}" for name in names))
     for entry in legend.classes:
@@ -124,5 +130,3 @@ def split(
         say(f"{entry.name[:27]:<28}" + "".join(f"{cell:>18}" for cell in cells))
     if dry_run:
         say("Nothing was written (--dry-run).")
-    else:
-        write_split(opened, chosen)

@@ -30,6 +30,7 @@ PYTHON_PAGES = (
     ("Training", "train", "Pre-training, fine-tuning, evaluation."),
     ("Prediction", "predict", "Wall-to-wall maps."),
     ("COGs", "cog", "Cloud-optimized GeoTIFFs: write and check."),
+    ("Export", "export", "Cubes as files for GDAL and QGIS."),
     ("Reports", "report", "Metrics and reports."),
 )
 """Title, folder under the package, first sentence; folders that do not exist are left out."""

@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "append_cube",
     "build_cube",
+    "export_cube",
     "load_model",
     "open_cube",
     "plan_cube",
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from .cube.dataset import open_cube, write_cube
     from .cube.plan import plan_cube
     from .cube.repair import repair_cube
+    from .export.files import export_cube
     from .model.checkpoint import load_model
     from .predict.run import predict_region
 
 _HOMES = {
     "append_cube": ".cube.append",
     "build_cube": ".cube.build",
+    "export_cube": ".export.files",
     "load_model": ".model.checkpoint",
     "open_cube": ".cube.dataset",
     "plan_cube": ".cube.plan",

@@ -358,7 +358,7 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing
             "period": plan.spec.period,
         },
         date_attrs={
-            **_provenance(season),
+            **_provenance(plan, season),
             **_spans(plan, season),
             SUSPECT: [False] * len(season.dates),
         },
@@ -376,7 +376,7 @@ def _record_suspects(path: Path, season: SeasonPlan, *, replacing: bool) -> set[
     return set().union(*found)
 
 
-def _provenance(season: SeasonPlan) -> dict[str, list[str]]:
+def _provenance(plan: CubePlan, season: SeasonPlan) -> dict[str, list[str]]:
     """Return, per date, what its scenes are; several scenes are joined by a space."""
 
     def joined(values: list[str]) -> str:
@@ -399,6 +399,8 @@ def _provenance(season: SeasonPlan) -> dict[str, list[str]]:
         columns["offset_rule"].append(joined([rule.source for rule in rules]))
         columns["offset_dn"].append(joined([str(rule.offset) for rule in rules]))
         columns["item_ids"].append(joined([(scene.substitute or scene).item for scene in scenes]))
+    if plan.spec.composite != "none":
+        columns["solar_days"] = [" ".join(date.days()) for date in season.dates]
     return columns
 
 

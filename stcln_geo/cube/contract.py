@@ -7,6 +7,8 @@ A season is an ``xr.Dataset`` with the dimensions ``time``, ``band``, ``y``, ``x
 - ``coverage (time, chunk_y, chunk_x)`` uint16, clear pixels per chunk;
 - ``overview (time, rgb, overview_y, overview_x)`` uint8, a picture to look at;
 - optional ``observations (time, y, x)`` uint8, the clear observations a composite is made of;
+- optional ``day_offset (time, y, x)`` int8, the day a composite's pixel was acquired on, counted
+  from the date's ``days``: of a median the mean day, -128 where nothing was observed;
 - optional ``scl``, ``labels`` (y, x) uint8, ``parcels`` (y, x) int32 and ``field_*`` (field).
 """
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BANDS",
     "FILL",
+    "NO_DAY",
     "OVERVIEW_STEP",
     "SCALE",
     "SCL_CLEAR",
@@ -45,6 +48,9 @@ SCALE = 1e-4
 
 FILL = -32768
 """Digital number of a pixel without a measurement."""
+
+NO_DAY = -128
+"""Value of ``day_offset`` where nothing clear was observed."""
 
 OVERVIEW_STEP = 16
 """Pixels of the cube per overview pixel."""
@@ -147,6 +153,7 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scl": (("time", "y", "x"), ("uint8",)),
     "observations": (("time", "y", "x"), ("uint8",)),
+    "day_offset": (("time", "y", "x"), ("int8",)),
     "labels": (("y", "x"), ("uint8",)),
     "parcels": (("y", "x"), ("int32",)),
     "coverage": (("time", "chunk_y", "chunk_x"), ("uint16",)),
@@ -228,6 +235,14 @@ def _check_content(dataset: xr.Dataset, errors: list[str], warnings: list[str]) 
                 f"'valid' and 'observations' disagree at {int((seen != valid).sum())} pixels in "
                 "the middle: a composite is valid exactly where something clear was observed. "
                 "Set valid to observations > 0."
+            )
+    if "day_offset" in dataset:
+        known = dataset["day_offset"].isel(middle).to_numpy() != NO_DAY
+        if (known != valid).any():
+            errors.append(
+                f"'valid' and 'day_offset' disagree at {int((known != valid).sum())} pixels in the "
+                f"middle: a pixel has a day exactly where it is valid, else {NO_DAY}. Correct "
+                "day_offset, or leave it out."
             )
     if not valid.any():
         warnings.append("No pixel in the middle of the grid is ever valid.")

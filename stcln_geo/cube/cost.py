@@ -70,7 +70,7 @@ def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
     height, width = (min(side, size) for size in plan.window.shape_yx)
     bands, dates = len(plan.bands), len(season.dates)
     composite = plan.spec.composite != "none"
-    kept = dates * (2 * bands + 1 + (1 if plan.keeps_scl or composite else 0))
+    kept = dates * (2 * bands + 1 + _extra_bytes(plan))
     if composite:
         # The days of one period, and their cloud cover.
         kept += max(len(date.days()) for date in season.dates) * (2 * bands + 3)
@@ -109,9 +109,13 @@ def read_bytes(plan: CubePlan, season: SeasonPlan) -> int:
 
 def cube_bytes(plan: CubePlan, season: SeasonPlan) -> int:
     """Return the size of a season before compression."""
-    composite = plan.spec.composite != "none"
-    per_pixel = 2 * len(plan.bands) + 1 + (1 if plan.keeps_scl or composite else 0)
+    per_pixel = 2 * len(plan.bands) + 1 + _extra_bytes(plan)
     return plan.window.area * len(season.dates) * per_pixel
+
+
+def _extra_bytes(plan: CubePlan) -> int:
+    """Return the bytes a pixel takes beside reflectance and validity: classes, or count and day."""
+    return 2 if plan.spec.composite != "none" else int(plan.keeps_scl)
 
 
 def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import CubeError
 from ..grid import Lattice, Window, absolute_window, snapped_geobox
 from .contract import BANDS, FILL, SCALE, SCL_CLEAR, season_name
+from .lock import cube_lock
 from .store import (
     Layout,
     choose_season,
@@ -159,7 +160,8 @@ def write_cube(
     Raises
     ------
     CubeError
-        If bands, CRS, time or grid are missing or unusable, or a season exists already.
+        If bands, CRS, time or grid are missing or unusable, a season exists already, or another
+        process is writing the cube.
     OutputError
         If the folder cannot be written.
     """
@@ -167,6 +169,22 @@ def write_cube(
     path = Path(path)
     source = _understand(dataset, bands, scale, offset, nodata)
     names = np.asarray([season_name(time, season_start) for time in source.time])
+    with cube_lock(path):
+        _write_seasons(source, path, names, lattice, layout, overwrite=overwrite, progress=progress)
+    return path
+
+
+def _write_seasons(
+    source: _Source,
+    path: Path,
+    names: np.ndarray,
+    lattice: Lattice,
+    layout: Layout | None,
+    *,
+    overwrite: bool,
+    progress: ProgressHook | None,
+) -> None:
+    """Write the dates season by season, by the name of each date's season."""
     seasons = sorted(set(names.tolist()))
     existing = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
     if existing & set(seasons) and not overwrite:
@@ -184,7 +202,6 @@ def write_cube(
         _write_season(source, path, name, dates, lattice, layout)
         if progress is not None:
             progress(done + 1, len(seasons), "seasons")
-    return path
 
 
 def _write_season(

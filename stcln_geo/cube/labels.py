@@ -7,6 +7,7 @@ field, so that everything later can be divided by field.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import numpy as np
 
 from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
-from .store import FieldTable, Season, open_season, write_fields
+from .lock import cube_lock
+from .store import FieldTable, Season, choose_season, open_season, write_fields
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -115,14 +117,51 @@ def burn_labels(
     LabelError
         If the column or CRS is missing, no field lies in the cube, or fewer than two classes
         are left.
+    CubeError
+        If another process is writing the cube.
     """
     if erode < 0 or min_fields < 1:
         raise LabelError(
             f"Cannot burn with erode={erode} and min_fields={min_fields}: erode is 0 px or more, "
             "min_fields 1 or more. Leave them out for 0 and 3."
         )
-    opened = open_season(cube, season, mode="r" if dry_run else "r+")
-    frame = _read_vector(Path(vector), column=column, layer=layer, season=opened)
+    name = choose_season(cube, season)
+    with contextlib.nullcontext() if dry_run else cube_lock(cube):
+        opened = open_season(cube, name, mode="r" if dry_run else "r+")
+        report, labels, parcels = _burn_season(
+            opened,
+            Path(vector),
+            column=column,
+            legend=legend,
+            min_fields=min_fields,
+            all_touched=all_touched,
+            erode=erode,
+            layer=layer,
+        )
+        if not dry_run:
+            write_fields(
+                opened,
+                labels=labels,
+                parcels=parcels,
+                fields=report.fields,
+                legend=report.legend,
+            )
+    return report
+
+
+def _burn_season(
+    opened: Season,
+    vector: Path,
+    *,
+    column: str,
+    legend: Legend | None,
+    min_fields: int,
+    all_touched: bool,
+    erode: int,
+    layer: str | None,
+) -> tuple[BurnReport, np.ndarray, np.ndarray]:
+    """Return the report, the labels (Y, X) uint8 and the parcels (Y, X) int32; write nothing."""
+    frame = _read_vector(vector, column=column, layer=layer, season=opened)
     values = _values_as_text(frame[column])
     usable = np.array([value is not None for value in values], dtype=bool)
     usable &= frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy(dtype=bool)
@@ -149,9 +188,7 @@ def burn_labels(
         )
 
     labels, parcels, table = _code_fields(kept, texts, parcels, pixels)
-    if not dry_run:
-        write_fields(opened, labels=labels, parcels=parcels, fields=table, legend=kept)
-    return BurnReport(
+    report = BurnReport(
         cube=opened.cube,
         season=opened.name,
         legend=kept,
@@ -162,6 +199,7 @@ def burn_labels(
         without_value=len(frame) - len(texts),
         pixels=int(table.pixels.sum()),
     )
+    return report, labels, parcels
 
 
 def _read_vector(path: Path, *, column: str, layer: str | None, season: Season) -> GeoDataFrame:

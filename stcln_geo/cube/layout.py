@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from zarr.codecs import BloscCodec
 
 from ..errors import InputError
-from .contract import FILL, OVERVIEW_STEP, SCALE, days_since
+from .contract import FILL, NO_DAY, OVERVIEW_STEP, SCALE, days_since
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 __all__ = [
+    "Codec",
     "Layout",
     "block_sum",
     "create_array",
@@ -26,6 +27,9 @@ __all__ = [
     "plan_layout",
     "write_coordinates",
 ]
+
+Codec = Literal["zstd", "lz4"]
+"""Compressor within blosc: zstd is smaller, lz4 is faster to read."""
 
 _CHUNK_BYTES = 2_500_000
 _SHARD_BYTES = 400_000_000
@@ -41,19 +45,58 @@ _SPATIAL_CONVENTION = "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Sides of the inner chunk and of the shard (pixels)."""
+    """How the pixels of a season are cut and compressed."""
 
     chunk: int
+    """Side of the inner chunk (pixels): what is decoded at once."""
     shard: int
+    """Side of the shard (pixels): what is one file and is written whole."""
+    dates: int | None = None
+    """Dates per inner chunk; None keeps all together, which is what training reads."""
+    codec: Codec = "zstd"
 
     def __post_init__(self) -> None:
         """Check that shards hold whole chunks and whole overview pixels."""
+        if self.codec not in get_args(Codec) or (self.dates is not None and self.dates < 1):
+            raise InputError(
+                f"Cannot lay out {self.dates} dates per chunk with the codec {self.codec!r}: dates "
+                f"must be 1 or more, the codec {' or '.join(get_args(Codec))}. Correct them."
+            )
         if self.chunk % OVERVIEW_STEP or self.chunk < OVERVIEW_STEP or self.shard % self.chunk:
             raise InputError(
                 f"Cannot lay out chunks of {self.chunk} px in shards of {self.shard} px: the chunk "
                 f"must be a multiple of {OVERVIEW_STEP} px and the shard a multiple of the chunk. "
                 "Use for example chunk=32, shard=256."
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as JSON values; what is as usual is not told."""
+        told = {"dates": self.dates} if self.dates is not None else {}
+        codec = {"codec": self.codec} if self.codec != "zstd" else {}
+        return {"chunk": self.chunk, "shard": self.shard, **told, **codec}
+
+    def chunks(self, lead: tuple[int, ...], dims: Sequence[str]) -> tuple[int, ...]:
+        """Return the inner chunk of an array.
+
+        Parameters
+        ----------
+        lead
+            Sizes of its dimensions before ``y`` and ``x``.
+        dims
+            Their names.
+        """
+        together = zip(lead, dims, strict=True)
+        sizes = [
+            min(self.dates, size) if self.dates is not None and name == "time" else size
+            for size, name in together
+        ]
+        return (*sizes, self.chunk, self.chunk)
+
+    def shards(self, lead: tuple[int, ...], dims: Sequence[str]) -> tuple[int, ...]:
+        """Return the shard of an array: whole chunks that hold all of its other dimensions."""
+        inner = self.chunks(lead, dims)
+        whole = [-(-size // part) * part for size, part in zip(lead, inner, strict=False)]
+        return (*whole, self.shard, self.shard)
 
 
 def plan_layout(dates: int, bands: int, shape_yx: tuple[int, int]) -> Layout:
@@ -83,14 +126,17 @@ def create_arrays(
     ----------
     shape
         Dates, bands, rows, columns.
+    with_observations
+        True for composites: they keep how many observations were clear, and of which day.
     """
     dates, _, height, width = shape
     chunk, shard = layout.chunk, layout.shard
+    cube_dims, image_dims = ("time", "band"), ("time",)
     grid = {"grid_mapping": "spatial_ref"}
     create_array(
-        group, "reflectance", shape, (dates, len(bands), chunk, chunk),
-        (dates, len(bands), shard, shard), dtype="int16", fill=FILL,
-        dims=("time", "band", "y", "x"),
+        group, "reflectance", shape, layout.chunks(shape[:2], cube_dims),
+        layout.shards(shape[:2], cube_dims), dtype="int16", fill=FILL,
+        dims=(*cube_dims, "y", "x"), codec=layout.codec,
         attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
                "standard_name": "surface_bidirectional_reflectance", "units": "1"},
     )  # fmt: skip
@@ -98,8 +144,18 @@ def create_arrays(
     pixel_arrays = {name: "uint8" for name, wanted in optional.items() if wanted}
     for name, dtype in {"valid": "bool", **pixel_arrays}.items():
         create_array(
-            group, name, (dates, height, width), (dates, chunk, chunk), (dates, shard, shard),
-            dtype=dtype, fill=0, dims=("time", "y", "x"), attrs=grid,
+            group, name, (dates, height, width), layout.chunks((dates,), image_dims),
+            layout.shards((dates,), image_dims), dtype=dtype, fill=0, dims=("time", "y", "x"),
+            attrs=grid, codec=layout.codec,
+        )  # fmt: skip
+    if with_observations:
+        create_array(
+            group, "day_offset", (dates, height, width), layout.chunks((dates,), image_dims),
+            layout.shards((dates,), image_dims), dtype="int8", fill=NO_DAY,
+            dims=("time", "y", "x"), codec=layout.codec,
+            # No units: xarray would read "days" as a span of time.
+            attrs={**grid, "_FillValue": NO_DAY,
+                   "long_name": "day of acquisition, counted from the date's 'days'"},
         )  # fmt: skip
     per_shard = shard // chunk
     create_array(
@@ -128,6 +184,7 @@ def create_array(
     fill: Any,
     dims: tuple[str, ...],
     attrs: Mapping[str, Any] | None = None,
+    codec: Codec = "zstd",
 ) -> Any:
     """Create one array, compressed with blosc after a shuffle, in place of any it had."""
     shuffle: Any = "shuffle" if np.dtype(dtype).itemsize > 1 else "bitshuffle"
@@ -138,7 +195,7 @@ def create_array(
         shards=shards,
         dtype=dtype,
         fill_value=fill,
-        compressors=BloscCodec(cname="zstd", clevel=5, shuffle=shuffle),
+        compressors=BloscCodec(cname=codec, clevel=5, shuffle=shuffle),
         dimension_names=dims,
         attributes=dict(attrs or {}),
         overwrite=True,

@@ -8,12 +8,12 @@ import numpy as np
 
 from ..grid import Window, crop_geobox
 from .composite import UNKNOWN_COVER, compose
-from .contract import FILL
+from .contract import FILL, NO_DAY
 from .fuse import ScenePixels, fuse_scene
 from .planned import CubePlan, DatePlan, Scene, SeasonPlan
 from .store import Season
 
-__all__ = ["BlockArrays", "Merger", "make_merger", "nearest_to"]
+__all__ = ["BlockArrays", "Merger", "days_after", "make_merger", "nearest_to"]
 
 _NOON = np.timedelta64(12, "h")
 
@@ -34,6 +34,9 @@ class BlockArrays:
         self.observations = (
             np.zeros(shape, dtype=np.uint8) if season.observations is not None else None
         )
+        self.day_offset = (
+            np.full(shape, NO_DAY, dtype=np.int8) if season.day_offset is not None else None
+        )
 
     def part(self, shard: Window) -> dict[str, Any]:
         """Return the arrays of one of the block's shards, as views."""
@@ -44,6 +47,7 @@ class BlockArrays:
             "valid": self.valid[here],
             "scl": self.scl[here] if self.scl is not None else None,
             "observations": self.observations[here] if self.observations is not None else None,
+            "day_offset": self.day_offset[here] if self.day_offset is not None else None,
         }
 
 
@@ -134,6 +138,7 @@ class _PeriodMerger:
             self._method,
             self._reflectance[used],
             self._valid[used],
+            days=days_after(self._dates[self._date], self._days),
             cover=self._cover[used] if self._cover is not None else None,
             preference=nearest_to(self._dates[self._date], self._days),
         )
@@ -141,6 +146,8 @@ class _PeriodMerger:
         block.valid[self._date] = merged.observations > 0
         if block.observations is not None:
             block.observations[self._date] = merged.observations
+        if block.day_offset is not None:
+            block.day_offset[self._date] = merged.day
 
 
 def nearest_to(date: DatePlan, days: list[str]) -> list[int]:
@@ -148,3 +155,9 @@ def nearest_to(date: DatePlan, days: list[str]) -> list[int]:
     moments = np.array(days, dtype="datetime64[s]") + _NOON
     distance = np.abs(moments - np.array(date.time))
     return [int(index) for index in np.lexsort((moments, distance))]
+
+
+def days_after(date: DatePlan, days: list[str]) -> list[int]:
+    """Return how many days after a date's own day each solar day lies; negative before it."""
+    apart = np.array(days, dtype="datetime64[D]") - date.time.astype("datetime64[D]")
+    return [int(count) for count in apart.astype(np.int64)]

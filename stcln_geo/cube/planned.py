@@ -215,7 +215,7 @@ class CubePlan:
             "seasons": [
                 {
                     "name": season.name,
-                    "layout": asdict(season.layout),
+                    "layout": season.layout.to_json(),
                     "dates": [
                         {
                             "time": str(date.time),

@@ -51,7 +51,9 @@ __all__ = [
 SEASON_FILE = "season.plan"
 """Beside a season's manifests (the ``*.json`` there): the plan it was built from, as JSON."""
 
-_SHARDED = ("reflectance", "valid", "scl", "observations", "coverage", "overview")
+_SHARDED = (
+    "reflectance", "valid", "scl", "observations", "day_offset", "coverage", "overview",
+)  # fmt: skip
 """Arrays with one file per shard."""
 
 
@@ -135,6 +137,7 @@ class OldSeason:
         valid: np.ndarray,
         scl: np.ndarray | None,
         observations: np.ndarray | None,
+        day_offset: np.ndarray | None,
     ) -> None:
         """Copy dates of an area into the arrays of the new season.
 
@@ -146,12 +149,15 @@ class OldSeason:
         valid : (T, H, W) bool.
         scl : (T, H, W) uint8, if the season keeps scene classes.
         observations : (T, H, W) uint8, if its dates are composites.
+        day_offset : (T, H, W) int8, likewise.
         """
         pairs = [(reflectance, self.season.reflectance), (valid, self.season.valid)]
         if scl is not None:
             pairs.append((scl, self.season.scl))
         if observations is not None:
             pairs.append((observations, self.season.observations))
+        if day_offset is not None:
+            pairs.append((day_offset, self.season.day_offset))
         for target, source in pairs:
             whole = source[..., area.rows, area.cols]
             for new, old in dates.items():
@@ -170,8 +176,11 @@ def open_old(new: Season, plan: CubePlan, season: SeasonPlan) -> OldSeason | Non
     # What lies there must be what the file says, and made by the same recipe.
     if old.attrs.get("fingerprint") != season_fingerprint(stored, before):
         return None
-    if _recipe(stored, before) != _recipe(plan, season) or (old.scl is None) != (new.scl is None):
+    if _recipe(stored, before) != _recipe(plan, season):
         return None
+    for name in ("scl", "observations", "day_offset"):
+        if (getattr(old, name) is None) != (getattr(new, name) is None):
+            return None
     return OldSeason(season=old, plan=stored)
 
 

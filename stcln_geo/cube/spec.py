@@ -147,7 +147,8 @@ class CubeSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
-        return dataclasses.asdict(self)
+        layout = self.layout.to_json() if self.layout is not None else None
+        return {**dataclasses.asdict(self), "layout": layout}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> CubeSpec:

@@ -51,6 +51,7 @@ __all__ = [
     "open_building",
     "open_season",
     "plan_layout",
+    "quiet_zarr",
     "shards_of",
     "write_date_flags",
     "write_fields",
@@ -110,6 +111,8 @@ class Season:
     """(T, Y, X) uint8 zarr array of scene classes, if kept."""
     observations: Any | None
     """(T, Y, X) uint8 zarr array, clear observations per pixel, if the dates are composites."""
+    day_offset: Any | None
+    """(T, Y, X) int8 zarr array, day of acquisition less ``days``, if the dates are composites."""
     labels: Any | None
     """(Y, X) uint8 zarr array of class codes, 255 = unlabelled, if burnt."""
     parcels: Any | None
@@ -247,6 +250,7 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
         overview=group["overview"],
         scl=group.get("scl"),
         observations=group.get("observations"),
+        day_offset=group.get("day_offset"),
         labels=group["labels"] if labelled else None,
         parcels=group["parcels"] if labelled else None,
         fields=fields,
@@ -317,7 +321,7 @@ def create_season(
     layout = layout or plan_layout(len(time), len(bands), (height, width))
     path = Path(path)
     folder = path / f"{name}.building"
-    with writing(path), _quiet_zarr():
+    with writing(path), quiet_zarr():
         path.mkdir(parents=True, exist_ok=True)
         zarr.open_group(path, mode="a", zarr_format=3, attributes={"stcln_geo": __version__})
         shutil.rmtree(folder, ignore_errors=True)
@@ -340,7 +344,7 @@ def create_season(
                 "stcln_geo": __version__,
                 "season": name,
                 "bands": list(bands),
-                "layout": {"chunk": layout.chunk, "shard": layout.shard},
+                "layout": layout.to_json(),
                 "lattice": {"window": lattice.window, "halo": lattice.halo} if lattice else None,
                 "aoi": aoi.__geo_interface__,
             }
@@ -356,6 +360,7 @@ def write_shard(
     valid: np.ndarray,
     scl: np.ndarray | None = None,
     observations: np.ndarray | None = None,
+    day_offset: np.ndarray | None = None,
 ) -> None:
     """Write one whole shard of a season, with its coverage and overview.
 
@@ -367,6 +372,7 @@ def write_shard(
     valid : (T, H, W) bool, True where usable.
     scl : (T, H, W) uint8, if the season keeps scene classes.
     observations : (T, H, W) uint8, if the season keeps the number of clear observations.
+    day_offset : (T, H, W) int8, likewise: their day, counted from the date's, or -128.
     """
     side = season.layout.shard
     expected = Window(window.row, window.col, side, side).intersection(
@@ -393,6 +399,8 @@ def write_shard(
             season.scl[:, window.rows, window.cols] = scl
         if season.observations is not None and observations is not None:
             season.observations[:, window.rows, window.cols] = observations
+        if season.day_offset is not None and day_offset is not None:
+            season.day_offset[:, window.rows, window.cols] = day_offset
         season.coverage[:, rows, cols] = block_sum(valid, chunk).astype(np.uint16)
         season.overview[:, :, small_rows, small_cols] = overview_of(reflectance, season.bands)
 
@@ -413,7 +421,7 @@ def finish_season(path: str | Path, name: str) -> None:
     """Give a wholly written season its name: from now on it opens as complete."""
     path = Path(path)
     building, final = path / f"{name}.building", path / name
-    with writing(path), _quiet_zarr():
+    with writing(path), quiet_zarr():
         zarr.consolidate_metadata(str(building))
         if final.exists():
             aside = path / f"{name}.replaced"
@@ -440,7 +448,7 @@ def write_fields(
             f"Cannot write labels of shape {labels.shape} and parcels of shape {parcels.shape}: "
             f"the season has {season.shape_yx} (rows, columns). Burn them on the season's grid."
         )
-    with writing(season.cube), _quiet_zarr():
+    with writing(season.cube), quiet_zarr():
         group: Any = zarr.open_group(season.cube / season.folder, mode="r+", use_consolidated=False)
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
@@ -477,7 +485,7 @@ def write_fields(
 
 def write_split(season: Season, split: np.ndarray) -> None:
     """Write the split, (F,) uint8 as in ``SPLITS``, of a season's fields."""
-    with writing(season.cube), _quiet_zarr():
+    with writing(season.cube), quiet_zarr():
         group: Any = zarr.open_group(season.cube / season.name, mode="r+", use_consolidated=False)
         group["field_split"][:] = np.asarray(split, dtype=np.uint8)
 
@@ -512,7 +520,7 @@ def _affine(values: Sequence[float]) -> Any:
 
 
 @contextmanager
-def _quiet_zarr() -> Iterator[None]:
+def quiet_zarr() -> Iterator[None]:
     """Silence two notes of zarr on string arrays and on consolidated metadata."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata.*")

@@ -97,7 +97,7 @@ def shard_fingerprint(plan: CubePlan, season: SeasonPlan, shard: Window) -> str:
 def season_fingerprint(plan: CubePlan, season: SeasonPlan) -> str:
     """Return the SHA-256 of all that decides a season's content, its dates' and layout's too."""
     whole = Window(0, 0, *plan.window.shape_yx)
-    return _sha256([shard_fingerprint(plan, season, whole), season.name, asdict(season.layout)])
+    return _sha256([shard_fingerprint(plan, season, whole), season.name, season.layout.to_json()])
 
 
 def _sha256(content: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from stcln_geo.cube.build import build_cube
 from stcln_geo.cube.calendar import period_index, season_periods
 from stcln_geo.cube.clouds import CloudSpec
 from stcln_geo.cube.composite import UNKNOWN_COVER, compose
-from stcln_geo.cube.contract import FILL, validate_cube
+from stcln_geo.cube.contract import FILL, NO_DAY, validate_cube
 from stcln_geo.cube.cost import MERGE_BYTES, task_bytes
 from stcln_geo.cube.dataset import open_cube
 from stcln_geo.cube.layout import Layout
 from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
+from stcln_geo.cube.replace import open_old
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.store import Season, open_season
 from stcln_geo.execution import Execution
@@ -79,20 +81,26 @@ def test_the_middle_of_a_period_lies_in_it_and_each_day_belongs_to_one():
 
 
 def expect(
-    method: str, values: np.ndarray, valid: np.ndarray, cover: np.ndarray, preference: list[int]
-) -> tuple[np.ndarray, int]:
+    method: str,
+    values: np.ndarray,
+    valid: np.ndarray,
+    cover: np.ndarray,
+    preference: list[int],
+    days: np.ndarray,
+) -> tuple[np.ndarray, int, int]:
     """Merge one pixel, (N, C) and (N,), by the words of the documentation."""
     clear = np.flatnonzero(valid)
     if not len(clear):
-        return np.full(values.shape[1], FILL), 0
+        return np.full(values.shape[1], FILL), 0, NO_DAY
     median = np.floor(np.median(values[clear].astype(float), axis=0))
     if method == "median":
-        return median, len(clear)
+        return median, len(clear), math.floor(days[clear].mean() + 0.5)
     if method == "medoid":
         distances = ((values[clear].astype(float) - median) ** 2).sum(axis=1)
-        return values[clear[np.argmin(distances)]], len(clear)
-    ordered = [day for day in preference if valid[day]]
-    return values[min(ordered, key=lambda day: cover[day])], len(clear)
+        chosen = clear[np.argmin(distances)]
+        return values[chosen], len(clear), days[chosen]
+    chosen = min((day for day in preference if valid[day]), key=lambda day: cover[day])
+    return values[chosen], len(clear), days[chosen]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -110,15 +118,19 @@ def test_kernels_equal_numpy(method: Any, days: int, strip: int, monkeypatch: py
     values[:, 0][~valid] = rng.choice([FILL, 12345], (~valid).sum())
     cover = rng.choice([0, 100, 10000, UNKNOWN_COVER], (days, *shape)).astype("uint16")
     preference = [int(day) for day in rng.permutation(days)]
-    got = compose(method, values, valid, cover=cover, preference=preference)
+    numbers = np.sort(rng.choice(np.arange(-15, 16), days, replace=False))
+    got = compose(method, values, valid, days=list(numbers), cover=cover, preference=preference)
     assert got.reflectance.dtype == np.int16
+    assert got.day.dtype == np.int8
     assert got.observations.dtype == np.uint8
     for row, col in np.ndindex(shape):
-        spectrum, count = expect(
-            method, values[..., row, col], valid[:, row, col], cover[:, row, col], preference
-        )
+        spectrum, count, day = expect(
+            method, values[..., row, col], valid[:, row, col], cover[:, row, col], preference,
+            numbers,
+        )  # fmt: skip
         np.testing.assert_array_equal(got.reflectance[:, row, col], spectrum)
         assert got.observations[row, col] == count
+        assert got.day[row, col] == day
     assert 0 < (got.observations == 0).sum() < got.observations.size or days > 5
 
 
@@ -144,7 +156,7 @@ def test_kernels_take_no_more_memory_than_the_plan_says(
     merged = compose(method, values, valid, cover=cover)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    kept = merged.reflectance.nbytes + merged.observations.nbytes
+    kept = merged.reflectance.nbytes + merged.observations.nbytes + merged.day.nbytes
     # Rows are not split: one more of them may be worked on.
     assert peak - kept <= MERGE_BYTES * (60_000 + days * 301)
 
@@ -211,7 +223,7 @@ def every_day(cloudy: Any, tmp_path_factory: pytest.TempPathFactory) -> Season:
 
 def assert_equal(first: Season, second: Season) -> None:
     np.testing.assert_array_equal(first.time, second.time)
-    for name in ("reflectance", "valid", "observations", "coverage", "overview"):
+    for name in ("reflectance", "valid", "observations", "day_offset", "coverage", "overview"):
         np.testing.assert_array_equal(
             getattr(first, name)[:], getattr(second, name)[:], err_msg=name
         )
@@ -248,15 +260,21 @@ def test_a_composite_cube_is_the_composite_of_the_cube_of_all_days(
             assert (season.reflectance[index] == FILL).all()
             assert not season.valid[index].any()
             assert not season.observations[index].any()
+            assert (season.day_offset[index] == NO_DAY).all()
             continue
         merged += len(days) > 1
         away = [abs(every_day.time[day].astype("datetime64[D]") + np.timedelta64(12, "h")
                     - span.middle.astype("datetime64[ns]")) for day in days]  # fmt: skip
         preference = sorted(range(len(days)), key=lambda position, away=away: away[position])
+        since = (every_day.time[days].astype("datetime64[D]") - spans[0].start).astype(int)
         expected = compose(
-            method, values[days], valid[days], cover=cover[days], preference=preference
-        ).reflectance
-        np.testing.assert_array_equal(season.reflectance[index], expected, err_msg=str(span))
+            method, values[days], valid[days], days=list(since - season.days[index]),
+            cover=cover[days], preference=preference,
+        )  # fmt: skip
+        np.testing.assert_array_equal(
+            season.reflectance[index], expected.reflectance, err_msg=str(span)
+        )
+        np.testing.assert_array_equal(season.day_offset[index], expected.day)
         np.testing.assert_array_equal(season.observations[index], valid[days].sum(axis=0))
         np.testing.assert_array_equal(season.valid[index], valid[days].any(axis=0))
     assert merged
@@ -282,6 +300,47 @@ def test_workers_do_not_show(cloudy: Any, tmp_path: Path):
     assert_equal(open_season(tmp_path / "one.zarr"), open_season(tmp_path / "two.zarr"))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_days_are_those_of_the_observations(
+    cloudy: Any, every_day: Season, tmp_path: Path, method: Any
+):
+    """Look the stored day up among the days of the cube that keeps them all."""
+    build_cube(plan_of(cloudy, composite=method, period="P1M"), tmp_path / "d.zarr")
+    cube = open_cube(tmp_path / "d.zarr", mask_and_scale=False)
+    day = cube["days"] + cube["day_offset"].astype("int32")
+    march = 6
+    assert str(cube["solar_days"].values[march]).split() == list(DAYS[:6])
+    assert str(cube["solar_days"].values[march + 1]) == ""
+    found, some = day[march].to_numpy(), cube["valid"][march].to_numpy()
+    shown, clear = every_day.reflectance[:], every_day.valid[:]
+    if method == "median":
+        count = clear[:6].sum(axis=0)
+        mean = (clear[:6] * every_day.days[:6, None, None]).sum(axis=0) / np.maximum(count, 1)
+        assert np.abs(found - mean)[some].max() <= 0.5
+        return
+    for row, col in np.argwhere(some)[::97]:
+        (source,) = np.flatnonzero(every_day.days == found[row, col])
+        assert clear[source, row, col]
+        np.testing.assert_array_equal(
+            shown[source, :, row, col], cube["reflectance"][march, :, row, col]
+        )
+
+
+def test_an_older_cube_without_days_is_not_mixed_with_one_that_has_them(
+    cloudy: Any, tmp_path: Path
+):
+    """An append takes no shard over from a season that lacks an array of the new one."""
+    import shutil
+
+    path, plan = tmp_path / "o.zarr", plan_of(cloudy, composite="median", period="P1M")
+    build_cube(plan, path)
+    new, season_plan = open_season(path), plan.seasons[0]
+    assert open_old(new, plan, season_plan) is not None
+    shutil.rmtree(path / new.name / "day_offset")
+    assert open_season(path).day_offset is None
+    assert open_old(new, plan, season_plan) is None
+
+
 def test_regions_do_not_show(cloudy: Any, tmp_path: Path):
     seasons = []
     for name, bbox in (("w", (4.4125, 50.5365, 4.4205, 50.5440)),
@@ -296,7 +355,7 @@ def test_regions_do_not_show(cloudy: Any, tmp_path: Path):
     shared = west.window.intersection(east.window)
     assert shared.area > 1000
     assert shared not in (west.window, east.window)
-    for name in ("reflectance", "valid", "observations"):
+    for name in ("reflectance", "valid", "observations", "day_offset"):
         parts = []
         for season in seasons:
             inside = shared.relative_to(season.window)
@@ -360,6 +419,9 @@ def test_a_composite_that_contradicts_its_counts_is_found(cloudy: Any, tmp_path:
     cube = open_cube(tmp_path / "v.zarr", mask_and_scale=False)
     broken = cube.assign(observations=cube["observations"] * 0)
     assert "'valid' and 'observations' disagree" in " ".join(validate_cube(broken)[0])
+    undated = cube.assign(day_offset=cube["day_offset"] * 0)
+    assert "'valid' and 'day_offset' disagree" in " ".join(validate_cube(undated)[0])
+    assert validate_cube(cube.drop_vars("day_offset")) == ([], [])
     wrong = cube.assign(observations=cube["observations"].astype("int32"))
     assert "'observations' has the dtype int32" in " ".join(validate_cube(wrong)[0])
 

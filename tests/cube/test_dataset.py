@@ -7,6 +7,7 @@ import xarray as xr
 
 from stcln_geo import open_cube, validate_cube, write_cube
 from stcln_geo.cube.contract import FILL, days_since, season_name
+from stcln_geo.cube.lock import cube_lock, lock_path
 from stcln_geo.cube.store import (
     Layout,
     create_season,
@@ -159,6 +160,15 @@ def test_write_cube_does_not_overwrite_unasked(tmp_path):
     write_cube(make_dataset(), path, overwrite=True)
     assert list_seasons(path) == ["2019-09-01", "2020-09-01"]
     assert not list(path.glob("*.building")) + list(path.glob("*.replaced"))
+
+
+def test_write_cube_waits_for_no_other_writer(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr")
+    with cube_lock(path), pytest.raises(CubeError, match="one writer at a time"):
+        write_cube(make_dataset(), path, overwrite=True)
+    assert not list(path.glob("*.building"))
+    write_cube(make_dataset(), path, overwrite=True)
+    assert not lock_path(path).exists()
 
 
 def test_choosing_seasons(tmp_path):

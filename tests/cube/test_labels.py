@@ -11,7 +11,9 @@ import pytest
 from rasterio.features import rasterize
 from shapely.geometry import Point, Polygon, box
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.cube.labels import burn_labels
+from stcln_geo.cube.lock import cube_lock
 from stcln_geo.cube.store import (
     Layout,
     Season,
@@ -225,6 +227,29 @@ def test_an_interrupted_burn_leaves_no_half_labels(
     assert open_season(cube).labels is None
     burn_labels(cube, file, column="crop")
     assert open_season(cube).legend is not None
+
+
+def test_burning_and_splitting_wait_for_no_other_writer(
+    cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(polygons(open_season(cube)), tmp_path / "fields.gpkg")
+    burn = ["labels", "burn", str(cube), str(file), "--column", "crop"]
+    with cube_lock(cube):
+        assert invoke(burn) == 2
+        assert "one writer at a time" in " ".join(capsys.readouterr().err.split())
+        assert invoke([*burn, "--dry-run"]) == 0
+    assert open_season(cube).labels is None
+    assert invoke(burn) == 0
+    split = ["labels", "split", str(cube)]
+    with cube_lock(cube):
+        assert invoke(split) == 2
+        assert invoke([*split, "--dry-run"]) == 0
+    assert not open_season(cube).fields.split.any()
+    assert invoke(split) == 0
+    assert open_season(cube).fields.split.any()
+    # A path without a cube gets no lock file and no folder.
+    assert invoke(["labels", "split", str(tmp_path / "not" / "there.zarr")]) == 2
+    assert not (tmp_path / "not").exists()
 
 
 def test_dry_run_writes_nothing(cube: Path, tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""``stcln-geo cube info``, ``validate`` and ``preview``: look at a cube and check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._common import say, warn
+from ._cube_options import SeasonOption
+
+__all__ = ["info", "preview", "validate"]
+
+
+def info(
+    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+) -> None:
+    """Describe a cube: grid, bands, seasons, dates, labels."""
+    from ..cube.audit import suspect_dates
+    from ..cube.store import list_seasons, open_season
+
+    for name in list_seasons(cube):
+        season = open_season(cube, name)
+        height, width = season.shape_yx
+        days = season.time.astype("datetime64[D]")
+        total = max(len(days) * height * width, 1)
+        clear = float(season.coverage[:].sum()) / total
+        say(f"Season {name}: {len(days)} dates, {days[0]} to {days[-1]}")
+        crs: Any = season.geobox.crs
+        code = crs.epsg
+        say(
+            f"  grid    {f'EPSG:{code}' if code else crs}, {season.resolution:g} m, "
+            f"{width} x {height} px; chunks {season.layout.chunk} px, shards "
+            f"{season.layout.shard} px"
+        )
+        say(f"  bands   {', '.join(season.bands)}")
+        if season.observations is not None:
+            say(f"  dates   {season.attrs['composite']} of each {season.attrs['period']}")
+        say(f"  clear   {clear:.1%} of all pixels and dates")
+        for key in ("catalog", "collection", "region"):
+            if season.attrs.get(key):
+                say(f"  {key:7} {season.attrs[key]}")
+        suspect = suspect_dates(season)
+        if suspect:
+            named = f"{', '.join(suspect[:5])}{' ...' if len(suspect) > 5 else ''}"
+            say(f"  suspect {len(suspect)} dates whose offset is in doubt: {named}")
+        if season.fields is not None and season.legend is not None:
+            names = ", ".join(season.legend.names)
+            say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")
+    for name in sorted(folder.name for folder in cube.glob("*.building")):
+        is_whole = (cube / name.removesuffix(".building")).is_dir()
+        command = "cube append' or 'cube repair" if is_whole else "cube build"
+        warn(f"{name} is unfinished: run the same '{command}' command again.")
+
+
+def validate(
+    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+    season: SeasonOption = None,
+) -> None:
+    """Check that every season of a cube keeps the cube contract; exits with 1 if one does not."""
+    from ..cube.contract import validate_cube
+    from ..cube.dataset import open_cube
+    from ..cube.store import choose_season, list_seasons
+
+    names = [choose_season(cube, season)] if season is not None else list_seasons(cube)
+    if not names:
+        choose_season(cube, None)
+    broken = False
+    for name in names:
+        errors, warnings = validate_cube(open_cube(cube, name, mask_and_scale=False))
+        for text in warnings:
+            warn(f"{name}: {text}")
+        for text in errors:
+            say(f"{name}: {text}")
+        say(f"{name}: {'breaks the contract' if errors else 'keeps the contract'}")
+        broken = broken or bool(errors)
+    if broken:
+        raise typer.Exit(1)
+
+
+def preview(
+    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT.png", help="Picture to write.")] = None,
+    season: SeasonOption = None,
+    date: Annotated[
+        str | None,
+        typer.Option("--date", metavar="YYYY-MM-DD", help="One date; by default a sheet of all."),
+    ] = None,
+    animate: Annotated[
+        Path | None,
+        typer.Option("--animate", metavar="FILE", help="Write an animation: .gif, .webp or .png."),
+    ] = None,
+    min_clear: Annotated[
+        float,
+        typer.Option(
+            "--min-clear", help="Of an animation: least share of clear pixels of a date, 0 to 1."
+        ),
+    ] = 0.0,
+    frame_ms: Annotated[
+        int, typer.Option("--frame-ms", help="Of an animation: milliseconds a frame stays.")
+    ] = 600,
+) -> None:
+    """Write a picture of a season's dates from the cube's overview; no pixel is decoded."""
+    from ..cube.preview import write_animation, write_preview
+    from ..errors import InputError
+
+    if out is None and animate is None:
+        raise InputError(
+            f"Cannot draw {cube}: no file was named. Give OUT.png for a sheet of all dates, or "
+            "--animate FILE.gif."
+        )
+    if out is not None:
+        say(f"{write_preview(cube, out, season=season, date=date)}")
+    if animate is not None:
+        made = write_animation(
+            cube, animate, season=season, min_clear=min_clear, milliseconds=frame_ms
+        )
+        say(f"{made}")

@@ -1,0 +1,459 @@
+"""Write a cube in another layout: other chunks, other shards, another codec, the same content.
+
+Small chunks suit training, chunks of one date suit looking at dates. Every array with pixels is
+copied shard by shard; coordinates, attributes, labels, the item snapshot and the ledger come
+along, and the plan and the manifests are brought to the new shards, so that append and repair
+go on in the new layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ..errors import CubeError, InputError, OutputError
+from ..execution import Execution, ProgressHook, run_tasks
+from ..grid import Window, tiles
+from .audit import merge_audits
+from .cost import DEFAULT_MEMORY
+from .layout import Codec, Layout, block_sum, create_array
+from .lock import cube_lock
+from .planned import CubePlan, SeasonPlan
+from .replace import current_seasons, store_season_plan
+from .store import (
+    Season,
+    choose_season,
+    finish_season,
+    list_seasons,
+    open_building,
+    open_season,
+    quiet_zarr,
+    write_json,
+    writing,
+)
+from .stored import (
+    ITEMS_FILE,
+    LEDGER_FILE,
+    PLAN_FILE,
+    manifest_path,
+    manifest_paths,
+    read_manifest,
+    read_plan_file,
+    season_fingerprint,
+    shard_fingerprint,
+    store_plan,
+)
+
+__all__ = ["RechunkPlan", "RechunkReport", "plan_rechunk", "rechunk_cube"]
+
+RECORD_FILE = "rechunk.json"
+_MARKS = "rechunk.shards"
+_FIXED_BYTES = 200_000_000
+_COPIES = 2.5
+"""A shard in memory: as read, as written, and as it is compressed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RechunkPlan:
+    """What a rechunk does; ``str`` is for people."""
+
+    source: Path
+    out: Path
+    layout: Layout
+    seasons: tuple[Season, ...]
+
+    def shard_bytes(self, season: Season) -> int:
+        """Return the memory (bytes) that copying one shard takes."""
+        height, width = (min(self.layout.shard, side) for side in season.shape_yx)
+        values = height * width * len(season.time) * (2 * len(season.bands) + 2)
+        return round(_COPIES * values) + _FIXED_BYTES
+
+    def __str__(self) -> str:
+        layout = self.layout
+        dates = "all dates" if layout.dates is None else f"{layout.dates} dates"
+        lines = [
+            f"{self.source} -> {self.out}: chunks of {layout.chunk} px and {dates} in shards of "
+            f"{layout.shard} px, codec {layout.codec}"
+        ]
+        for season in self.seasons:
+            old = season.layout
+            pixels = math.prod(season.reflectance.shape) * 2 + math.prod(season.valid.shape)
+            lines.append(
+                f"  {season.name}: {len(tiles(season.shape_yx, layout.shard))} shards (was chunks "
+                f"of {old.chunk} px in {len(tiles(season.shape_yx, old.shard))} shards of "
+                f"{old.shard} px), {pixels / 1e9:.3g} GB before compression"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RechunkReport:
+    """What a rechunk did."""
+
+    out: Path
+    shards_written: int
+    shards_kept: int
+    """Shards that an earlier run had copied."""
+
+    def __str__(self) -> str:
+        if not self.shards_written:
+            return f"{self.out} is complete: nothing to do."
+        kept = f" ({self.shards_kept} kept)" if self.shards_kept else ""
+        return f"{self.out}: {self.shards_written} shards written{kept}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CopyTask:
+    """A shard to copy; small, so that it travels well."""
+
+    source: str
+    out: str
+    season: str
+    window: Window
+    chunk: int
+
+
+def plan_rechunk(
+    cube: str | Path,
+    out: str | Path,
+    *,
+    chunk: int | None = None,
+    shard: int | None = None,
+    dates: int | None = None,
+    codec: Codec = "zstd",
+) -> RechunkPlan:
+    """Plan another layout; writes nothing. The parameters are those of `rechunk_cube`."""
+    cube, out = Path(cube), Path(out)
+    names = list_seasons(cube) or [choose_season(cube, None)]
+    seasons = tuple(open_season(cube, name) for name in names)
+    unfinished = sorted(folder.name for folder in cube.glob("*.building"))
+    if unfinished:
+        raise CubeError(
+            f"Cannot rechunk {cube}: {', '.join(unfinished)} is unfinished, and what is in it "
+            "would be lost. Finish it with the command that began it."
+        )
+    if out.resolve() == cube.resolve() or cube.resolve() in out.resolve().parents:
+        raise InputError(
+            f"Cannot rechunk {cube} into {out}: a cube is not changed in place. "
+            "Choose another path."
+        )
+    first = seasons[0].layout
+    side = chunk or first.chunk
+    layout = Layout(
+        chunk=side,
+        shard=shard or (first.shard if first.shard % side == 0 else -(-first.shard // side) * side),
+        dates=dates,
+        codec=codec,
+    )
+    return RechunkPlan(source=cube, out=out, layout=layout, seasons=seasons)
+
+
+def rechunk_cube(
+    cube: str | Path,
+    out: str | Path,
+    *,
+    chunk: int | None = None,
+    shard: int | None = None,
+    dates: int | None = None,
+    codec: Codec = "zstd",
+    execution: Execution | None = None,
+    memory: int = DEFAULT_MEMORY,
+    progress: ProgressHook | None = None,
+) -> RechunkReport:
+    """Write a cube in another layout, array for array equal.
+
+    Run again after an interruption, it goes on where it stopped. Append and repair work on the
+    new cube, and new seasons get its layout.
+
+    Parameters
+    ----------
+    out
+        Path of the new cube.
+    chunk, shard
+        Sides (pixels) of inner chunks and shards; by default those of the first season.
+    dates
+        Dates per inner chunk; by default all.
+    memory
+        Bytes for all workers of one machine together.
+
+    Raises
+    ------
+    CubeError
+        If the cube is unfinished or changes meanwhile.
+    InputError
+        If the layout is not possible, or the memory does not suffice for a shard.
+    OutputError
+        If the path holds something else, or cannot be written.
+    """
+    execution = execution or Execution()
+    plan = plan_rechunk(cube, out, chunk=chunk, shard=shard, dates=dates, codec=codec)
+    need = max(plan.shard_bytes(season) for season in plan.seasons) * max(execution.workers, 1)
+    if need > memory:
+        raise InputError(
+            f"Cannot rechunk with {memory / 1e9:.2g} GB: shards of {plan.layout.shard} px need "
+            f"{need / 1e9:.2g} GB for {max(execution.workers, 1)} workers. Give more --memory, a "
+            "smaller --shard, or fewer --workers."
+        )
+    with cube_lock(plan.out):
+        record = {
+            "source": str(plan.source.resolve()),
+            "layout": plan.layout.to_json(),
+            "seasons": {season.name: _identity(season) for season in plan.seasons},
+        }
+        if _begin(plan, record):
+            return RechunkReport(out=plan.out, shards_written=0, shards_kept=0)
+        moved = _moved_plan(plan)
+        written = kept = 0
+        total = sum(len(tiles(season.shape_yx, plan.layout.shard)) for season in plan.seasons)
+        for season in plan.seasons:
+            shards = tiles(season.shape_yx, plan.layout.shard)
+            if season.name in list_seasons(plan.out):
+                kept += len(shards)
+                continue
+            done = _copy_season(
+                plan, season, moved, execution, progress, before=kept + written, total=total
+            )
+            written, kept = written + len(shards) - done, kept + done
+        if {season.name: _identity(season) for season in plan.seasons} != record["seasons"]:
+            raise CubeError(
+                f"Cannot finish {plan.out}: {plan.source} was changed meanwhile, so the copy may "
+                f"be half old and half new. Remove {plan.out} and run the command again."
+            )
+        _carry_files(plan, moved)
+        with writing(plan.out):
+            shutil.rmtree(plan.out / _MARKS, ignore_errors=True)
+        write_json(plan.out / RECORD_FILE, {**record, "is_complete": True})
+    return RechunkReport(out=plan.out, shards_written=written, shards_kept=kept)
+
+
+def _identity(season: Season) -> str:
+    """Return what tells whether a season was rebuilt: its metadata and when it was created."""
+    metadata = season.cube / season.name / "zarr.json"
+    created = (season.cube / season.name / "time" / "zarr.json").stat().st_mtime_ns
+    return hashlib.sha256(metadata.read_bytes() + str(created).encode()).hexdigest()
+
+
+def _begin(plan: RechunkPlan, record: Mapping[str, Any]) -> bool:
+    """Make the folder ready; return True where an earlier run has done all."""
+    out = plan.out
+    try:
+        before = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if before is None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputError(
+                f"Cannot write the cube {out}: something else is there. Choose a new path such as "
+                "other.zarr."
+            )
+        root: Any = zarr.open_group(plan.source, mode="r", use_consolidated=False)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / RECORD_FILE, record)
+            zarr.open_group(out, mode="a", zarr_format=3, attributes=dict(root.attrs))
+        return False
+    if {key: before.get(key) for key in record} != dict(record):
+        raise OutputError(
+            f"Cannot go on with {out}: it was begun from {before.get('source')} with "
+            f"{before.get('layout')}, and the cube or the layout is another now. Choose another "
+            f"path, or remove {out}."
+        )
+    return bool(before.get("is_complete"))
+
+
+def _moved_plan(plan: RechunkPlan) -> CubePlan | None:
+    """Return the plan a built cube would have in the new layout; None for cubes of other tools."""
+    if not (plan.source / PLAN_FILE).is_file():
+        return None
+    content = read_plan_file(plan.source)
+    old = CubePlan.from_json(content["plan"])
+    names = {season.name for season in old.seasons}
+    if current_seasons(plan.source, old) != names:
+        raise CubeError(
+            f"Cannot rechunk {plan.source}: it is not what its plan says, as after a build or an "
+            "append that was stopped. Run that command again first."
+        )
+    return replace(
+        old,
+        seasons=tuple(replace(season, layout=plan.layout) for season in old.seasons),
+        spec=replace(old.spec, layout=plan.layout),
+        request=content.get("request") or {},
+    )
+
+
+def _copy_season(
+    plan: RechunkPlan,
+    season: Season,
+    moved: CubePlan | None,
+    execution: Execution,
+    progress: ProgressHook | None,
+    *,
+    before: int,
+    total: int,
+) -> int:
+    """Copy a season and give it its name; return how many shards an earlier run had copied."""
+    if open_building(plan.out, season.name) is None:
+        with writing(plan.out):
+            shutil.rmtree(plan.out / _MARKS / season.name, ignore_errors=True)
+        fingerprint = None
+        if moved is not None:
+            fingerprint = season_fingerprint(moved, moved.season(season.name))
+        _create(plan, season, fingerprint)
+    shards = tiles(season.shape_yx, plan.layout.shard)
+    todo = [shard for shard in shards if not _mark(plan.out, season.name, shard).exists()]
+    kept = len(shards) - len(todo)
+    tasks = [
+        _CopyTask(
+            source=str(plan.source.resolve()),
+            out=str(plan.out.resolve()),
+            season=season.name,
+            window=shard,
+            chunk=plan.layout.chunk,
+        )
+        for shard in todo
+    ]
+
+    def advance(done: int, _: int, what: str) -> None:
+        if progress is not None:
+            progress(before + kept + done, total, what)
+
+    run_tasks(_copy_shard, tasks, execution=execution, label="shard", progress=advance)
+    if moved is not None:
+        _carry_manifests(plan, season, moved, moved.season(season.name))
+    finish_season(plan.out, season.name)
+    return kept
+
+
+def _mark(out: str | Path, season: str, shard: Window) -> Path:
+    return Path(out) / _MARKS / season / f"{shard.row}_{shard.col}"
+
+
+def _create(plan: RechunkPlan, season: Season, fingerprint: str | None) -> None:
+    """Create all arrays of a season: with pixels empty, all others with their content."""
+    old: Any = zarr.open_group(season.cube / season.folder, mode="r", use_consolidated=False)
+    layout = plan.layout
+    folder = plan.out / f"{season.name}.building"
+    height, width = season.shape_yx
+    per_shard = layout.shard // layout.chunk
+    with writing(plan.out), quiet_zarr():
+        shutil.rmtree(folder, ignore_errors=True)
+        new: Any = zarr.create_group(folder, zarr_format=3)
+        for name, array in sorted(old.arrays()):
+            dims = tuple(array.metadata.dimension_names or ())
+            shape, chunks, shards = array.shape, array.chunks, None
+            if dims[-2:] == ("y", "x"):
+                chunks = layout.chunks(shape[:-2], dims[:-2])
+                shards = layout.shards(shape[:-2], dims[:-2])
+            elif name == "coverage":
+                shape = (shape[0], -(-height // layout.chunk), -(-width // layout.chunk))
+                chunks = (shape[0], per_shard, per_shard)
+            elif name == "overview":
+                chunks = (*shape[:2], layout.shard // 16, layout.shard // 16)
+            else:
+                _copy_small(new, name, array)
+                continue
+            create_array(
+                new, name, shape, chunks, shards, dtype=array.dtype.name,
+                fill=array.fill_value, dims=dims, attrs=dict(array.attrs), codec=layout.codec,
+            )  # fmt: skip
+        attributes = {**dict(old.attrs), "layout": layout.to_json()}
+        if fingerprint is not None:
+            attributes["fingerprint"] = fingerprint
+        new.attrs.put(attributes)
+
+
+def _copy_small(group: Any, name: str, array: Any) -> None:
+    """Copy an array as it is: coordinates, and the table of fields."""
+    copy = group.create_array(
+        name,
+        shape=array.shape,
+        chunks=array.chunks,
+        dtype=array.dtype,
+        fill_value=array.fill_value,
+        dimension_names=array.metadata.dimension_names,
+        attributes=dict(array.attrs),
+    )
+    if array.size:
+        copy[...] = array[...]
+
+
+def _copy_shard(task: _CopyTask) -> None:
+    """Copy the pixels of one shard, count its coverage, and mark it as done."""
+    out = Path(task.out)
+    folder = f"{task.season}.building"
+    old: Any = zarr.open_group(Path(task.source) / task.season, mode="r", use_consolidated=False)
+    new: Any = zarr.open_group(out / folder, mode="r+", use_consolidated=False)
+    window, chunk = task.window, task.chunk
+    with writing(out):
+        for name, array in old.arrays():
+            if tuple(array.metadata.dimension_names or ())[-2:] != ("y", "x"):
+                continue
+            pixels = array[..., window.rows, window.cols]
+            new[name][..., window.rows, window.cols] = pixels
+            if name == "valid" and "coverage" in new:
+                new["coverage"][(..., *_cells(window, chunk))] = block_sum(pixels, chunk).astype(
+                    np.uint16
+                )
+        if "overview" in new:
+            small = (..., *_cells(window, 16))
+            new["overview"][small] = old["overview"][small]
+        mark = _mark(out, task.season, window)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _cells(window: Window, step: int) -> tuple[slice, slice]:
+    """Return the cells of some side that a window covers, as slices."""
+    return (
+        slice(window.row // step, -(-(window.row + window.height) // step)),
+        slice(window.col // step, -(-(window.col + window.width) // step)),
+    )
+
+
+def _carry_manifests(
+    plan: RechunkPlan, season: Season, moved: CubePlan, season_plan: SeasonPlan
+) -> None:
+    """Write manifests of the new shards from those of the old ones."""
+    old = [read_manifest(path) for path in manifest_paths(plan.source, season.name)]
+    building = open_building(plan.out, season.name)
+    coverage = np.zeros((1, 1, 1)) if building is None else building.coverage[:]
+    for shard in tiles(season.shape_yx, plan.layout.shard):
+        met = [one for one in old if not Window(**one["window"]).intersection(shard).is_empty]
+        # What was counted in an old shard goes to the one that holds its first pixel: sums stay.
+        first = [
+            one
+            for one in met
+            if shard.contains(Window(one["window"]["row"], one["window"]["col"], 1, 1))
+        ]
+        clear = coverage[(..., *_cells(shard, plan.layout.chunk))].sum()
+        write_json(
+            manifest_path(plan.out, season.name, shard),
+            {
+                "fingerprint": shard_fingerprint(moved, season_plan, shard),
+                "window": asdict(shard),
+                "valid_fraction": float(clear) / max(len(season.time) * shard.area, 1),
+                "left_out": sorted({item for one in met for item in one.get("left_out", ())}),
+                "taken_over": True,
+                "audit": {item: audit.to_json() for item, audit in merge_audits(first).items()},
+            },
+        )
+    store_season_plan(plan.out, moved, season.name, replacing=False)
+
+
+def _carry_files(plan: RechunkPlan, moved: CubePlan | None) -> None:
+    """Copy what a build keeps beside the seasons."""
+    with writing(plan.out):
+        for name in (ITEMS_FILE, LEDGER_FILE):
+            if (plan.source / name).is_file():
+                shutil.copy2(plan.source / name, plan.out / name)
+    if moved is not None:
+        store_plan(moved, plan.out)
