@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..cube.selection import Selection
     from ..cube.spec import CubeSpec, OnError
     from ..region import Region
+    from ..storage import Location
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -228,6 +229,7 @@ def build(
     command runs again; a finished one has nothing to do.
     """
     from ..cube.build import build_cube, unfinished_plan
+    from ..storage import location
 
     spec = _spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
@@ -242,7 +244,7 @@ def build(
         selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
 
-    def choose(path: Path, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
+    def choose(path: Location, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
         """Return the plan of the build that was stopped at a path, or make one."""
         begun = None if overwrite or dry_run else unfinished_plan(path, request)
         if begun is None:
@@ -256,13 +258,15 @@ def build(
         )
         return dataclasses.replace(begun, spec=chosen)
 
-    jobs: dict[Path, CubePlan] = {}
+    target = location(out)
+    jobs: dict[Location, CubePlan] = {}
     if per_zone:
         for zone, fresh in _plan_zones(search, spec).items():
-            path = out.with_name(f"{out.stem}-{zone.removeprefix('EPSG:')}{out.suffix}")
+            name = f"{target.stem}-{zone.removeprefix('EPSG:')}{target.suffix}"
+            path = target.with_name(name)
             jobs[path] = choose(path, fresh.request, fresh)
     else:
-        jobs[out] = choose(out, _request(search, spec), None)
+        jobs[target] = choose(target, _request(search, spec), None)
     if dry_run:
         return
     for path, made in jobs.items():
@@ -326,7 +330,7 @@ def append(
         )
     if report.build is not None and report.build.failures:
         count = len(report.build.failures)
-        warn(f"{count} assets were left out; see {cube / 'ledger.jsonl'}.")
+        warn(f"{count} assets were left out; see {report.path / 'ledger.jsonl'}.")
     if report.build is not None:
         _warn_of_suspects(report.build.suspects)
     say(str(report))
@@ -365,11 +369,12 @@ def repair(
     """
     from ..cube.append import stored_plan
     from ..cube.repair import find_left_out, repair_cube
+    from ..storage import location
 
     if dry_run:
-        stored_plan(cube)
+        stored_plan(location(cube))
         lines = [str(entry) for entry in find_left_out(cube)]
-        say("\n".join(lines) or f"{cube} lacks no scene: nothing to repair.")
+        say("\n".join(lines) or f"{location(cube)} lacks no scene: nothing to repair.")
         return
     with progress_bar("repair") as progress:
         report = repair_cube(
@@ -396,6 +401,7 @@ def info(
     """Describe a cube: grid, bands, seasons, dates, labels."""
     from ..cube.audit import suspect_dates
     from ..cube.store import list_seasons, open_season
+    from ..storage import location
 
     for name in list_seasons(cube):
         season = open_season(cube, name)
@@ -425,8 +431,9 @@ def info(
         if season.fields is not None and season.legend is not None:
             names = ", ".join(season.legend.names)
             say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")
-    for name in sorted(folder.name for folder in cube.glob("*.building")):
-        is_whole = (cube / name.removesuffix(".building")).is_dir()
+    where = location(cube)
+    for name in sorted(folder.name for folder in where.glob("*.building")):
+        is_whole = (where / name.removesuffix(".building")).is_dir()
         command = "cube append' or 'cube repair" if is_whole else "cube build"
         warn(f"{name} is unfinished: run the same '{command}' command again.")
 

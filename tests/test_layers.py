@@ -23,6 +23,7 @@ LAYERS = {
     "grid": 0,
     "catalog": 1,
     "region": 1,
+    "storage": 1,
     "legend": 1,
     "execution": 1,
     "cube": 2,

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
+from ..storage import Location
 from .store import FieldTable, Season, open_season, write_fields
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class DroppedClass:
 class BurnReport:
     """What burning found and wrote."""
 
-    cube: Path
+    cube: Location
     season: str
     legend: Legend
     fields: FieldTable
@@ -76,7 +77,7 @@ class BurnReport:
 
 
 def burn_labels(
-    cube: str | Path,
+    cube: str | Location,
     vector: str | Path,
     *,
     column: str,

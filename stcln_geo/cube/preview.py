@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, OutputError
+from ..storage import Location
 from .store import open_season
 
 __all__ = ["write_preview"]
@@ -18,7 +19,7 @@ _COLUMNS = 8
 
 
 def write_preview(
-    cube: str | Path, out: str | Path, *, season: str | None = None, date: str | None = None
+    cube: str | Location, out: str | Path, *, season: str | None = None, date: str | None = None
 ) -> Path:
     """Write a sheet of all dates of a season, or one date, as PNG.
 

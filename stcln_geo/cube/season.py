@@ -1,8 +1,8 @@
-"""Read cubes on disk: their seasons, opened as raw Zarr arrays.
+"""Read cubes: their seasons, opened as raw Zarr arrays.
 
-A cube is a folder ``NAME.zarr`` with one Zarr v3 group per season. A season is written under
-the name ``<season>.building`` and renamed when whole, so what bears a season's name is
-complete.
+A cube is a folder ``NAME.zarr``, on disk or in object storage, with one Zarr v3 group per season.
+A season is written under the name ``<season>.building`` and gets its own when whole, so what bears
+a season's name is complete: by a rename on disk, as ``publish`` describes in object storage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +19,10 @@ import zarr
 from ..errors import CubeError, MissingFileError
 from ..grid import Window, absolute_window, tiles
 from ..legend import Legend
+from ..storage import Location, location
 from .contract import days_since
 from .layout import Layout
+from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -63,7 +64,7 @@ class FieldTable:
 class Season:
     """An opened season: raw Zarr arrays, coordinates in memory."""
 
-    cube: Path
+    cube: Location
     """The cube's folder."""
     name: str
     """First day of the season, ``YYYY-MM-DD``."""
@@ -114,7 +115,7 @@ class Season:
         return float(self.geobox.affine.a)
 
 
-def list_seasons(path: str | Path) -> list[str]:
+def list_seasons(path: str | Location) -> list[str]:
     """Return the names of a cube's complete seasons, oldest first.
 
     Raises
@@ -122,7 +123,7 @@ def list_seasons(path: str | Path) -> list[str]:
     MissingFileError
         If there is no such cube.
     """
-    path = Path(path)
+    path = location(path)
     if not (path / "zarr.json").is_file():
         raise MissingFileError(
             f"Cannot open the cube {path}: there is no Zarr v3 group at this path. "
@@ -135,7 +136,7 @@ def list_seasons(path: str | Path) -> list[str]:
     )
 
 
-def choose_season(path: str | Path, season: str | None) -> str:
+def choose_season(path: str | Location, season: str | None) -> str:
     """Return the season asked for, or the only one.
 
     Raises
@@ -145,7 +146,7 @@ def choose_season(path: str | Path, season: str | None) -> str:
     """
     names = list_seasons(path)
     if not names:
-        building = sorted(child.name for child in Path(path).glob("*.building"))
+        building = sorted(child.name for child in location(path).glob("*.building"))
         raise CubeError(
             f"Cannot open the cube {path}: it has no complete season"
             + (f" ({', '.join(building)} is unfinished)" if building else "")
@@ -166,7 +167,7 @@ def choose_season(path: str | Path, season: str | None) -> str:
     return season
 
 
-def open_season(path: str | Path, season: str | None = None, *, mode: str = "r") -> Season:
+def open_season(path: str | Location, season: str | None = None, *, mode: str = "r") -> Season:
     """Open one season; by default the only one.
 
     Raises
@@ -177,17 +178,17 @@ def open_season(path: str | Path, season: str | None = None, *, mode: str = "r")
         If the season does not exist, or none was named among several.
     """
     name = choose_season(path, season)
-    return open_folder(Path(path), name, name, mode=mode)
+    return open_folder(location(path), name, name, mode=mode)
 
 
-def open_folder(path: Path, name: str, folder: str, *, mode: str) -> Season:
+def open_folder(path: Location, name: str, folder: str, *, mode: str) -> Season:
     """Open a season's group under whatever name it has."""
     from odc.geo.geobox import GeoBox
     from shapely.geometry import shape
 
     # Consolidated metadata is for readers over a network; here it could be older than the arrays.
     group: Any = zarr.open_group(
-        path / folder, mode="r" if mode == "r" else "r+", use_consolidated=False
+        zarr_store(path / folder), mode="r" if mode == "r" else "r+", use_consolidated=False
     )
     attrs = dict(group.attrs)
     height, width = (int(size) for size in group["reflectance"].shape[2:])
@@ -235,14 +236,14 @@ def open_folder(path: Path, name: str, folder: str, *, mode: str) -> Season:
     )
 
 
-def open_building(path: str | Path, name: str) -> Season | None:
+def open_building(path: str | Location, name: str) -> Season | None:
     """Open an unfinished season for writing, or return None if there is none."""
     folder = f"{name}.building"
-    metadata = Path(path) / folder / "zarr.json"
+    metadata = location(path) / folder / "zarr.json"
     # The attributes are written last: a folder without them was left half-created.
     if not metadata.is_file() or "season" not in json.loads(metadata.read_text())["attributes"]:
         return None
-    return open_folder(Path(path), name, folder, mode="r+")
+    return open_folder(location(path), name, folder, mode="r+")
 
 
 def shards_of(season: Season) -> list[Window]:

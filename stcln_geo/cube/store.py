@@ -1,23 +1,29 @@
-"""Write cubes on disk: create a season, write it shard by shard, give it its name, label it."""
+"""Write cubes: create a season, write it shard by shard, give it its name, label it."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
 from .. import __version__
-from ..errors import CubeError, InputError, OutputError
+from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, absolute_window
 from ..legend import Legend
+from ..storage import (
+    Location,
+    S3Path,
+    location,
+    make_folder,
+    remove_tree,
+    write_file,
+    writing,
+)
 from .contract import OVERVIEW_STEP, check_bands
 from .layout import (
     Layout,
@@ -29,6 +35,7 @@ from .layout import (
     plan_layout,
     write_coordinates,
 )
+from .publish import publish_season, recover_publications
 from .season import (
     FieldTable,
     Season,
@@ -39,6 +46,7 @@ from .season import (
     open_season,
     shards_of,
 )
+from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -66,7 +74,7 @@ __all__ = [
 
 
 def create_season(
-    path: str | Path,
+    path: str | Location,
     name: str,
     *,
     geobox: GeoBox,
@@ -114,13 +122,18 @@ def create_season(
     height, width = int(geobox.shape[0]), int(geobox.shape[1])
     absolute_window(geobox)
     layout = layout or plan_layout(len(time), len(bands), (height, width))
-    path = Path(path)
+    path = location(path)
     folder = path / f"{name}.building"
+    if isinstance(path, S3Path):
+        # What a writer was publishing when it was stopped lies under this name.
+        recover_publications(path)
     with writing(path), _quiet_zarr():
-        path.mkdir(parents=True, exist_ok=True)
-        zarr.open_group(path, mode="a", zarr_format=3, attributes={"stcln_geo": __version__})
-        shutil.rmtree(folder, ignore_errors=True)
-        group = zarr.create_group(folder, zarr_format=3)
+        make_folder(path)
+        zarr.open_group(
+            zarr_store(path), mode="a", zarr_format=3, attributes={"stcln_geo": __version__}
+        )
+        remove_tree(folder)
+        group = zarr.create_group(zarr_store(folder), zarr_format=3)
         create_arrays(
             group,
             layout,
@@ -204,22 +217,25 @@ def write_date_flags(season: Season, name: str, flags: np.ndarray) -> None:
     flags : (T,) bool.
     """
     folder = season.cube / f"{season.name}.building"
-    group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
+    group: Any = zarr.open_group(zarr_store(folder), mode="r+", use_consolidated=False)
     group[name][:] = flags
 
 
-def finish_season(path: str | Path, name: str) -> None:
+def finish_season(path: str | Location, name: str) -> None:
     """Give a wholly written season its name: from now on it opens as complete."""
-    path = Path(path)
-    building, final = path / f"{name}.building", path / name
+    path = location(path)
     with writing(path), _quiet_zarr():
-        zarr.consolidate_metadata(str(building))
+        zarr.consolidate_metadata(zarr_store(path / f"{name}.building"))
+        if isinstance(path, S3Path):
+            publish_season(path, name)
+            return
+        building, final = path / f"{name}.building", path / name
         if final.exists():
             aside = path / f"{name}.replaced"
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
             final.rename(aside)
             building.rename(final)
-            shutil.rmtree(aside)
+            remove_tree(aside)
         else:
             building.rename(final)
 
@@ -240,7 +256,8 @@ def write_fields(
             f"the season has {season.shape_yx} (rows, columns). Burn them on the season's grid."
         )
     with writing(season.cube), _quiet_zarr():
-        group: Any = zarr.open_group(season.cube / season.folder, mode="r+", use_consolidated=False)
+        folder = zarr_store(season.cube / season.folder)
+        group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
             del group.attrs["legend"]
@@ -271,37 +288,20 @@ def write_fields(
             )
             array[:] = values
         group.attrs["legend"] = legend.to_json()
-        zarr.consolidate_metadata(str(season.cube / season.folder))
+        zarr.consolidate_metadata(folder)
 
 
 def write_split(season: Season, split: np.ndarray) -> None:
     """Write the split, (F,) uint8 as in ``SPLITS``, of a season's fields."""
     with writing(season.cube), _quiet_zarr():
-        group: Any = zarr.open_group(season.cube / season.name, mode="r+", use_consolidated=False)
+        folder = zarr_store(season.cube / season.name)
+        group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
         group["field_split"][:] = np.asarray(split, dtype=np.uint8)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn refusals of the file system into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"Cannot write to {path}: {error.strerror or error}. The folder must be writable and "
-            "have room. Choose another output path, or free some space."
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename: readers see all of it or nothing."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
-        temporary.replace(path)
+def write_json(path: Location, value: Any) -> None:
+    """Write JSON as a whole: readers see all of it or nothing."""
+    write_file(path, json.dumps(value, indent=1, default=str).encode())
 
 
 @contextmanager
