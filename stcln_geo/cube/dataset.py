@@ -12,6 +12,7 @@ from ..errors import CubeError
 from ..grid import Lattice, Window, absolute_window, snapped_geobox
 from ..storage import Location, location, remove_tree, writing
 from .contract import BANDS, FILL, SCALE, SCL_CLEAR, season_name
+from .lock import cube_lock
 from .store import (
     Layout,
     choose_season,
@@ -158,13 +159,30 @@ def write_cube(
     Raises
     ------
     CubeError
-        If bands, CRS, time or grid are missing or unusable, or a season exists already.
+        If bands, CRS, time or grid are missing or unusable, a season exists already, or another
+        process is writing the cube.
     OutputError
         If the folder cannot be written.
     """
     lattice = lattice or Lattice()
     path = location(path)
     source = _understand(dataset, bands, scale, offset, nodata)
+    with cube_lock(path):
+        return _write_seasons(
+            source, path, season_start, lattice, layout, overwrite=overwrite, progress=progress
+        )
+
+
+def _write_seasons(
+    source: _Source,
+    path: Location,
+    season_start: str,
+    lattice: Lattice,
+    layout: Layout | None,
+    *,
+    overwrite: bool,
+    progress: ProgressHook | None,
+) -> Location:
     names = np.asarray([season_name(time, season_start) for time in source.time])
     seasons = sorted(set(names.tolist()))
     existing = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()

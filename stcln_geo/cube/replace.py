@@ -227,7 +227,7 @@ def recover_swaps(path: Location) -> None:
 
 
 def _swap_manifests(path: Path, name: str) -> None:
-    new, old = manifest_folder(path, name, replacing=True), manifest_folder(path, name)
+    new, old = path / MANIFESTS / f"{name}.building", path / MANIFESTS / name
     with writing(path):
         remove_tree(old)
         new.rename(old)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import ObjectStore
 
-from ..storage import Location, S3Path, clear_errors, object_store
+from ..bucket import object_store
+from ..storage import Location, S3Path, clear_errors
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
