@@ -171,9 +171,13 @@ class _ProfileCredentials:
 
 
 def _profile_credentials() -> _ProfileCredentials | None:
-    """Return a profile's credentials where one is named, or where there is only a file of them."""
+    """Return a profile's credentials where one is named, or where there is only a file of them.
+
+    A profile that is named wins over keys in the environment: those may be of the provider that
+    the images come from, as GDAL reads them.
+    """
     profile = os.environ.get("AWS_PROFILE")
-    if "AWS_ACCESS_KEY_ID" in os.environ or os.environ.get("AWS_SKIP_SIGNATURE"):
+    if profile is None and {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & set(os.environ):
         return None
     shared = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return _ProfileCredentials(profile) if profile or Path(shared).expanduser().is_file() else None

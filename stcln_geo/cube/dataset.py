@@ -13,6 +13,7 @@ from ..grid import Lattice, Window, absolute_window, snapped_geobox
 from ..storage import Location, location, remove_tree, writing
 from .contract import BANDS, FILL, SCALE, SCL_CLEAR, season_name
 from .lock import cube_lock
+from .season import unchanged
 from .store import (
     Layout,
     choose_season,
@@ -87,9 +88,10 @@ def open_cube(
 def _open_one(path: Location, name: str, mask_and_scale: bool, chunks: str | None) -> xr.Dataset:
     import xarray as xr
 
-    dataset: xr.Dataset = xr.open_zarr(
-        zarr_store(path / name), chunks=None, mask_and_scale=False, consolidated=False
-    )
+    with unchanged(path, name):
+        dataset: xr.Dataset = xr.open_zarr(
+            zarr_store(path / name), chunks=None, mask_and_scale=False, consolidated=False
+        )
     if chunks is not None:
         shard = int(dataset.attrs["layout"]["shard"])
         # One Dask chunk per shard: the unit that is stored and fetched as one file.

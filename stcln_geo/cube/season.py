@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ import zarr
 from ..errors import CubeError, MissingFileError
 from ..grid import Window, absolute_window, tiles
 from ..legend import Legend
-from ..storage import Location, location
+from ..storage import Location, location, read_version
 from .contract import days_since
 from .layout import Layout
 from .zarr_store import zarr_store
@@ -37,6 +39,7 @@ __all__ = [
     "open_folder",
     "open_season",
     "shards_of",
+    "unchanged",
 ]
 
 _SEASON = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -178,7 +181,35 @@ def open_season(path: str | Location, season: str | None = None, *, mode: str = 
         If the season does not exist, or none was named among several.
     """
     name = choose_season(path, season)
-    return open_folder(location(path), name, name, mode=mode)
+    where = location(path)
+    with unchanged(where, name):
+        return open_folder(where, name, name, mode=mode)
+
+
+@contextmanager
+def unchanged(path: Location, name: str) -> Iterator[None]:
+    """Refuse what was opened in here where the season was replaced meanwhile, in a bucket.
+
+    On disk a season is replaced in an instant; in a bucket it is taken away first (`publish`), so
+    what was read between two sightings of the same ``zarr.json`` is of one season.
+    """
+    if isinstance(path, Path):
+        yield
+        return
+    mark = path / name / "zarr.json"
+    before = read_version(mark)
+    problem: Exception | None = None
+    try:
+        yield
+    except (CubeError, LookupError, OSError) as error:
+        problem = error
+    if read_version(mark) != before:
+        raise CubeError(
+            f"Cannot open season {name} of {path}: it is being replaced or labelled just now. What "
+            "opens must be whole. Open it again in a moment."
+        ) from problem
+    if problem is not None:
+        raise problem
 
 
 def open_folder(path: Location, name: str, folder: str, *, mode: str) -> Season:

@@ -26,6 +26,7 @@ from stcln_geo import storage
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube import publish
+from stcln_geo.cube import season as season_module
 from stcln_geo.cube.append import append_cube
 from stcln_geo.cube.build import build_cube
 from stcln_geo.cube.contract import validate_cube
@@ -387,6 +388,22 @@ def test_a_swap_may_stop_anywhere(
     assert seen == {"old", "none", "new"}
 
 
+def test_what_is_replaced_while_it_is_opened_does_not_open(
+    years: Any, s3: str, monkeypatch: pytest.MonkeyPatch
+):
+    cube = location(f"{s3}/c.zarr")
+    build_cube(plan_until(years, "2018-08-31"), cube)
+    original = season_module.days_since
+
+    def swap_begins(*args: Any) -> Any:
+        (cube / "2017-09-01" / "zarr.json").unlink()
+        return original(*args)
+
+    monkeypatch.setattr(season_module, "days_since", swap_begins)
+    with pytest.raises(CubeError, match="being replaced"):
+        open_season(cube, "2017-09-01")
+
+
 def test_a_build_stopped_in_its_last_step_goes_on(years: Any, s3: str, tmp_path: Path):
     plan = plan_until(years, "2018-08-31")
     cube = f"{s3}/c.zarr"
@@ -555,6 +572,8 @@ def test_a_profile_gives_credentials(s3: str, tmp_path: Path, monkeypatch: pytes
     with cube_lock(f"{s3}/c.zarr"):
         bucket = s3.removeprefix("s3://")
         assert b"another-secret" not in pickle.dumps(bucket_module.object_store(bucket))
+    # Keys may be there for the provider of the images.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-provider")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(InputError, match="AWS profile 'nobody'"):
         list_seasons(f"{s3}/c.zarr")
