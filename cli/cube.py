@@ -55,6 +55,7 @@ from .cube_look import info, preview, validate
 
 if TYPE_CHECKING:
     from ..cube.planned import CubePlan
+    from ..storage import Location
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,6 +152,7 @@ def build(
     command runs again; a finished one has nothing to do.
     """
     from ..cube.build import build_cube, unfinished_plan
+    from ..storage import location
 
     spec = make_spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
@@ -165,7 +167,7 @@ def build(
         selection=make_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
 
-    def choose(path: Path, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
+    def choose(path: Location, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
         """Return the plan of the build that was stopped at a path, or make one."""
         begun = None if overwrite or dry_run else unfinished_plan(path, request)
         if begun is None:
@@ -179,13 +181,15 @@ def build(
         )
         return dataclasses.replace(begun, spec=chosen)
 
-    jobs: dict[Path, CubePlan] = {}
+    target = location(out)
+    jobs: dict[Location, CubePlan] = {}
     if per_zone:
         for zone, fresh in plan_by_zone(search, spec).items():
-            path = out.with_name(f"{out.stem}-{zone.removeprefix('EPSG:')}{out.suffix}")
+            name = f"{target.stem}-{zone.removeprefix('EPSG:')}{target.suffix}"
+            path = target.with_name(name)
             jobs[path] = choose(path, fresh.request, fresh)
     else:
-        jobs[out] = choose(out, request_of(search, spec), None)
+        jobs[target] = choose(target, request_of(search, spec), None)
     if dry_run:
         return
     for path, made in jobs.items():
@@ -249,7 +253,7 @@ def append(
         )
     if report.build is not None and report.build.failures:
         count = len(report.build.failures)
-        warn(f"{count} assets were left out; see {cube / 'ledger.jsonl'}.")
+        warn(f"{count} assets were left out; see {report.path / 'ledger.jsonl'}.")
     if report.build is not None:
         _warn_of_suspects(report.build.suspects)
     say(str(report))
@@ -288,11 +292,12 @@ def repair(
     """
     from ..cube.append import stored_plan
     from ..cube.repair import find_left_out, repair_cube
+    from ..storage import location
 
     if dry_run:
-        stored_plan(cube)
+        stored_plan(location(cube))
         lines = [str(entry) for entry in find_left_out(cube)]
-        say("\n".join(lines) or f"{cube} lacks no scene: nothing to repair.")
+        say("\n".join(lines) or f"{location(cube)} lacks no scene: nothing to repair.")
         return
     with progress_bar("repair") as progress:
         report = repair_cube(

@@ -19,6 +19,7 @@ def info(
     """Describe a cube: grid, bands, seasons, dates, labels."""
     from ..cube.audit import suspect_dates
     from ..cube.store import list_seasons, open_season
+    from ..storage import location
 
     for name in list_seasons(cube):
         season = open_season(cube, name)
@@ -48,8 +49,9 @@ def info(
         if season.fields is not None and season.legend is not None:
             names = ", ".join(season.legend.names)
             say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")
-    for name in sorted(folder.name for folder in cube.glob("*.building")):
-        is_whole = (cube / name.removesuffix(".building")).is_dir()
+    where = location(cube)
+    for name in sorted(folder.name for folder in where.glob("*.building")):
+        is_whole = (where / name.removesuffix(".building")).is_dir()
         command = "cube append' or 'cube repair" if is_whole else "cube build"
         warn(f"{name} is unfinished: run the same '{command}' command again.")
 

@@ -59,6 +59,7 @@ def burn(
     """
     from ..cube.labels import burn_labels
     from ..legend import Legend
+    from ..storage import location
 
     report = burn_labels(
         cube,
@@ -77,7 +78,7 @@ def burn(
     if dry_run:
         say("Nothing was written (--dry-run).")
     else:
-        say(f"Next: stcln-geo labels split {cube}")
+        say(f"Next: stcln-geo labels split {location(cube)}")
 
 
 @app.command()

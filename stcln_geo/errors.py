@@ -19,6 +19,7 @@ __all__ = [
     "SearchError",
     "StclnGeoError",
     "StclnGeoWarning",
+    "StorageError",
     "TaskError",
     "UnfitWorkerError",
     "UnsafeAddressError",
@@ -75,6 +76,10 @@ class OutputError(StclnGeoError, OSError):
     def __str__(self) -> str:
         """Return the sentence itself, without the errno decoration of OSError."""
         return " ".join(str(part) for part in self.args)
+
+
+class StorageError(StclnGeoError):
+    """An object storage cannot be reached, or refuses."""
 
 
 class TaskError(StclnGeoError, RuntimeError):

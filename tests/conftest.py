@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +36,51 @@ def flanders(shared: Path) -> Path:
 def golden(shared: Path) -> Path:
     """Golden numbers of the published network."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an S3 server of this session, on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "server.log").open("w")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=log, stderr=log, env=plain,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/moto-api/").close()
+            break
+        except urllib.error.URLError:
+            assert server.poll() is None, "the S3 server stopped"
+            assert time.monotonic() < deadline, "the S3 server does not answer"
+            time.sleep(0.05)
+    yield address
+    server.kill()
+    server.wait()
+    log.close()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address ``s3://bucket`` of a new, empty bucket, with the environment that leads to it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-word")
+    bucket = f"b{uuid.uuid4().hex[:12]}"
+    signed = "AWS4-HMAC-SHA256 Credential=tester/20260101/us-east-1/s3/aws4_request"
+    request = urllib.request.Request(
+        f"{s3_server}/{bucket}",
+        method="PUT",
+        headers={"Authorization": f"{signed}, SignedHeaders=host, Signature=none"},
+    )
+    urllib.request.urlopen(request).close()
+    return f"s3://{bucket}"

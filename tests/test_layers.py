@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOT_PACKAGE = "stcln_geo"
 
 LAYERS = {
+    "bucket": 0,
     "errors": 0,
     "grid": 0,
     "catalog": 1,
     "region": 1,
+    "storage": 1,
     "legend": 1,
     "execution": 1,
     "workers": 1,

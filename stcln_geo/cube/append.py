@@ -11,7 +11,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from ..catalog import load_catalog
 from ..errors import CubeError, InputError, MissingFileError, NothingFoundError
 from ..execution import Execution, ProgressHook
 from ..region import Region
+from ..storage import Location, location, writing
 from .build import BuildReport, carry_out
 from .cost import DEFAULT_MEMORY
 from .granules import describe_item, drop_duplicates
@@ -38,7 +38,6 @@ from .search import (
 )
 from .selection import Selection
 from .spec import OnError
-from .store import writing
 from .stored import ITEMS_FILE, PLAN_FILE, read_plan_file, season_fingerprint, store_plan
 
 __all__ = [
@@ -96,7 +95,7 @@ class AppendPlan:
 class AppendReport:
     """What an append did."""
 
-    path: Path
+    path: Location
     until: str
     changes: tuple[SeasonChange, ...]
     windows_read: int
@@ -111,7 +110,7 @@ class AppendReport:
 
 
 def append_cube(
-    path: str | Path,
+    path: str | Location,
     until: str,
     *,
     catalog: str | None = None,
@@ -143,7 +142,7 @@ def append_cube(
     TaskError
         If assets could not be read; the seasons that were whole stay as they are.
     """
-    path, execution = Path(path), execution or Execution()
+    path, execution = location(path), execution or Execution()
     stored_plan(path)
     with cube_lock(path):
         recover_swaps(path)
@@ -179,9 +178,9 @@ def append_cube(
     )
 
 
-def plan_append(path: str | Path, until: str, *, catalog: str | None = None) -> AppendPlan:
+def plan_append(path: str | Location, until: str, *, catalog: str | None = None) -> AppendPlan:
     """Search again and plan what an append would do; reads no pixel and writes nothing."""
-    path = Path(path)
+    path = location(path)
     stored, request = stored_plan(path)
     last = _parse_until(until)
     asked = parse_time_range(request.get("time"))
@@ -225,7 +224,7 @@ def plan_append(path: str | Path, until: str, *, catalog: str | None = None) -> 
     )
 
 
-def stored_plan(path: Path) -> tuple[CubePlan, dict[str, Any]]:
+def stored_plan(path: Location) -> tuple[CubePlan, dict[str, Any]]:
     """Return the plan and the request that a cube was built from.
 
     Raises
@@ -283,7 +282,7 @@ def _first_open_moment(stored: CubePlan, asked: TimeRange) -> np.datetime64:
 
 
 def _plan_anew(
-    path: Path, stored: CubePlan, request: Mapping[str, Any], times: TimeRange, where: str
+    path: Location, stored: CubePlan, request: Mapping[str, Any], times: TimeRange, where: str
 ) -> CubePlan | None:
     """Search and plan the open seasons on the cube's grid; None where there is nothing."""
     region = region_of(stored, request)
@@ -303,7 +302,7 @@ def _plan_anew(
         return None
 
 
-def _with_known(snapshot: ItemSnapshot, path: Path) -> ItemSnapshot:
+def _with_known(snapshot: ItemSnapshot, path: Location) -> ItemSnapshot:
     """Return the snapshot with the cube's own items of that time that the catalog lost."""
     items = {item["id"]: item for item in snapshot.items}
     known = [_plain(item) for item in read_items(path / ITEMS_FILE) if item["id"] not in items]

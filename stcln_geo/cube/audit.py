@@ -12,16 +12,17 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..grid import Window
+from ..storage import Location
 from .fuse import ScenePixels
 from .planned import Scene, SeasonPlan
 from .store import Season
 from .stored import manifest_paths
+from .zarr_store import zarr_store
 
 __all__ = [
     "AUDITED_BANDS",
@@ -147,7 +148,9 @@ def merge_audits(manifests: Iterable[Mapping[str, Any]]) -> dict[str, SceneAudit
     return dict(total)
 
 
-def suspect_scenes(path: Path, season: SeasonPlan, *, replacing: bool = False) -> list[set[str]]:
+def suspect_scenes(
+    path: Location, season: SeasonPlan, *, replacing: bool = False
+) -> list[set[str]]:
     """Return, per date of a season whose shards are written, the items that are suspect."""
     files = manifest_paths(path, season.name, replacing=replacing)
     audits = merge_audits(json.loads(file.read_text(encoding="utf-8")) for file in files)
@@ -165,7 +168,9 @@ def suspect_dates(season: Season) -> list[str]:
     """Return the dates (``YYYY-MM-DD``) of a season that were marked; none in older cubes."""
     import zarr
 
-    group: Any = zarr.open_group(season.cube / season.name, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(
+        zarr_store(season.cube / season.name), mode="r", use_consolidated=False
+    )
     if SUSPECT not in group:
         return []
     flags = np.asarray(group[SUSPECT][:], dtype=bool)

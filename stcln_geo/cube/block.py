@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from ..catalog import Access
 from ..errors import CubeError
 from ..grid import Window, crop_geobox, tiles
+from ..storage import Location, location
 from .audit import SceneAudit, audit_scene
 from .cost import SCENES_AHEAD
 from .fuse import harmonise_scene
@@ -60,7 +60,7 @@ class BlockResult:
 
 def build_block(task: BlockTask) -> BlockResult:
     """Build the shards of a block that are missing."""
-    path = Path(task.cube)
+    path = location(task.cube)
     plan = load_plan(task.cube, task.fingerprint)
     season_plan = plan.season(task.season)
     season = open_building(path, task.season)
@@ -162,7 +162,7 @@ class _Shards:
             },
         )
 
-    def _manifest(self, shard: Window) -> Path:
+    def _manifest(self, shard: Window) -> Location:
         return manifest_path(
             self.season.cube, self.task.season, shard, replacing=self.task.replacing
         )
@@ -224,7 +224,7 @@ def _fill(
     reused: Collection[int],
 ) -> set[str]:
     """Fill a block's arrays, date by date but for those reused; return the items left out."""
-    path = Path(task.cube)
+    path = location(task.cube)
     clouds = plan.spec.clouds
     absolute = block.area.shift(plan.window.row, plan.window.col)
     wanted = [

@@ -8,11 +8,9 @@ the fingerprint of all that went into it. A season gets its name when all its sh
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +18,15 @@ import numpy as np
 from ..errors import CubeError, OutputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import tiles
+from ..storage import Location, S3Path, location, make_folder, remove_tree, writing
 from .audit import SUSPECT, suspect_scenes
 from .block import BlockResult, BlockTask, build_block
 from .calendar import season_periods
 from .cost import DEFAULT_MEMORY, plan_blocks
 from .lock import cube_lock
 from .planned import CubePlan, SeasonPlan
-from .read import LedgerEntry, read_ledger
+from .publish import recover_publications
+from .read import LedgerEntry, entries_since, read_ledger
 from .replace import current_seasons, finish_replacement, recover_swaps, store_season_plan
 from .search import write_items
 from .store import (
@@ -35,7 +35,6 @@ from .store import (
     list_seasons,
     open_building,
     write_date_flags,
-    writing,
 )
 from .stored import (
     ITEMS_FILE,
@@ -58,7 +57,7 @@ _POLICY = ("on_error", "max_failed_fraction")
 class BuildReport:
     """What a build did."""
 
-    path: Path
+    path: Location
     seasons: tuple[str, ...]
     """Seasons of the plan, now complete."""
     dates: int
@@ -90,7 +89,7 @@ class BuildReport:
 
 def build_cube(
     plan: CubePlan,
-    path: str | Path,
+    path: str | Location,
     *,
     execution: Execution | None = None,
     memory: int = DEFAULT_MEMORY,
@@ -117,7 +116,7 @@ def build_cube(
     TaskError
         If assets could not be read; the other blocks are done, and the ledger names the assets.
     """
-    path = Path(path)
+    path = location(path)
     execution = execution or Execution()
     # Both checks come before anything is written.
     for season in plan.seasons:
@@ -129,7 +128,7 @@ def build_cube(
 
 def carry_out(
     plan: CubePlan,
-    path: Path,
+    path: Location,
     *,
     execution: Execution,
     memory: int = DEFAULT_MEMORY,
@@ -162,7 +161,7 @@ def carry_out(
     failed = False
     excess: list[str] = []
     suspects: set[str] = set()
-    recorded = len(read_ledger(path / LEDGER_FILE))
+    recorded = read_ledger(path / LEDGER_FILE)
     for season in plan.seasons:
         if season.name in current:
             kept += len(tiles(plan.window.shape_yx, season.layout.shard))
@@ -185,7 +184,7 @@ def carry_out(
             results += _run(tasks, execution, progress, done=done, total=total)
         except TaskError:
             # The ledger names the assets; the other seasons are built before it is reported.
-            if len(read_ledger(path / LEDGER_FILE)) == recorded:
+            if not entries_since(recorded, read_ledger(path / LEDGER_FILE)):
                 raise
             failed = True
         else:
@@ -200,7 +199,7 @@ def carry_out(
             else:
                 finish_season(path, season.name)
         done += len(tasks)
-    failures = tuple(read_ledger(path / LEDGER_FILE)[recorded:])
+    failures = entries_since(recorded, read_ledger(path / LEDGER_FILE))
     if failed:
         raise TaskError(_failure_message(path, failures))
     if excess:
@@ -219,13 +218,13 @@ def carry_out(
     )
 
 
-def unfinished_plan(path: str | Path, request: Mapping[str, Any]) -> CubePlan | None:
+def unfinished_plan(path: str | Location, request: Mapping[str, Any]) -> CubePlan | None:
     """Return the plan of an unfinished build of the same request, so that it can go on.
 
     A search answers differently when items are reprocessed; a build that was killed goes on with
     the items it began with.
     """
-    path = Path(path)
+    path = location(path)
     if not (path / PLAN_FILE).is_file():
         return None
     content = read_plan_file(path)
@@ -256,13 +255,13 @@ def _run(
 
 
 def _too_many_left_out(
-    plan: CubePlan, season: SeasonPlan, path: Path, *, replacing: bool
+    plan: CubePlan, season: SeasonPlan, path: Location, *, replacing: bool
 ) -> str | None:
     """Return why a season may not be finished; its shards that lack scenes are then not done."""
     share = plan.spec.max_failed_fraction
     if share is None:
         return None
-    lacking: dict[Path, list[str]] = {}
+    lacking: dict[Location, list[str]] = {}
     for manifest in manifest_folder(path, season.name, replacing=replacing).glob("*.json"):
         left_out = read_manifest(manifest).get("left_out")
         if left_out:
@@ -282,7 +281,7 @@ def _too_many_left_out(
     )
 
 
-def _failure_message(path: Path, failures: tuple[LedgerEntry, ...]) -> str:
+def _failure_message(path: Location, failures: tuple[LedgerEntry, ...]) -> str:
     named = "; ".join(
         f"{entry.item} {entry.asset}: {entry.kind} after {entry.attempts} attempts ({entry.error})"
         for entry in failures[:3]
@@ -294,7 +293,7 @@ def _failure_message(path: Path, failures: tuple[LedgerEntry, ...]) -> str:
     )
 
 
-def _prepare(plan: CubePlan, path: Path, *, overwrite: bool) -> None:
+def _prepare(plan: CubePlan, path: Location, *, overwrite: bool) -> None:
     """Make the folder ready: new, or holding an earlier run of the same plan."""
     is_cube = (path / PLAN_FILE).is_file() or (path / "zarr.json").is_file()
     if path.exists() and not path.is_dir():
@@ -322,20 +321,23 @@ def _prepare(plan: CubePlan, path: Path, *, overwrite: bool) -> None:
         )
     with writing(path):
         if is_cube:
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+            if isinstance(path, S3Path):
+                # A journal must not outlive the objects it speaks of.
+                recover_publications(path)
+            remove_tree(path)
+        make_folder(path)
         write_items(path / ITEMS_FILE, plan.items)
     store_plan(plan, path)
 
 
-def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing: bool) -> None:
+def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Location, *, replacing: bool) -> None:
     """Create the season's empty arrays, unless an earlier run of the plan has."""
     fingerprint = season_fingerprint(plan, season)
     building = open_building(path, season.name)
     if building is not None and building.attrs.get("fingerprint") == fingerprint:
         return
     with writing(path):
-        shutil.rmtree(manifest_folder(path, season.name, replacing=replacing), ignore_errors=True)
+        remove_tree(manifest_folder(path, season.name, replacing=replacing))
     create_season(
         path,
         season.name,
@@ -366,7 +368,7 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing
     store_season_plan(path, plan, season.name, replacing=replacing)
 
 
-def _record_suspects(path: Path, season: SeasonPlan, *, replacing: bool) -> set[str]:
+def _record_suspects(path: Location, season: SeasonPlan, *, replacing: bool) -> set[str]:
     """Mark the dates of a season, all of whose shards are written, that hold a suspect scene."""
     found = suspect_scenes(path, season, replacing=replacing)
     opened = open_building(path, season.name)

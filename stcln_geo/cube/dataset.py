@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import CubeError
 from ..grid import Lattice, Window, absolute_window, snapped_geobox
+from ..storage import Location, location, remove_tree, writing
 from .contract import BANDS, FILL, SCALE, SCL_CLEAR, season_name
 from .lock import cube_lock
+from .season import unchanged
 from .store import (
     Layout,
     choose_season,
@@ -22,8 +22,8 @@ from .store import (
     list_seasons,
     shards_of,
     write_shard,
-    writing,
 )
+from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +35,7 @@ __all__ = ["open_cube", "write_cube"]
 
 
 def open_cube(
-    path: str | Path,
+    path: str | Location,
     season: str | None = None,
     *,
     mask_and_scale: bool = True,
@@ -61,7 +61,7 @@ def open_cube(
     """
     import xarray as xr
 
-    path = Path(path)
+    path = location(path)
     names = list_seasons(path) if season is None else []
     if len(names) < 2:
         return _open_one(path, choose_season(path, season), mask_and_scale, chunks)
@@ -85,12 +85,13 @@ def open_cube(
     return whole
 
 
-def _open_one(path: Path, name: str, mask_and_scale: bool, chunks: str | None) -> xr.Dataset:
+def _open_one(path: Location, name: str, mask_and_scale: bool, chunks: str | None) -> xr.Dataset:
     import xarray as xr
 
-    dataset: xr.Dataset = xr.open_zarr(
-        path / name, chunks=None, mask_and_scale=False, consolidated=False
-    )
+    with unchanged(path, name):
+        dataset: xr.Dataset = xr.open_zarr(
+            zarr_store(path / name), chunks=None, mask_and_scale=False, consolidated=False
+        )
     if chunks is not None:
         shard = int(dataset.attrs["layout"]["shard"])
         # One Dask chunk per shard: the unit that is stored and fetched as one file.
@@ -123,7 +124,7 @@ class _Source:
 
 def write_cube(
     dataset: xr.Dataset,
-    path: str | Path,
+    path: str | Location,
     *,
     bands: Mapping[str, str] | None = None,
     scale: float | None = None,
@@ -134,7 +135,7 @@ def write_cube(
     layout: Layout | None = None,
     overwrite: bool = False,
     progress: ProgressHook | None = None,
-) -> Path:
+) -> Location:
     """Make a cube of any dataset with a CRS and a time axis.
 
     The dataset holds either ``reflectance (time, band, y, x)`` or one variable
@@ -166,7 +167,7 @@ def write_cube(
         If the folder cannot be written.
     """
     lattice = lattice or Lattice()
-    path = Path(path)
+    path = location(path)
     source = _understand(dataset, bands, scale, offset, nodata)
     names = np.asarray([season_name(time, season_start) for time in source.time])
     with cube_lock(path):
@@ -176,7 +177,7 @@ def write_cube(
 
 def _write_seasons(
     source: _Source,
-    path: Path,
+    path: Location,
     names: np.ndarray,
     lattice: Lattice,
     layout: Layout | None,
@@ -206,7 +207,7 @@ def _write_seasons(
 
 def _write_season(
     source: _Source,
-    path: Path,
+    path: Location,
     name: str,
     dates: np.ndarray,
     lattice: Lattice,
@@ -236,7 +237,7 @@ def _write_season(
             _write_one(source, season, shard, place, dates)
     except BaseException:
         with writing(path):
-            shutil.rmtree(path / f"{name}.building", ignore_errors=True)
+            remove_tree(path / f"{name}.building")
         raise
     finish_season(path, name)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
+from ..storage import Location
 from .lock import cube_lock
 from .store import FieldTable, Season, choose_season, open_season, write_fields
 
@@ -40,7 +41,7 @@ class DroppedClass:
 class BurnReport:
     """What burning found and wrote."""
 
-    cube: Path
+    cube: Location
     season: str
     legend: Legend
     fields: FieldTable
@@ -78,7 +79,7 @@ class BurnReport:
 
 
 def burn_labels(
-    cube: str | Path,
+    cube: str | Location,
     vector: str | Path,
     *,
     column: str,

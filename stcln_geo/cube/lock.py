@@ -2,6 +2,11 @@
 
 The file ``NAME.zarr.lock`` names host, process and time. A lock whose process has died on this
 host is taken over; on another host that cannot be known, so the error says which file to remove.
+
+In object storage the lock is an object, written on condition that there is none yet
+(``If-None-Match: *``); one is taken over on condition that it still is the dead holder's
+(``If-Match``). Where a server ignores conditions, only builds that begin within the same moment
+would not see one another.
 """
 
 from __future__ import annotations
@@ -17,7 +22,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import CubeError
-from .store import writing
+from ..storage import (
+    Location,
+    S3Path,
+    create_file,
+    location,
+    read_version,
+    replace_version,
+    writing,
+)
 
 __all__ = ["LockHolder", "cube_lock", "lock_path"]
 
@@ -50,14 +63,14 @@ class LockHolder:
         return bool(self.born) and _birth(self.pid) != self.born
 
 
-def lock_path(cube: str | Path) -> Path:
+def lock_path(cube: str | Location) -> Location:
     """Return the lock file of a cube: beside its folder, which may be replaced or not exist."""
-    resolved = Path(cube).resolve()
+    resolved = location(cube).resolve()
     return resolved.with_name(f"{resolved.name}.lock")
 
 
 @contextlib.contextmanager
-def cube_lock(cube: str | Path) -> Iterator[None]:
+def cube_lock(cube: str | Location) -> Iterator[None]:
     """Hold the lock of a cube.
 
     Raises
@@ -72,9 +85,12 @@ def cube_lock(cube: str | Path) -> Iterator[None]:
         born=_birth(os.getpid()),
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
     )
-    with writing(Path(cube)):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        holder = _take(lock, me)
+    with writing(lock):
+        if isinstance(lock, S3Path):
+            holder = _take_object(lock, me)
+        else:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            holder = _take(lock, me)
     if holder is not None:
         raise CubeError(
             f"Cannot write the cube {cube}: process {holder.pid} on {holder.host} has been writing "
@@ -105,6 +121,25 @@ def _take(lock: Path, me: LockHolder) -> LockHolder | None:
         return None
 
 
+def _take_object(lock: S3Path, me: LockHolder) -> LockHolder | None:
+    """Take a lock in object storage; return who holds it instead, or None where it is ours."""
+    while True:
+        found = read_version(lock)
+        if found is None:
+            create_file(lock, _text(me))
+            # A request that was answered too late is sent twice: what lies there decides.
+            found = read_version(lock)
+            if found is None:
+                continue
+        content, version = found
+        holder = _parse(content)
+        if holder == me:
+            return None
+        if holder is not None and not holder.is_dead:
+            return holder
+        replace_version(lock, _text(me), version)
+
+
 def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
     """Return the holder where it lives, `me` where we took its place, None where it is gone."""
     import fcntl
@@ -129,7 +164,7 @@ def _text(holder: LockHolder) -> bytes:
     return json.dumps(asdict(holder)).encode()
 
 
-def _read(lock: Path) -> LockHolder | None:
+def _read(lock: Location) -> LockHolder | None:
     try:
         return _parse(lock.read_bytes())
     except OSError:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, OutputError
+from ..storage import Location
 from .store import Season, open_season
 
 __all__ = ["write_animation", "write_preview"]
@@ -27,7 +28,7 @@ _FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 
 
 def write_preview(
-    cube: str | Path, out: str | Path, *, season: str | None = None, date: str | None = None
+    cube: str | Location, out: str | Path, *, season: str | None = None, date: str | None = None
 ) -> Path:
     """Write a sheet of all dates of a season, or one date, as PNG.
 
@@ -59,7 +60,7 @@ def write_preview(
 
 
 def write_animation(
-    cube: str | Path,
+    cube: str | Location,
     out: str | Path,
     *,
     season: str | None = None,

@@ -15,20 +15,20 @@ import os
 import random
 import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..catalog import Access
 from ..errors import InputError, UnsafeAddressError
+from ..storage import Location, S3Path, write_file, writing
 from .addresses import follow_redirects
 from .hosts import asked_pause, hold_back, host_gate
 from .signing import Tokens
-from .store import writing
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -40,6 +40,7 @@ __all__ = [
     "LedgerEntry",
     "Resampling",
     "append_ledger",
+    "entries_since",
     "read_ledger",
 ]
 
@@ -196,9 +197,15 @@ class AssetReader:
         time.sleep(pause)
 
 
-def append_ledger(path: Path, entry: LedgerEntry) -> None:
-    """Add a line to a ledger (JSON lines); safe for several processes."""
+def append_ledger(path: Location, entry: LedgerEntry) -> None:
+    """Add a line to a ledger (JSON lines); safe for several processes.
+
+    Nothing can be appended to an object: there each line is one of its own, below the path.
+    """
     line = json.dumps(asdict(entry)) + "\n"
+    if isinstance(path, S3Path):
+        write_file(path / f"{time.time_ns():020d}-{uuid.uuid4().hex}.json", line.encode())
+        return
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -207,16 +214,29 @@ def append_ledger(path: Path, entry: LedgerEntry) -> None:
             os.close(descriptor)
 
 
-def read_ledger(path: Path) -> list[LedgerEntry]:
+def read_ledger(path: Location) -> list[LedgerEntry]:
     """Return the failures recorded so far; none if there is no ledger."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    if isinstance(path, S3Path):
+        lines = [piece.read_text() for piece in path.iterdir()]
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     entries = []
     for line in lines:
         content = json.loads(line)
         entries.append(LedgerEntry(**{**content, "window": tuple(content["window"])}))
     return entries
+
+
+def entries_since(before: list[LedgerEntry], now: list[LedgerEntry]) -> tuple[LedgerEntry, ...]:
+    """Return what a ledger has more than before; clocks of several machines may disagree."""
+    known = Counter(before)
+    new = []
+    for entry in now:
+        if known[entry]:
+            known[entry] -= 1
+        else:
+            new.append(entry)
+    return tuple(new)
 
 
 def _read_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -> np.ndarray:

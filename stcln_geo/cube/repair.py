@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..catalog import load_catalog
 from ..errors import CubeError, NothingFoundError
 from ..execution import Execution, ProgressHook
+from ..storage import Location, location
 from .append import region_of, stored_plan
 from .build import BuildReport, carry_out
 from .cost import DEFAULT_MEMORY
@@ -54,7 +54,7 @@ class LeftOut:
 class RepairReport:
     """What a repair did."""
 
-    path: Path
+    path: Location
     repaired: tuple[LeftOut, ...]
     remaining: tuple[LeftOut, ...]
     """Scenes that still lack somewhere."""
@@ -76,9 +76,9 @@ class RepairReport:
         )
 
 
-def find_left_out(path: str | Path) -> tuple[LeftOut, ...]:
+def find_left_out(path: str | Location) -> tuple[LeftOut, ...]:
     """Return the scenes that a cube's whole seasons lack, by season and item."""
-    path = Path(path)
+    path = location(path)
     count: dict[tuple[str, str], int] = {}
     for season in list_seasons(path):
         for manifest in manifest_folder(path, season).glob("*.json"):
@@ -91,7 +91,7 @@ def find_left_out(path: str | Path) -> tuple[LeftOut, ...]:
 
 
 def repair_cube(
-    path: str | Path,
+    path: str | Location,
     *,
     catalog: str | None = None,
     collection: str | None = None,
@@ -115,7 +115,7 @@ def repair_cube(
     SearchError
         If the other catalog has none of the scenes.
     """
-    path, execution = Path(path), execution or Execution()
+    path, execution = location(path), execution or Execution()
     stored_plan(path)
     with cube_lock(path):
         recover_swaps(path)
@@ -183,7 +183,7 @@ def same_granule(scene: Scene, granule: Granule) -> bool:
     return bool(abs(strips[0] - strips[1]) <= np.timedelta64(SAME_SCENE_SECONDS, "s"))
 
 
-def _check_whole(path: Path, plan: CubePlan) -> None:
+def _check_whole(path: Location, plan: CubePlan) -> None:
     whole = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
     unfinished = [season.name for season in plan.seasons if season.name not in whole]
     if unfinished:

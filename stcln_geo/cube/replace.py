@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..grid import Window, tiles
+from ..storage import Location, S3Path, copy_file, remove_tree, writing
 from .planned import CubePlan, SeasonPlan
+from .publish import recover_publications
 from .store import (
     Season,
     finish_season,
@@ -28,7 +28,6 @@ from .store import (
     open_season,
     write_fields,
     write_json,
-    writing,
 )
 from .stored import (
     MANIFESTS,
@@ -94,11 +93,7 @@ class OldSeason:
                 # A chunk that holds nothing has no file.
                 if not source.is_file():
                     continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(source, target)
-                except OSError:
-                    shutil.copy2(source, target)
+                copy_file(source, target)
 
     def same_dates(self, new: SeasonPlan, area: Window) -> dict[int, int]:
         """Return the dates whose pixels in an area are unchanged, as new index -> old index.
@@ -184,13 +179,13 @@ def open_old(new: Season, plan: CubePlan, season: SeasonPlan) -> OldSeason | Non
     return OldSeason(season=old, plan=stored)
 
 
-def store_season_plan(path: Path, plan: CubePlan, name: str, *, replacing: bool) -> None:
+def store_season_plan(path: Location, plan: CubePlan, name: str, *, replacing: bool) -> None:
     """Keep with a season's manifests the plan it is built from."""
     alone = dataclasses.replace(plan, seasons=(plan.season(name),), dropped=())
     write_json(manifest_folder(path, name, replacing=replacing) / SEASON_FILE, alone.to_json())
 
 
-def current_seasons(path: Path, plan: CubePlan) -> set[str]:
+def current_seasons(path: Location, plan: CubePlan) -> set[str]:
     """Return the seasons of a plan that are whole and were built from just these inputs."""
     if not (path / "zarr.json").is_file():
         return set()
@@ -203,7 +198,7 @@ def current_seasons(path: Path, plan: CubePlan) -> set[str]:
     }
 
 
-def finish_replacement(path: Path, name: str) -> None:
+def finish_replacement(path: Location, name: str) -> None:
     """Give a wholly written season the labels and the name of the season it replaces."""
     building, old = open_building(path, name), open_season(path, name)
     if building is not None and old.fields is not None and old.legend is not None:
@@ -215,18 +210,22 @@ def finish_replacement(path: Path, name: str) -> None:
             legend=old.legend,
         )
     finish_season(path, name)
-    _swap_manifests(path, name)
+    if not isinstance(path, S3Path):
+        _swap_manifests(path, name)
 
 
-def recover_swaps(path: Path) -> None:
+def recover_swaps(path: Location) -> None:
     """Complete the swaps that an interruption cut short."""
+    if isinstance(path, S3Path):
+        recover_publications(path)
+        return
     with writing(path):
         for aside in path.glob("*.replaced"):
             name = aside.name.removesuffix(".replaced")
             # The old season is put aside only when the new one is whole.
             if not (path / name).exists():
                 (path / f"{name}.building").rename(path / name)
-            shutil.rmtree(aside)
+            remove_tree(aside)
     for folder in (path / MANIFESTS).glob("*.building"):
         name = folder.name.removesuffix(".building")
         if (path / folder.name).exists() or not (folder / SEASON_FILE).is_file():
@@ -237,13 +236,13 @@ def recover_swaps(path: Path) -> None:
 
 
 def _swap_manifests(path: Path, name: str) -> None:
-    new, old = manifest_folder(path, name, replacing=True), manifest_folder(path, name)
+    new, old = path / MANIFESTS / f"{name}.building", path / MANIFESTS / name
     with writing(path):
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
         new.rename(old)
 
 
-def _stored_fingerprint(path: Path, name: str) -> str | None:
+def _stored_fingerprint(path: Location, name: str) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         attributes = json.loads((path / name / "zarr.json").read_text())["attributes"]
         return str(attributes["fingerprint"])

@@ -7,8 +7,10 @@ because filters are ignored by some servers and pages repeated by others.
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ import numpy as np
 from ..catalog import Catalog, CollectionProfile, read_json
 from ..errors import InputError, MissingFileError, NothingFoundError, SearchError
 from ..region import Region
+from ..storage import Location, location, write_file
 from .addresses import asset_access, check_address, redact, without_secrets
 from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
 from .selection import Selection
@@ -190,32 +193,32 @@ def search_items(
     )
 
 
-def write_items(path: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
+def write_items(path: str | Location, items: Sequence[Mapping[str, Any]]) -> None:
     """Write items as STAC GeoParquet."""
     from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = parse_stac_items_to_arrow([dict(item) for item in items])
-        to_parquet(table, temporary)
-    temporary.replace(path)
+        file = Path(folder) / "items.parquet"  # the library writes to local paths only
+        to_parquet(table, file)
+        write_file(location(path), file.read_bytes())
 
 
-def read_items(path: str | Path) -> list[dict[str, Any]]:
+def read_items(path: str | Location) -> list[dict[str, Any]]:
     """Read items from STAC GeoParquet."""
     import pyarrow.parquet
     from stac_geoparquet.arrow import stac_table_to_items
 
-    if not Path(path).is_file():
+    path = location(path)
+    if not path.is_file():
         raise MissingFileError(
             f"Cannot read the item snapshot {path}: there is no such file. "
             "It is written by 'stcln-geo cube build'."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return list(stac_table_to_items(pyarrow.parquet.read_table(path)))
+        return list(stac_table_to_items(pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))))
 
 
 _Conditions = tuple["BaseGeometry | None", TimeRange, Selection]

@@ -1,31 +1,30 @@
-"""Cubes on disk: open a season, create one, write it shard by shard.
-
-A cube is a folder ``NAME.zarr`` with one Zarr v3 group per season. A season is written under
-the name ``<season>.building`` and renamed when whole, so what bears a season's name is
-complete.
-"""
+"""Write cubes: create a season, write it shard by shard, give it its name, label it."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
 from .. import __version__
-from ..errors import CubeError, InputError, MissingFileError, OutputError
-from ..grid import Lattice, Window, absolute_window, tiles
+from ..errors import CubeError, InputError
+from ..grid import Lattice, Window, absolute_window
 from ..legend import Legend
-from .contract import OVERVIEW_STEP, check_bands, days_since
+from ..storage import (
+    Location,
+    S3Path,
+    location,
+    make_folder,
+    remove_tree,
+    write_file,
+    writing,
+)
+from .contract import OVERVIEW_STEP, check_bands
 from .layout import (
     Layout,
     block_sum,
@@ -36,6 +35,18 @@ from .layout import (
     plan_layout,
     write_coordinates,
 )
+from .publish import publish_season, recover_publications
+from .season import (
+    FieldTable,
+    Season,
+    choose_season,
+    list_seasons,
+    open_building,
+    open_folder,
+    open_season,
+    shards_of,
+)
+from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -45,6 +56,7 @@ __all__ = [
     "FieldTable",
     "Layout",
     "Season",
+    "choose_season",
     "create_season",
     "finish_season",
     "list_seasons",
@@ -61,217 +73,9 @@ __all__ = [
     "writing",
 ]
 
-_SEASON = re.compile(r"\d{4}-\d{2}-\d{2}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldTable:
-    """The labelled fields of a season, one row each."""
-
-    number: np.ndarray
-    """(F,) int32: the field's value in ``parcels``, from 1."""
-    code: np.ndarray
-    """(F,) uint8: class code."""
-    pixels: np.ndarray
-    """(F,) int32: labelled pixels."""
-    split: np.ndarray
-    """(F,) uint8: 0 unused, 1 train, 2 validation, 3 test."""
-
-    def __len__(self) -> int:
-        """Return the number of fields."""
-        return len(self.number)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Season:
-    """An opened season: raw Zarr arrays, coordinates in memory."""
-
-    cube: Path
-    """The cube's folder."""
-    name: str
-    """First day of the season, ``YYYY-MM-DD``."""
-    folder: str
-    """Name of its group in the cube: the season's, or ``<name>.building``."""
-    geobox: GeoBox
-    time: np.ndarray
-    """(T,) datetime64[ns], UTC."""
-    days: np.ndarray
-    """(T,) int32: whole days since the season's first day."""
-    bands: tuple[str, ...]
-    layout: Layout
-    reflectance: Any
-    """(T, C, Y, X) int16 zarr array; reflectance / 0.0001, -32768 = no data."""
-    valid: Any
-    """(T, Y, X) bool zarr array; True where usable."""
-    coverage: Any
-    """(T, chunk_y, chunk_x) uint16 zarr array; valid pixels per chunk."""
-    overview: Any
-    """(T, 3, Y/16, X/16) uint8 zarr array; 0 = no data."""
-    scl: Any | None
-    """(T, Y, X) uint8 zarr array of scene classes, if kept."""
-    observations: Any | None
-    """(T, Y, X) uint8 zarr array, clear observations per pixel, if the dates are composites."""
-    day_offset: Any | None
-    """(T, Y, X) int8 zarr array, day of acquisition less ``days``, if the dates are composites."""
-    labels: Any | None
-    """(Y, X) uint8 zarr array of class codes, 255 = unlabelled, if burnt."""
-    parcels: Any | None
-    """(Y, X) int32 zarr array of field numbers, 0 = none, if burnt."""
-    fields: FieldTable | None
-    legend: Legend | None
-    aoi: BaseGeometry
-    """The region asked for, in the cube's CRS; the grid is padded to whole windows around it."""
-    attrs: dict[str, Any]
-
-    @property
-    def window(self) -> Window:
-        """The season's place in the absolute pixels of its CRS."""
-        return absolute_window(self.geobox)
-
-    @property
-    def shape_yx(self) -> tuple[int, int]:
-        """Height and width (pixels)."""
-        return int(self.geobox.shape[0]), int(self.geobox.shape[1])
-
-    @property
-    def resolution(self) -> float:
-        """Pixel size (units of the CRS)."""
-        return float(self.geobox.affine.a)
-
-
-def list_seasons(path: str | Path) -> list[str]:
-    """Return the names of a cube's complete seasons, oldest first.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such cube.
-    """
-    path = Path(path)
-    if not (path / "zarr.json").is_file():
-        raise MissingFileError(
-            f"Cannot open the cube {path}: there is no Zarr v3 group at this path. "
-            "Check the path, or build the cube with 'stcln-geo cube build'."
-        )
-    return sorted(
-        child.name
-        for child in path.iterdir()
-        if _SEASON.fullmatch(child.name) and (child / "zarr.json").is_file()
-    )
-
-
-def choose_season(path: str | Path, season: str | None) -> str:
-    """Return the season asked for, or the only one.
-
-    Raises
-    ------
-    CubeError
-        If the cube has no such season, none at all, or several and none was named.
-    """
-    names = list_seasons(path)
-    if not names:
-        building = sorted(child.name for child in Path(path).glob("*.building"))
-        raise CubeError(
-            f"Cannot open the cube {path}: it has no complete season"
-            + (f" ({', '.join(building)} is unfinished)" if building else "")
-            + ". Run the same 'cube build' command again: it continues where it stopped."
-        )
-    if season is None:
-        if len(names) > 1:
-            raise CubeError(
-                f"Cannot choose among the {len(names)} seasons of {path}: {', '.join(names)}. "
-                "Name one with --season."
-            )
-        return names[0]
-    if season not in names:
-        raise CubeError(
-            f"Cannot open season {season!r} of {path}: it does not exist. "
-            f"The cube has: {', '.join(names)}."
-        )
-    return season
-
-
-def open_season(path: str | Path, season: str | None = None, *, mode: str = "r") -> Season:
-    """Open one season; by default the only one.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such cube.
-    CubeError
-        If the season does not exist, or none was named among several.
-    """
-    name = choose_season(path, season)
-    return _open(Path(path), name, name, mode=mode)
-
-
-def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
-    from odc.geo.geobox import GeoBox
-    from shapely.geometry import shape
-
-    # Consolidated metadata is for readers over a network; here it could be older than the arrays.
-    group: Any = zarr.open_group(
-        path / folder, mode="r" if mode == "r" else "r+", use_consolidated=False
-    )
-    attrs = dict(group.attrs)
-    height, width = (int(size) for size in group["reflectance"].shape[2:])
-    try:
-        affine = _affine(attrs["spatial:transform"])
-        geobox = GeoBox((height, width), affine, group["spatial_ref"].attrs["crs_wkt"])
-        time = np.asarray(group["time"][:]).astype("datetime64[s]").astype("datetime64[ns]")
-        legend = Legend.from_json(attrs["legend"]) if "legend" in attrs else None
-        layout = Layout(**attrs["layout"])
-    except KeyError as error:
-        raise CubeError(
-            f"Cannot open season {name} of {path}: the attribute {error} is missing, so it was not "
-            "written by stcln-geo. Make a cube of it with write_cube."
-        ) from error
-    labelled = legend is not None
-    fields = None
-    if labelled:
-        fields = FieldTable(
-            number=group["field_number"][:],
-            code=group["field_code"][:],
-            pixels=group["field_pixels"][:],
-            split=group["field_split"][:],
-        )
-    return Season(
-        cube=path,
-        name=name,
-        folder=folder,
-        geobox=geobox,
-        time=time,
-        days=days_since(time, name),
-        bands=tuple(attrs["bands"]),
-        layout=layout,
-        reflectance=group["reflectance"],
-        valid=group["valid"],
-        coverage=group["coverage"],
-        overview=group["overview"],
-        scl=group.get("scl"),
-        observations=group.get("observations"),
-        day_offset=group.get("day_offset"),
-        labels=group["labels"] if labelled else None,
-        parcels=group["parcels"] if labelled else None,
-        fields=fields,
-        legend=legend,
-        aoi=shape(attrs["aoi"]),
-        attrs=attrs,
-    )
-
-
-def open_building(path: str | Path, name: str) -> Season | None:
-    """Open an unfinished season for writing, or return None if there is none."""
-    folder = f"{name}.building"
-    metadata = Path(path) / folder / "zarr.json"
-    # The attributes are written last: a folder without them was left half-created.
-    if not metadata.is_file() or "season" not in json.loads(metadata.read_text())["attributes"]:
-        return None
-    return _open(Path(path), name, folder, mode="r+")
-
 
 def create_season(
-    path: str | Path,
+    path: str | Location,
     name: str,
     *,
     geobox: GeoBox,
@@ -319,13 +123,18 @@ def create_season(
     height, width = int(geobox.shape[0]), int(geobox.shape[1])
     absolute_window(geobox)
     layout = layout or plan_layout(len(time), len(bands), (height, width))
-    path = Path(path)
+    path = location(path)
     folder = path / f"{name}.building"
+    if isinstance(path, S3Path):
+        # What a writer was publishing when it was stopped lies under this name.
+        recover_publications(path)
     with writing(path), quiet_zarr():
-        path.mkdir(parents=True, exist_ok=True)
-        zarr.open_group(path, mode="a", zarr_format=3, attributes={"stcln_geo": __version__})
-        shutil.rmtree(folder, ignore_errors=True)
-        group = zarr.create_group(folder, zarr_format=3)
+        make_folder(path)
+        zarr.open_group(
+            zarr_store(path), mode="a", zarr_format=3, attributes={"stcln_geo": __version__}
+        )
+        remove_tree(folder)
+        group = zarr.create_group(zarr_store(folder), zarr_format=3)
         create_arrays(
             group,
             layout,
@@ -349,7 +158,7 @@ def create_season(
                 "aoi": aoi.__geo_interface__,
             }
         )
-    return _open(path, name, folder.name, mode="r+")
+    return open_folder(path, name, folder.name, mode="r+")
 
 
 def write_shard(
@@ -413,22 +222,25 @@ def write_date_flags(season: Season, name: str, flags: np.ndarray) -> None:
     flags : (T,) bool.
     """
     folder = season.cube / f"{season.name}.building"
-    group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
+    group: Any = zarr.open_group(zarr_store(folder), mode="r+", use_consolidated=False)
     group[name][:] = flags
 
 
-def finish_season(path: str | Path, name: str) -> None:
+def finish_season(path: str | Location, name: str) -> None:
     """Give a wholly written season its name: from now on it opens as complete."""
-    path = Path(path)
-    building, final = path / f"{name}.building", path / name
+    path = location(path)
     with writing(path), quiet_zarr():
-        zarr.consolidate_metadata(str(building))
+        zarr.consolidate_metadata(zarr_store(path / f"{name}.building"))
+        if isinstance(path, S3Path):
+            publish_season(path, name)
+            return
+        building, final = path / f"{name}.building", path / name
         if final.exists():
             aside = path / f"{name}.replaced"
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_tree(aside)
             final.rename(aside)
             building.rename(final)
-            shutil.rmtree(aside)
+            remove_tree(aside)
         else:
             building.rename(final)
 
@@ -449,7 +261,8 @@ def write_fields(
             f"the season has {season.shape_yx} (rows, columns). Burn them on the season's grid."
         )
     with writing(season.cube), quiet_zarr():
-        group: Any = zarr.open_group(season.cube / season.folder, mode="r+", use_consolidated=False)
+        folder = zarr_store(season.cube / season.folder)
+        group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
             del group.attrs["legend"]
@@ -480,43 +293,20 @@ def write_fields(
             )
             array[:] = values
         group.attrs["legend"] = legend.to_json()
-        zarr.consolidate_metadata(str(season.cube / season.folder))
+        zarr.consolidate_metadata(folder)
 
 
 def write_split(season: Season, split: np.ndarray) -> None:
     """Write the split, (F,) uint8 as in ``SPLITS``, of a season's fields."""
     with writing(season.cube), quiet_zarr():
-        group: Any = zarr.open_group(season.cube / season.name, mode="r+", use_consolidated=False)
+        folder = zarr_store(season.cube / season.name)
+        group: Any = zarr.open_group(folder, mode="r+", use_consolidated=False)
         group["field_split"][:] = np.asarray(split, dtype=np.uint8)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn refusals of the file system into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"Cannot write to {path}: {error.strerror or error}. The folder must be writable and "
-            "have room. Choose another output path, or free some space."
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename: readers see all of it or nothing."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
-        temporary.replace(path)
-
-
-def _affine(values: Sequence[float]) -> Any:
-    from affine import Affine
-
-    return Affine(*values)
+def write_json(path: Location, value: Any) -> None:
+    """Write JSON as a whole: readers see all of it or nothing."""
+    write_file(path, json.dumps(value, indent=1, default=str).encode())
 
 
 @contextmanager
@@ -527,8 +317,3 @@ def quiet_zarr() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification.*")
         warnings.filterwarnings("ignore", message=".*not part in the Zarr format 3 specification.*")
         yield
-
-
-def shards_of(season: Season) -> list[Window]:
-    """Return a season's shards, counted from its first pixel, row by row."""
-    return tiles(season.shape_yx, season.layout.shard)

@@ -6,11 +6,11 @@ import functools
 import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ..errors import CubeError
 from ..grid import Window
+from ..storage import Location, location
 from .planned import CubePlan, SeasonPlan
 from .store import write_json
 
@@ -35,7 +35,7 @@ _FORM = 1
 """Number of the way cubes are computed; a change makes shards of older builds stale."""
 
 
-def store_plan(plan: CubePlan, path: Path) -> None:
+def store_plan(plan: CubePlan, path: Location) -> None:
     """Write the plan; what was asked for is kept from the plan or from the earlier run."""
     request = plan.request
     if not request and (path / PLAN_FILE).is_file():
@@ -46,7 +46,7 @@ def store_plan(plan: CubePlan, path: Path) -> None:
     )
 
 
-def read_plan_file(path: Path) -> dict[str, Any]:
+def read_plan_file(path: Location) -> dict[str, Any]:
     """Return the content of a cube's plan file: fingerprint, request and plan."""
     try:
         content: dict[str, Any] = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def read_plan_file(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4)
 def load_plan(cube: str, fingerprint: str) -> CubePlan:
     """Read a plan once per process."""
-    content = read_plan_file(Path(cube))
+    content = read_plan_file(location(cube))
     if content["fingerprint"] != fingerprint:
         raise CubeError(
             f"Cannot go on building {cube}: another build has replaced its plan. "
@@ -104,7 +104,7 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def manifest_folder(path: Path, season: str, *, replacing: bool = False) -> Path:
+def manifest_folder(path: Location, season: str, *, replacing: bool = False) -> Location:
     """Return the folder of a season's manifests.
 
     Parameters
@@ -115,17 +115,19 @@ def manifest_folder(path: Path, season: str, *, replacing: bool = False) -> Path
     return path / MANIFESTS / (f"{season}.building" if replacing else season)
 
 
-def manifest_path(path: Path, season: str, shard: Window, *, replacing: bool = False) -> Path:
+def manifest_path(
+    path: Location, season: str, shard: Window, *, replacing: bool = False
+) -> Location:
     """Return where a shard's manifest lies."""
     return manifest_folder(path, season, replacing=replacing) / f"{shard.row}_{shard.col}.json"
 
 
-def manifest_paths(path: Path, season: str, *, replacing: bool = False) -> list[Path]:
+def manifest_paths(path: Location, season: str, *, replacing: bool = False) -> list[Location]:
     """Return the manifests of a season's finished shards."""
     return sorted(manifest_folder(path, season, replacing=replacing).glob("*.json"))
 
 
-def read_manifest(manifest: Path) -> dict[str, Any]:
+def read_manifest(manifest: Location) -> dict[str, Any]:
     """Return a shard's manifest; empty where there is none that is whole."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))

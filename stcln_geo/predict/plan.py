@@ -20,6 +20,7 @@ from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
 from ..model.device import Device, Precision
+from ..storage import Location
 from .checks import fingerprint, legend_of, mismatches
 from .stitch import cut_lines
 
@@ -100,7 +101,7 @@ class PredictSpec:
 class PredictionPlan:
     """What will be labelled, by what, and in which pieces."""
 
-    cube: Path
+    cube: Location
     season: str
     checkpoint: Path
     sha256: str

@@ -26,6 +26,7 @@ from ..execution import Execution, ProgressHook, run_tasks
 from ..legend import CLASS_NODATA
 from ..model.checkpoint import read_metadata
 from ..region import Region
+from ..storage import Location, location
 from .plan import PredictionPlan, PredictSpec, crs_name, plan_prediction
 from .product import write_item, write_legend, write_quicklook, write_style
 from .shard import LAYERS, PLAN_FILE, ShardTask, predict_shard, shard_path
@@ -68,7 +69,7 @@ class Prediction:
 
 
 def predict_region(
-    cube: str | Path | xr.Dataset,
+    cube: str | Location | xr.Dataset,
     checkpoint: str | Path,
     out: str | Path,
     *,
@@ -160,10 +161,10 @@ def run_prediction(
     return _prediction(out, run, resumed=sum("reused" in one for one in manifests))
 
 
-def _as_cube(cube: str | Path | xr.Dataset, out: Path) -> Path:
+def _as_cube(cube: str | Location | xr.Dataset, out: Path) -> Location:
     """Return a cube's path; a dataset is written as a cube into the folder first."""
-    if isinstance(cube, str | Path):
-        return Path(cube)
+    if isinstance(cube, str | Location):
+        return location(cube)
     from ..cube.dataset import write_cube
 
     with writing(out):

@@ -28,6 +28,7 @@ from ..model.checkpoint import CheckpointInfo, find_checkpoint, load_model, read
 from ..model.device import Device, autocast_for, choose_device, choose_precision
 from ..model.stcln import Stcln, positions_for
 from ..report.metrics import Metrics, metrics_from_confusion
+from ..storage import Location
 from .modules import count_confusion, observed_target
 from .plan import TRANSDUCTIVE
 from .run_directory import fingerprint_labels, fingerprint_season, write_text
@@ -89,7 +90,7 @@ class Evaluation:
     unseen_pixels: int
     """Labelled pixels without any clear date: no prediction, not counted in the figures."""
     split: SplitName
-    cube: Path
+    cube: Location
     season: str
     checkpoint: Path
     sha256: str

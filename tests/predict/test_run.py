@@ -26,6 +26,7 @@ from stcln_geo.model.checkpoint import load_model
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
 from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
+from stcln_geo.storage import list_files, location, write_file
 
 PRODUCT = {
     "classes.tif", "classes.tif.aux.xml", "classes.qml", "confidence.tif", "item.json",
@@ -394,3 +395,14 @@ def test_a_gpu_agrees_with_the_cpu(world: Any, by_hand: np.ndarray, tmp_path: Pa
     found = layers(predict_region(world.cube, world.checkpoint, tmp_path, spec=spec))
     assert np.array_equal(found[0] == 255, by_hand[0] == 255)
     assert (found[0] == by_hand[0]).mean() > 0.99
+
+
+@pytest.mark.slow
+def test_a_cube_in_a_bucket_gives_the_same_map(world: Any, s3: str, tmp_path: Path):
+    cube = location(f"{s3}/cube.zarr")
+    for name in list_files(world.cube):
+        write_file(cube / name, (world.cube / name).read_bytes())
+    there = predict_region(str(cube), world.checkpoint, tmp_path / "there", spec=PredictSpec(**CPU))
+    here = predict_region(world.cube, world.checkpoint, tmp_path / "here", spec=PredictSpec(**CPU))
+    np.testing.assert_array_equal(layers(there), layers(here))
+    assert json.loads((tmp_path / "there" / "plan.json").read_text())["cube"] == str(cube)
