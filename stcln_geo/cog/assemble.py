@@ -319,16 +319,16 @@ def _lay_out(
     big = header_size(unplaced, big=True) + tile_bytes + len(shared_tile) >= CLASSIC_LIMIT
     position = header_size(unplaced, big=big)
     copies = []
-    for table, level in reversed(list(zip(offsets, pieces, strict=True))):
+    for places, level in reversed(list(zip(offsets, pieces, strict=True))):
         for piece in level:
-            piece.of(table)[...] = replace(piece.placed, start=position).offsets()
+            piece.of(places)[...] = replace(piece.placed, start=position).offsets()
             if piece.placed.length:
                 copies.append((piece, position))
             position += piece.placed.length
-    for size, place in zip(sizes, offsets, strict=True):
-        empty = size == 0
-        place[empty] = position + TILE_EXTRA // 2
-        size[empty] = len(blank)
+    for bytes_of, place_of in zip(sizes, offsets, strict=True):
+        empty = bytes_of == 0
+        place_of[empty] = position + TILE_EXTRA // 2
+        bytes_of[empty] = len(blank)
     head = make_header(level_directories(offsets, sizes, shapes, codec, fields), big=big)
     return _Plan(head=head, copies=copies, shared=position, shared_tile=shared_tile)
 

@@ -146,10 +146,9 @@ def _average(strip: np.ndarray) -> np.ndarray:
         weighed += _COUNT_UNIT
         weighed[gaps] = 0
     rows = weighed[0::2] + weighed[1::2]
-    sums = rows[:, 0::2] + rows[:, 1::2]
-    if whole:
-        return ((sums + 2) >> 2).astype(np.uint8)
-    return _MEANS[sums]
+    sums: np.ndarray = rows[:, 0::2] + rows[:, 1::2]
+    means: np.ndarray = ((sums + 2) >> 2).astype(np.uint8) if whole else _MEANS[sums]
+    return means
 
 
 def _mean_table() -> np.ndarray:

@@ -56,7 +56,7 @@ def map_fields(
     """
     import rasterio
 
-    options = {} if geobox is None else {"transform": geobox.affine}
+    options: dict[str, Any] = {} if geobox is None else {"transform": geobox.affine}
     if geobox is not None and geobox.crs is not None:
         options["crs"] = geobox.crs.to_wkt()
     with _quiet_georeferencing(), rasterio.MemoryFile() as memory:

@@ -126,14 +126,14 @@ class TileCodec:
 
     def _compress(self, tile: np.ndarray) -> bytes:
         if self.compression == "deflate":
-            return zlib.compress(tile, self.effort)
-        from numcodecs import zstd
+            return zlib.compress(tile.tobytes(), self.effort)
+        from numcodecs import Zstd
 
-        return bytes(zstd.compress(tile, self.effort))
+        return bytes(Zstd(level=self.effort).encode(tile))
 
     def _decompress(self, data: bytes) -> bytes:
         if self.compression == "deflate":
             return zlib.decompress(data)
-        from numcodecs import zstd
+        from numcodecs import Zstd
 
-        return bytes(zstd.decompress(data))
+        return bytes(Zstd().decode(data))
