@@ -117,7 +117,7 @@ def _mode(strip: np.ndarray) -> np.ndarray:
 
     # From the weakest claim to the strongest: any value, the upper pair, the middle pair, the
     # lower pair. Three or four of a kind include one of the pairs and win by it.
-    chosen = first.copy()
+    chosen: np.ndarray = first.copy()
     _replace(chosen, third, (third == fourth) & (third != NODATA))
     _replace(chosen, second, (second == third) & (second != NODATA))
     _replace(chosen, first, first == second)

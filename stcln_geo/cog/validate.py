@@ -323,9 +323,8 @@ def _sample_windows(source: Any, overview: Any) -> list[Window]:
 def _invented(source: Any, overview: Any, level: int, window: Window) -> int:
     """Count overview pixels whose class is absent below them, one pixel of slack around."""
     values = _read(overview, window)
-    factor = source.overviews(1)[level]
-    row_edges = _edges(window.row, window.height, overview.height, source.height, factor)
-    col_edges = _edges(window.col, window.width, overview.width, source.width, factor)
+    row_edges = _edges(window.row, window.height, overview.height, source.height, level)
+    col_edges = _edges(window.col, window.width, overview.width, source.width, level)
     top, left = int(row_edges[0].min()), int(col_edges[0].min())
     base = _read(
         source, Window(top, left, int(row_edges[1].max()) - top, int(col_edges[1].max()) - left)
@@ -347,15 +346,17 @@ def _invented(source: Any, overview: Any, level: int, window: Window) -> int:
 
 
 def _edges(
-    start: int, count: int, coarse: int, fine: int, factor: int
+    start: int, count: int, coarse: int, fine: int, level: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return first and end fine pixel below each coarse pixel, with one pixel of slack.
 
-    Writers differ where a side is no multiple of the factor: GDAL spreads the coarse pixels evenly
-    over the side, others lay them at multiples of the factor. Both are allowed.
+    Writers differ where a side is no multiple of a power of two: GDAL spreads the coarse pixels
+    evenly over the side, others lay them at multiples of the power. Both are allowed.
     """
     index = np.arange(start, start + count)
     ratio = fine / coarse
+    power = 2 << level
+    factor = power if math.ceil(fine / power) == coarse else 0
     low = np.clip(np.floor(index * ratio).astype(int) - 1, 0, fine - 1)
     high = np.maximum(np.ceil((index + 1) * ratio).astype(int), (index + 1) * factor) + 1
     return low, np.clip(high, 0, fine)
