@@ -316,7 +316,7 @@ def _tile_grid(sizes: list[int], shape_yx: tuple[int, int], tile: int) -> np.nda
 def _write(path: Path, head: bytes, encoded: Sequence[Sequence[bytes]]) -> tuple[str, ...]:
     """Write header and levels, the coarsest first; return the levels' checksums."""
     digests = [hashlib.sha256() for _ in encoded]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.part")
     with removed(part):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from .pyramid import NODATA
 __all__ = ["Compression", "TileCodec"]
 
 Compression = Literal["zstd", "deflate"]
-"""How tiles are compressed: zstd is several times faster, deflate is read by older programs."""
+"""How tiles are compressed: zstd decodes faster, deflate is read by older programs too."""
 
 _TIFF_CODES = {"zstd": 50000, "deflate": 8}
 _LEVELS = {"zstd": 9, "deflate": 6}  # GDAL's own defaults

@@ -253,7 +253,7 @@ def _assemble(
         files = [(shard_path(out, shard, layer), shard) for shard in plan.shards]
         if plan.parallel_cog:
             segments = [
-                segment_of(manifest[layer]["segment"], file, shard, plan)
+                segment_of(manifest[layer], file, shard, plan)
                 for manifest, (file, shard) in zip(manifests, files, strict=True)
             ]
             assemble_cog(segments, path, geobox=plan.geobox, legend=legend, tags=tags)

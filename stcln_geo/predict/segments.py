@@ -36,7 +36,7 @@ def write_layer_segment(
     resolution: float,
     threads: int,
 ) -> dict[str, Any]:
-    """Write one layer of a shard, (H, W) uint8, and return what its manifest must keep.
+    """Write one layer of a shard, (H, W) uint8, and return what its manifest keeps.
 
     Parameters
     ----------

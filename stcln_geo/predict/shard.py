@@ -109,7 +109,7 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
         if job.identity["shard_size"] % SEGMENT_SIDE:
             _write_raster(path, values, window, job)
             continue
-        manifest[name]["segment"] = write_layer_segment(
+        manifest[name] |= write_layer_segment(
             path, values, window, layer=name, extent=Window(*job.identity["extent"]),
             crs=job.crs, resolution=job.resolution, threads=threads,
         )  # fmt: skip
@@ -142,8 +142,8 @@ def read_manifest(
             return None
         for name in LAYERS if rasters else ():
             path = shard_path(out, window, name)
-            if (segment := manifest[name].get("segment")) is not None:
-                if not segment_whole(segment, path, window, layer=name):
+            if "levels" in manifest[name]:
+                if not segment_whole(manifest[name], path, window, layer=name):
                     return None
                 continue
             values = _read_raster(path)

@@ -529,6 +529,24 @@ def test_a_folder_that_cannot_be_written_is_said(
         make_map(ragged[1], tmp_path / "file" / "map.tif", RAGGED)
 
 
+def test_what_a_killed_run_leaves_has_the_maps_name(
+    tmp_path: Path, ragged: tuple[np.ndarray, list[Segment]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that 'predict' finds and removes it: every temporary file begins with .map.tif."""
+    opened: set[str] = set()
+    open_file = Path.open
+
+    def watch(self: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if mode != "rb" and self.parent == tmp_path:
+            opened.add(self.name)
+        return open_file(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", watch)
+    make_map(ragged[1], tmp_path / "map.tif", RAGGED)
+    assert len(opened) > 3, "the coarse levels must have been written too"
+    assert all(name.startswith(".map.tif.") for name in opened - {".map.tif.aux.xml"}), opened
+
+
 def repeated(segment: Segment, rows: int, cols: int) -> list[Segment]:
     """Place one shard's file many times."""
     side = segment.window.height
@@ -571,7 +589,7 @@ def test_a_file_beyond_4_gb(tmp_path: Path) -> None:
     codec = TileCodec(level=1)
     (segment,) = segments_of(noise, tmp_path, size=4096, codec=codec, levels=3)
     shape = (14 * 4096 + 517, 24 * 4096 + 33)
-    segments = repeated(segment, 9, 22)
+    segments = repeated(segment, 10, 22)
     segments = [replace(one, window=one.window.shift(4096, 4096)) for one in segments]
     path = make_map(segments, tmp_path / "map.tif", shape, codec=codec, levels=3, legend=legend)
     try:
@@ -581,7 +599,7 @@ def test_a_file_beyond_4_gb(tmp_path: Path) -> None:
             assert source.shape == shape
             assert len(source.overviews(1)) == 8
             last = int(
-                source.get_tag_item(f"BLOCK_OFFSET_{23 * 8 - 1}_{10 * 8 - 1}", "TIFF", bidx=1)
+                source.get_tag_item(f"BLOCK_OFFSET_{23 * 8 - 1}_{11 * 8 - 1}", "TIFF", bidx=1)
             )
             assert last > 2**32
             for row, col in ((1, 1), (5, 11), (9, 22)):
