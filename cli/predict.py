@@ -58,6 +58,12 @@ def predict(
     keep_shards: Annotated[
         bool, typer.Option("--keep-shards", help="Keep the shards' files beside the map.")
     ] = False,
+    cog_writer: Annotated[
+        str,
+        typer.Option(
+            help="parallel, gdal or auto; auto: parallel where shards are multiples of 4096 px."
+        ),
+    ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, then stop.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run's map in the folder.")
@@ -88,6 +94,7 @@ def predict(
         batch_size=batch_size,
         memory=None if memory is None else parse_memory(memory),
         keep_shards=keep_shards,
+        cog_writer=cog_writer,  # type: ignore[arg-type]
     )
     plan = plan_prediction(
         open_season(cube, season),

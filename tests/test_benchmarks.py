@@ -21,3 +21,15 @@ def test_cube_build_compares_equal_cubes(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "x as fast" in finished.stdout
     assert finished.stdout.count("odc-stac-") >= 3
+
+
+@pytest.mark.slow
+def test_cog_write_compares_equal_maps(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "cog_write.py", "--size", "4610x1030", "--threads", "1",
+         "--rounds", "1", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "ties in the first overview" in finished.stdout
+    assert "x as fast in all" in finished.stdout

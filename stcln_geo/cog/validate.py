@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError, MissingFileError
 from ..grid import Window, tiles
 from ..legend import CLASS_NODATA, Legend
-from .write import CONFIDENCE_NODATA, KIND_TAG, LEGEND_TAG
+from .names import CONFIDENCE_NODATA, KIND_TAG, LEGEND_TAG
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -302,7 +302,7 @@ def _overview_errors(
     if kind != "classes":
         return []
     invented = sum(
-        _invented(source, overview, window) for window in _sample_windows(source, overview)
+        _invented(source, overview, level, window) for window in _sample_windows(source, overview)
     )
     if invented:
         return [
@@ -320,11 +320,11 @@ def _sample_windows(source: Any, overview: Any) -> list[Window]:
     return [windows[int(index * step)] for index in range(min(len(windows), _SAMPLES))]
 
 
-def _invented(source: Any, overview: Any, window: Window) -> int:
+def _invented(source: Any, overview: Any, level: int, window: Window) -> int:
     """Count overview pixels whose class is absent below them, one pixel of slack around."""
     values = _read(overview, window)
-    row_edges = _edges(window.row, window.height, overview.height, source.height)
-    col_edges = _edges(window.col, window.width, overview.width, source.width)
+    row_edges = _edges(window.row, window.height, overview.height, source.height, level)
+    col_edges = _edges(window.col, window.width, overview.width, source.width, level)
     top, left = int(row_edges[0].min()), int(col_edges[0].min())
     base = _read(
         source, Window(top, left, int(row_edges[1].max()) - top, int(col_edges[1].max()) - left)
@@ -345,10 +345,18 @@ def _invented(source: Any, overview: Any, window: Window) -> int:
     return int(np.count_nonzero(~found))
 
 
-def _edges(start: int, count: int, coarse: int, fine: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return first and end fine pixel below each coarse pixel, with one pixel of slack."""
+def _edges(
+    start: int, count: int, coarse: int, fine: int, level: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return first and end fine pixel below each coarse pixel, with one pixel of slack.
+
+    Writers differ where a side is no multiple of a power of two: GDAL spreads the coarse pixels
+    evenly over the side, others lay them at multiples of the power. Both are allowed.
+    """
     index = np.arange(start, start + count)
     ratio = fine / coarse
-    low = np.clip(np.floor(index * ratio).astype(int) - 1, 0, fine)
-    high = np.clip(np.ceil((index + 1) * ratio).astype(int) + 1, 0, fine)
-    return low, high
+    power = 2 << level
+    factor = power if math.ceil(fine / power) == coarse else 0
+    low = np.clip(np.floor(index * ratio).astype(int) - 1, 0, fine - 1)
+    high = np.maximum(np.ceil((index + 1) * ratio).astype(int), (index + 1) * factor) + 1
+    return low, np.clip(high, 0, fine)

@@ -1,16 +1,14 @@
 """Write the final rasters: shard files -> VRT -> GDAL's COG driver.
 
-Class maps carry their palette, nodata, legend and names inside the file. Names also go to the
-``.aux.xml`` sidecar, where GDAL before 3.12 (and so most of QGIS) looks for them; GDAL 3.12
-and later read them from the attribute table that is stored in the TIFF itself.
+This writer takes shards of any size. Where they are multiples of 4096 px, ``assemble`` makes the
+same map from their bytes, without decoding them again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,30 +17,14 @@ from xml.sax.saxutils import escape, quoteattr
 from ..errors import OutputError
 from ..grid import Window
 from ..legend import CLASS_NODATA, Legend
+from .names import CONFIDENCE_NODATA, map_tags, palette, removed, table_item, write_names
+from .tiles import Compression, TileCodec
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-__all__ = [
-    "CONFIDENCE_NODATA",
-    "KIND_TAG",
-    "LEGEND_TAG",
-    "Source",
-    "read_legend",
-    "write_cog",
-    "write_names",
-]
+__all__ = ["Source", "write_cog"]
 
-CONFIDENCE_NODATA = 255
-"""Nodata of confidence maps; confidences are 0 to 100 percent."""
-
-KIND_TAG = "STCLN_GEO_KIND"
-"""TIFF tag that says what the pixels are: ``classes`` or ``confidence``."""
-
-LEGEND_TAG = "STCLN_GEO_LEGEND"
-"""TIFF tag with the legend as JSON."""
-
-_BLOCK = 512
 _HEADER_BYTES = 1 << 24  # the metadata stands before the first pixel
 _PLACEHOLDER = "STCLN_GEO_RESERVED"
 
@@ -65,6 +47,7 @@ def write_cog(
     geobox: GeoBox,
     legend: Legend | None,
     tags: Mapping[str, str] | None = None,
+    compression: Compression = "zstd",
     threads: int | None = None,
 ) -> Path:
     """Assemble uint8 files into one cloud-optimized GeoTIFF.
@@ -104,22 +87,21 @@ def write_cog(
     path.parent.mkdir(parents=True, exist_ok=True)
     vrt = path.with_name(f".{path.name}.{os.getpid()}.vrt")
     part = path.with_name(f".{path.name}.{os.getpid()}.part.tif")
-    table = None if legend is None else _table_item(legend)
-    all_tags = {KIND_TAG: "confidence" if legend is None else "classes", **(tags or {})}
-    if legend is not None:
-        all_tags[LEGEND_TAG] = legend.to_json()
+    table = None if legend is None else table_item(legend)
+    all_tags = map_tags(legend, tags)
+    codec = TileCodec(compression=compression, predictor=legend is None)
     options = {
-        "COMPRESS": "DEFLATE",
-        "LEVEL": "6",
-        "PREDICTOR": "NO" if legend is not None else "YES",
-        "BLOCKSIZE": str(_BLOCK),
+        "COMPRESS": compression.upper(),
+        "LEVEL": str(codec.effort),
+        "PREDICTOR": "YES" if codec.predictor else "NO",
+        "BLOCKSIZE": str(codec.size),
         "BIGTIFF": "IF_SAFER",
         "OVERVIEW_RESAMPLING": "AVERAGE" if legend is None else "MODE",
         "NUM_THREADS": "ALL_CPUS" if threads is None else str(threads),
         "STATISTICS": "NO",
         "OVERVIEWS": "IGNORE_EXISTING",
     }
-    with _removed(vrt, part, part.with_name(f"{part.name}.aux.xml")):
+    with removed(vrt, part, part.with_name(f"{part.name}.aux.xml")):
         vrt.write_text(
             _mosaic_xml(sources, vrt.parent, geobox, legend=legend, tags=all_tags, reserve=table),
             encoding="utf-8",
@@ -139,35 +121,6 @@ def write_cog(
             write_names(path, legend)
         os.replace(part, path)
     return path
-
-
-def write_names(path: str | Path, legend: Legend) -> Path:
-    """Write the sidecar ``<name>.aux.xml`` that gives a class map's names to GIS programs."""
-    sidecar = Path(path).with_name(f"{Path(path).name}.aux.xml")
-    part = sidecar.with_name(f".{sidecar.name}.{os.getpid()}.part")
-    with _removed(part):
-        part.write_text(_sidecar_xml(legend), encoding="utf-8")
-        os.replace(part, sidecar)
-    return sidecar
-
-
-def read_legend(path: str | Path) -> Legend | None:
-    """Return the legend stored in a class map, or None where it has none."""
-    import rasterio
-
-    with rasterio.open(path) as source:
-        text = source.tags().get(LEGEND_TAG)
-    return None if text is None else Legend.from_json(text)
-
-
-@contextlib.contextmanager
-def _removed(*paths: Path) -> Iterator[None]:
-    """Remove temporary files on the way out, whatever happens."""
-    try:
-        yield
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
 
 
 def _mosaic_xml(
@@ -206,7 +159,7 @@ def _mosaic_xml(
         lines += ["<ColorInterp>Palette</ColorInterp>", "<ColorTable>"]
         lines += [
             f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="{alpha}"/>'
-            for red, green, blue, alpha in _palette(legend)
+            for red, green, blue, alpha in palette(legend)
         ]
         lines.append("</ColorTable>")
     for source in sources:
@@ -224,56 +177,6 @@ def _mosaic_xml(
         ]
     lines += ["</VRTRasterBand>", "</VRTDataset>"]
     return "\n".join(lines)
-
-
-def _palette(legend: Legend) -> list[tuple[int, int, int, int]]:
-    """Return 256 colours: the classes', black for codes without one, clear for nodata."""
-    colors = legend.colormap()
-    palette = [colors.get(code, (0, 0, 0, 255)) for code in range(256)]
-    palette[CLASS_NODATA] = (0, 0, 0, 0)
-    return palette
-
-
-def _attribute_table(legend: Legend) -> str:
-    """Return GDAL's XML of a thematic table: value, class name, colour."""
-    columns = (
-        ("Value", "Integer", 0, "MinMax", 5),
-        ("Class", "String", 2, "Name", 2),
-        ("Red", "Integer", 0, "Red", 6),
-        ("Green", "Integer", 0, "Green", 7),
-        ("Blue", "Integer", 0, "Blue", 8),
-    )
-    parts = ['<GDALRasterAttributeTable tableType="thematic">']
-    parts += [
-        f'<FieldDefn index="{index}"><Name>{name}</Name>'
-        f'<Type typeAsString="{kind}">{kind_code}</Type>'
-        f'<Usage usageAsString="{usage}">{usage_code}</Usage></FieldDefn>'
-        for index, (name, kind, kind_code, usage, usage_code) in enumerate(columns)
-    ]
-    colors = legend.colormap()
-    for row, entry in enumerate(legend.classes):
-        cells = (entry.code, escape(entry.name), *colors[entry.code][:3])
-        parts.append(f'<Row index="{row}">{"".join(f"<F>{cell}</F>" for cell in cells)}</Row>')
-    parts.append("</GDALRasterAttributeTable>")
-    return "".join(parts)
-
-
-def _sidecar_xml(legend: Legend) -> str:
-    """Return the ``.aux.xml`` with category names and attribute table."""
-    names = "".join(f"<Category>{escape(name)}</Category>" for name in legend.names)
-    return (
-        '<PAMDataset>\n<PAMRasterBand band="1">\n'
-        f"<CategoryNames>{names}</CategoryNames>\n{_attribute_table(legend)}\n"
-        "</PAMRasterBand>\n</PAMDataset>\n"
-    )
-
-
-def _table_item(legend: Legend) -> str:
-    """Return the attribute table as GDAL >= 3.12 stores it in a TIFF's metadata."""
-    return (
-        '<Item name="DEFAULT_RASTER_ATTRIBUTE_TABLE" sample="0" role="rat">'
-        f"{_attribute_table(legend)}</Item>"
-    )
 
 
 def _fill_reserved(path: Path, item: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..legend import Legend
 from ..model.device import Device, Precision
 from ..storage import Location
 from .checks import fingerprint, legend_of, mismatches
+from .segments import SEGMENT_SIDE
 from .stitch import cut_lines
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from ..region import Region
 
 __all__ = ["PredictSpec", "PredictionPlan", "plan_prediction"]
+
+CogWriter = Literal["auto", "parallel", "gdal"]
+"""What makes the maps of the shards."""
 
 _SHARD = 4096
 _SMALLEST_AUTO_SHARD = 256
@@ -65,6 +69,9 @@ class PredictSpec:
         Bytes that one worker may use for pixels; None = 4 GiB.
     keep_shards
         Keep the shards' files once the map is whole.
+    cog_writer
+        "parallel" copies what the workers compressed, and needs shards that are a multiple of
+        4096 px; "gdal" decodes and compresses all pixels again; "auto" is parallel where it can.
     """
 
     window: int | None = None
@@ -76,6 +83,7 @@ class PredictSpec:
     batch_size: int | None = None
     memory: int | None = None
     keep_shards: bool = False
+    cog_writer: CogWriter = "auto"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -89,12 +97,22 @@ class PredictSpec:
                     f"Cannot predict with {name}={value}: it must be {smallest} or more. "
                     f"Correct --{name.replace('_', '-')}."
                 )
-        for name, choices in (("device", get_args(Device)), ("precision", get_args(Precision))):
+        for name, kind in (
+            ("device", Device), ("precision", Precision), ("cog_writer", CogWriter),
+        ):  # fmt: skip
+            choices = get_args(kind)
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"Cannot predict with {name}={getattr(self, name)!r}: it must be one of "
-                    f"{', '.join(choices)}. Correct --{name}."
+                    f"{', '.join(choices)}. Correct --{name.replace('_', '-')}."
                 )
+        if self.cog_writer == "parallel" and (self.shard_size or SEGMENT_SIDE) % SEGMENT_SIDE:
+            raise InputError(
+                f"Cannot write the maps with cog_writer='parallel' and shard_size="
+                f"{self.shard_size}: its shards are multiples of {SEGMENT_SIDE} px, so that they "
+                "make overviews without their neighbours. Leave --shard-size out, or take "
+                "--cog-writer gdal."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +220,11 @@ class PredictionPlan:
             [self.aoi], out_shape=coarse.shape_yx, transform=geobox.affine, all_touched=True
         )
         return int(np.count_nonzero(touched))
+
+    @property
+    def parallel_cog(self) -> bool:
+        """True where the maps are assembled from what the workers compressed."""
+        return self.spec.cog_writer != "gdal" and self.shard_size % SEGMENT_SIDE == 0
 
     @property
     def region_km2(self) -> float:
@@ -314,7 +337,8 @@ def plan_prediction(
         lattice=lattice,
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),
         date_count=len(season.time),
-        shard_size=spec.shard_size or _auto_shard_size(extent),
+        shard_size=spec.shard_size
+        or (_SHARD if spec.cog_writer == "parallel" else _auto_shard_size(extent)),
         spec=spec,
         fingerprint=fingerprint(season),
         warnings=tuple(mismatches(season, checkpoint, lattice)),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..cog import Source, check_cog, write_cog, write_names
+from ..cog import Source, assemble_cog, check_cog, write_cog, write_names
 from ..cube.store import Season, open_season, write_json, writing
 from ..errors import OutputError, StclnGeoWarning
 from ..execution import Execution, ProgressHook, run_tasks
@@ -29,6 +29,7 @@ from ..region import Region
 from ..storage import Location, location
 from .plan import PredictionPlan, PredictSpec, crs_name, plan_prediction
 from .product import write_item, write_legend, write_quicklook, write_style
+from .segments import segment_of
 from .shard import LAYERS, PLAN_FILE, ShardTask, predict_shard, shard_path
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def run_prediction(
     )
     labelled = time.monotonic()
     histograms = {name: _total(plan, manifests, name) for name in LAYERS}
-    _assemble(plan, out, histograms)
+    _assemble(plan, out, manifests, histograms)
     run = _describe(
         plan, manifests, histograms["classes"],
         label_seconds=labelled - started, assemble_seconds=time.monotonic() - labelled,
@@ -239,17 +240,29 @@ def _total(plan: PredictionPlan, manifests: list[dict[str, Any]], layer: str) ->
     return dict(sorted(total.items()))
 
 
-def _assemble(plan: PredictionPlan, out: Path, histograms: Mapping[str, Mapping[int, int]]) -> None:
+def _assemble(
+    plan: PredictionPlan,
+    out: Path,
+    manifests: list[dict[str, Any]],
+    histograms: Mapping[str, Mapping[int, int]],
+) -> None:
     """Write both COGs from the shards and check every pixel of them."""
     for layer in LAYERS:
         path = out / f"{layer}.tif"
         legend = plan.legend if layer == "classes" else None
-        sources = [
-            Source(path=shard_path(out, shard, layer), window=shard.relative_to(plan.extent))
-            for shard in plan.shards
-        ]
         tags = {"STCLN_GEO_RUN": plan.run_hash, "STCLN_GEO_CHECKPOINT_SHA256": plan.sha256}
-        write_cog(sources, path, geobox=plan.geobox, legend=legend, tags=tags)
+        files = [(shard_path(out, shard, layer), shard) for shard in plan.shards]
+        if plan.parallel_cog:
+            segments = [
+                segment_of(manifest[layer], file, shard, plan)
+                for manifest, (file, shard) in zip(manifests, files, strict=True)
+            ]
+            assemble_cog(segments, path, geobox=plan.geobox, legend=legend, tags=tags)
+        else:
+            sources = [
+                Source(path=file, window=shard.relative_to(plan.extent)) for file, shard in files
+            ]
+            write_cog(sources, path, geobox=plan.geobox, legend=legend, tags=tags)
         check_cog(
             path,
             kind="classes" if layer == "classes" else "confidence",
@@ -285,6 +298,7 @@ def _describe(
             "window": plan.lattice.window,
             "halo": plan.lattice.halo,
             "shard_size": plan.shard_size,
+            "cog_writer": "parallel" if plan.parallel_cog else "gdal",
         },
         "devices": sorted({one["device"] for one in manifests}),
         "precisions": sorted({one["precision"] for one in manifests}),

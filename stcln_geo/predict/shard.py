@@ -24,6 +24,7 @@ from ..execution import available_cores
 from ..grid import Lattice, Window, geobox_from_window
 from ..legend import CLASS_NODATA
 from .forward import Network, Sample, load_network
+from .segments import SEGMENT_SIDE, segment_whole, write_layer_segment
 from .stitch import Piece, group_pieces, pieces_of, region_mask
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
     threads = task.threads or available_cores()
     mask = region_mask(job.aoi, window, resolution=job.resolution)
     layers, tally = _label(job, network, window, mask, threads)
-    manifest = {
+    manifest: dict[str, Any] = {
         "run": task.run,
         "shard": list(task.shard),
         "region_pixels": int(np.count_nonzero(mask)),
@@ -104,7 +105,14 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
         **{name: _summary(values) for name, values in layers.items()},
     }
     for name, values in layers.items():
-        _write_raster(shard_path(task.out, window, name), values, window, job)
+        path = shard_path(task.out, window, name)
+        if job.identity["shard_size"] % SEGMENT_SIDE:
+            _write_raster(path, values, window, job)
+            continue
+        manifest[name] |= write_layer_segment(
+            path, values, window, layer=name, extent=Window(*job.identity["extent"]),
+            crs=job.crs, resolution=job.resolution, threads=threads,
+        )  # fmt: skip
     write_json(shard_path(task.out, window, "json"), manifest)
     return manifest
 
@@ -133,7 +141,12 @@ def read_manifest(
         ]:  # fmt: skip
             return None
         for name in LAYERS if rasters else ():
-            values = _read_raster(shard_path(out, window, name))
+            path = shard_path(out, window, name)
+            if "levels" in manifest[name]:
+                if not segment_whole(manifest[name], path, window, layer=name):
+                    return None
+                continue
+            values = _read_raster(path)
             if values is None or _checksum(values) != manifest[name]["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -116,7 +116,7 @@ def test_pixels_grid_palette_names_and_nodata(class_map: Path, codes: np.ndarray
         assert source.nodata == 255
         assert source.overviews(1) == [2, 4]
         assert source.block_shapes == [(512, 512)]
-        assert source.compression.name == "deflate"
+        assert source.compression.name == "zstd"
         palette = source.colormap(1)
         assert all(palette[code] == color for code, color in LEGEND.colormap().items())
         assert palette[255][3] == 0

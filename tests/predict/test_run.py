@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ import torch
 from PIL import Image
 
 from stcln_geo.cog import validate_cog
-from stcln_geo.errors import CheckpointError, OutputError
+from stcln_geo.cube.store import open_season
+from stcln_geo.errors import CheckpointError, InputError, OutputError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window
-from stcln_geo.model.checkpoint import load_model
-from stcln_geo.predict import Prediction, PredictSpec, predict_region
+from stcln_geo.model.checkpoint import load_model, read_metadata
+from stcln_geo.predict import Prediction, PredictSpec, plan_prediction, predict_region
 from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
 from stcln_geo.storage import list_files, location, write_file
@@ -406,3 +408,70 @@ def test_a_cube_in_a_bucket_gives_the_same_map(world: Any, s3: str, tmp_path: Pa
     here = predict_region(world.cube, world.checkpoint, tmp_path / "here", spec=PredictSpec(**CPU))
     np.testing.assert_array_equal(layers(there), layers(here))
     assert json.loads((tmp_path / "there" / "plan.json").read_text())["cube"] == str(cube)
+
+
+@pytest.fixture(scope="module")
+def assembled(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Prediction:
+    """The map of shards that workers compressed, with the shards kept."""
+    spec = PredictSpec(shard_size=4096, keep_shards=True, **CPU)
+    out = tmp_path_factory.mktemp("assembled") / "map"
+    return predict_region(world.cube, world.checkpoint, out, spec=spec)
+
+
+def test_maps_assembled_from_segments_are_the_same(
+    world: Any, assembled: Prediction, by_hand: np.ndarray
+) -> None:
+    assert np.array_equal(layers(assembled), by_hand)
+    assert json.loads((assembled.out / "run.json").read_text())["spec"]["cog_writer"] == "parallel"
+    assert validate_cog(assembled.classes, histogram=assembled.histogram) == ([], [])
+    assert validate_cog(assembled.confidence) == ([], [])
+    (manifest,) = (assembled.out / "shards").glob("*.json")
+    assert manifest.stat().st_size < 3000, "it travels through the scheduler"
+
+
+def test_gdal_takes_the_same_shards(world: Any, assembled: Prediction, tmp_path: Path) -> None:
+    out = tmp_path / "map"
+    shutil.copytree(assembled.out, out)
+    for name in ("classes.tif", "confidence.tif", "run.json"):
+        (out / name).unlink()
+    spec = PredictSpec(shard_size=4096, keep_shards=True, cog_writer="gdal", **CPU)
+    again = predict_region(world.cube, world.checkpoint, out, spec=spec)
+    assert again.resumed_shards == 1
+    assert np.array_equal(layers(again), layers(assembled))
+    assert again.classes.read_bytes() != assembled.classes.read_bytes(), "another writer made it"
+
+
+@pytest.mark.parametrize("layer", ["classes", "confidence"])
+def test_a_damaged_segment_is_labelled_again(
+    world: Any, assembled: Prediction, tmp_path: Path, layer: str
+) -> None:
+    """Also where the damage is in an overview, which the pixels do not tell."""
+    out = tmp_path / "map"
+    shutil.copytree(assembled.out, out)
+    (out / "classes.tif").unlink()
+    (segment,) = (out / "shards").glob(f"*.{layer}.tif")
+    whole = bytearray(segment.read_bytes())
+    (manifest,) = (out / "shards").glob("*.json")
+    coarsest = json.loads(manifest.read_text())[layer]["head_bytes"]
+    whole[coarsest + 9] ^= 4
+    segment.write_bytes(whole)
+    spec = PredictSpec(shard_size=4096, keep_shards=True, **CPU)
+    again = predict_region(world.cube, world.checkpoint, out, spec=spec)
+    assert again.resumed_shards == 0
+    for name in ("classes.tif", "confidence.tif"):
+        assert (out / name).read_bytes() == (assembled.out / name).read_bytes()
+
+
+def test_a_writer_that_does_not_fit_the_shards_is_refused() -> None:
+    with pytest.raises(InputError, match="shard_size=1000: its shards are multiples of 4096 px"):
+        PredictSpec(shard_size=1000, cog_writer="parallel")
+    with pytest.raises(InputError, match=r"auto, parallel, gdal\. Correct --cog-writer"):
+        PredictSpec(cog_writer="fast")  # type: ignore[arg-type]
+
+
+def test_the_parallel_writer_chooses_its_shards(world: Any) -> None:
+    season, info = open_season(world.cube), read_metadata(world.checkpoint)
+    assert not plan_prediction(season, info, PredictSpec()).parallel_cog
+    plan = plan_prediction(season, info, PredictSpec(cog_writer="parallel"))
+    assert plan.parallel_cog
+    assert plan.shard_size == 4096
