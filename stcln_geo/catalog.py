@@ -316,10 +316,21 @@ def _from_address(address: str) -> Catalog:
             "title": str(document.get("title", "")),
             "kind": "api",
             "endpoint": address,
+            "filters": _filters_of(document),
             "defaults": static.defaults.model_dump(),
         },
         address,
     )
+
+
+def _filters_of(landing: Mapping[str, Any]) -> str | None:
+    """Return the filter language that a STAC API says it speaks."""
+    classes = [str(entry) for entry in landing.get("conformsTo") or ()]
+    if any(re.search(r"item-search#filter$", one) for one in classes) and any(
+        one.endswith("/cql2-json") for one in classes
+    ):
+        return "cql2-json"
+    return "query" if any(one.endswith("item-search#query") for one in classes) else None
 
 
 def _static(location: str, document: Mapping[str, Any]) -> Catalog:

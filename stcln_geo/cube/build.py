@@ -324,7 +324,7 @@ def _prepare(plan: CubePlan, path: Path, *, overwrite: bool) -> None:
         if is_cube:
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_items(path / ITEMS_FILE, plan.items)
+        write_items(path / ITEMS_FILE, plan.items, plan.queries)
     store_plan(plan, path)
 
 

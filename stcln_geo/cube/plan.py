@@ -87,6 +87,7 @@ def plan_cube(
         seasons=_make_seasons(days, len(bands), window, crs, spec),
         dropped=(*snapshot.dropped, *unusable),
         items=tuple(item for item in snapshot.items if item["id"] in used),
+        queries=(snapshot.query,),
     )
 
 

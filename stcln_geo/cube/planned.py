@@ -153,6 +153,8 @@ class CubePlan:
     """The snapshot; empty in a plan that was read back."""
     request: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
     """What the user asked for, so that a killed build finds its plan again."""
+    queries: tuple[Mapping[str, Any], ...] = field(repr=False, compare=False, default=())
+    """The searches that the items came from; empty in a plan that was read back."""
 
     @property
     def geobox(self) -> GeoBox:

@@ -7,13 +7,14 @@ because filters are ignored by some servers and pages repeated by others.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlparse
@@ -36,6 +37,7 @@ __all__ = [
     "TimeRange",
     "parse_time_range",
     "read_items",
+    "read_queries",
     "search_items",
     "write_items",
 ]
@@ -45,6 +47,7 @@ DEFAULT_MARGIN = 2000.0
 
 _METRES_PER_DEGREE = 111_000.0
 _READERS = 8
+_QUERIES = b"stcln_geo:queries"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +67,10 @@ class TimeRange:
         """Return the range as a STAC API writes it, or None if it is open on both sides."""
         if self.start is None and self.end is None:
             return None
-        parts = [".." if time is None else f"{time}Z" for time in (self.start, self.end)]
-        return "/".join(parts)
+        start = ".." if self.start is None else f"{self.start}Z"
+        # The last second is included whole.
+        end = ".." if self.end is None else f"{self.end}.999999Z"
+        return f"{start}/{end}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,9 @@ class ItemSnapshot:
     """Items the catalog answered with."""
     dropped: tuple[Dropped, ...]
     time_range: TimeRange
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked: ``catalog``, ``url`` and ``body`` of the search that was sent (no body where
+    a static catalog was read instead), and ``selection``, which was checked here as well."""
 
     @property
     def profile(self) -> CollectionProfile:
@@ -161,15 +169,25 @@ def search_items(
     area = _surroundings(region, margin) if region is not None else None
     chosen = selection or Selection()
     if catalog.kind == "api" and area is not None:
-        found = search_api(
-            catalog,
-            collection=collection,
-            area=area,
-            datetime=times.to_stac(),
-            server_filter=chosen.server_filter(catalog, profile),
+        found: Iterable[dict[str, Any]] = (
+            search := search_api(
+                catalog,
+                collection=collection,
+                area=area,
+                datetime=times.to_stac(),
+                server_filter=chosen.server_filter(catalog, profile),
+            )
         )
+        url, body = search.url, dict(search.body)
     else:
         found = _walk_static(catalog)
+        url, body = str(catalog.endpoint), None
+    query = {
+        "catalog": catalog.name,
+        "url": redact(url),
+        "body": body,
+        "selection": chosen.to_json(),
+    }
 
     items, dropped, seen = _check_items(found, catalog, collection, (area, times, chosen))
     collection = _only_collection(catalog, items, collection)
@@ -187,11 +205,17 @@ def search_items(
         seen=seen,
         dropped=tuple(dropped),
         time_range=times,
+        query=query,
     )
 
 
-def write_items(path: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
-    """Write items as STAC GeoParquet."""
+def write_items(
+    path: str | Path,
+    items: Sequence[Mapping[str, Any]],
+    queries: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write items as STAC GeoParquet, with the searches that found them in the file's metadata."""
+    import pyarrow.parquet
     from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
     path = Path(path)
@@ -200,6 +224,11 @@ def write_items(path: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
         warnings.simplefilter("ignore")
         table = parse_stac_items_to_arrow([dict(item) for item in items])
         to_parquet(table, temporary)
+    if queries:
+        written = pyarrow.parquet.read_table(temporary)
+        told = {_QUERIES: json.dumps([dict(query) for query in queries]).encode()}
+        metadata = {**(written.schema.metadata or {}), **told}
+        pyarrow.parquet.write_table(written.replace_schema_metadata(metadata), temporary)
     temporary.replace(path)
 
 
@@ -216,6 +245,14 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return list(stac_table_to_items(pyarrow.parquet.read_table(path)))
+
+
+def read_queries(path: str | Path) -> list[dict[str, Any]]:
+    """Return the searches that an item snapshot came from; none if it does not say."""
+    import pyarrow.parquet
+
+    told = (pyarrow.parquet.read_schema(path).metadata or {}).get(_QUERIES)
+    return list(json.loads(told)) if told else []
 
 
 _Conditions = tuple["BaseGeometry | None", TimeRange, Selection]
