@@ -170,7 +170,10 @@ def check_asset(asset: Mapping[str, Any], access: Access, *, what: str) -> str:
 
 def redact(text: str) -> str:
     """Return a text with passwords, tokens and signatures in addresses replaced by dots."""
-    text = re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)
+    if "@" in text:
+        text = re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)
+    if "=" not in text:
+        return text
     return re.sub(
         r"([?&;])([\w.~-]+)=([^&;\s'\")]+)",
         lambda match: f"{match[1]}{match[2]}=..." if _SECRET.fullmatch(match[2]) else match[0],
@@ -191,6 +194,7 @@ def matches_host(host: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(host, pattern.lower()) for pattern in patterns)
 
 
+@functools.lru_cache(maxsize=1024)
 def is_private(host: str) -> bool:
     """Return True where a host's name or number says that it is not on the public internet."""
     try:
@@ -234,15 +238,18 @@ def _private(host: str, what: str) -> UnsafeAddressError:
 
 
 def _redacted(value: Any) -> Any:
+    # JSON values: thousands of items have a million of them, so no slower test than their type.
     if isinstance(value, str):
         return redact(value) if "://" in value else value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: _redacted(entry) for key, entry in value.items()}
     return [_redacted(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _secret_in(href: str) -> str | None:
     """Return the name of the first secret in an address."""
+    if "@" not in href and "?" not in href:
+        return None
     parts = urlsplit(href) if "://" in href else None
     if parts is None:
         return None

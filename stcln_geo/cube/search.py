@@ -7,12 +7,13 @@ because filters are ignored by some servers and pages repeated by others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,9 +192,8 @@ def search_items(
 
     items, dropped, seen = _check_items(found, catalog, collection, (area, times, chosen))
     collection = _only_collection(catalog, items, collection)
-    described = [(describe_item(item, profile), item) for item in items.values()]
-    by_id = {granule.item: item for granule, item in described}
-    granules, older = drop_duplicates(granule for granule, _ in described)
+    by_id = {granule.item: item for item, granule in items.values()}
+    granules, older = drop_duplicates(granule for _, granule in items.values())
     dropped.extend(older)
     if not granules:
         raise NothingFoundError(_nothing_found(catalog, collection, region, times, seen, dropped))
@@ -264,31 +264,32 @@ def _check_items(
     catalog: Catalog,
     collection: str | None,
     conditions: _Conditions,
-) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Dropped], int]:
+) -> tuple[dict[tuple[str, str], tuple[dict[str, Any], Granule]], list[Dropped], int]:
     """Return the items that count, by collection and id; the others with the reason; all seen."""
     profile = catalog.profile(collection)
-    items: dict[tuple[str, str], dict[str, Any]] = {}
+    items: dict[tuple[str, str], tuple[dict[str, Any], Granule]] = {}
     refused: set[tuple[str, str]] = set()
     dropped: list[Dropped] = []
     for item in found:
         key = (str(item.get("collection")), str(item.get("id")))
         if key in items or key in refused:
             continue
-        reason = _reason_to_drop(item, profile, collection, conditions)
-        if reason is None:
-            items[key] = without_secrets(item, catalog.access)
-        else:
+        checked = _granule_or_reason(item, profile, collection, conditions)
+        if isinstance(checked, str):
             refused.add(key)
-            dropped.append(Dropped(item=key[1], reason=reason))
+            dropped.append(Dropped(item=key[1], reason=checked))
+        else:
+            items[key] = without_secrets(item, catalog.access), checked
     return items, dropped, len(items) + len(refused)
 
 
-def _reason_to_drop(
+def _granule_or_reason(
     item: Mapping[str, Any],
     profile: CollectionProfile,
     collection: str | None,
     conditions: _Conditions,
-) -> str | None:
+) -> Granule | str:
+    """Return what an item is, or why it does not count."""
     area, times, selection = conditions
     if collection is not None and item.get("collection") not in {None, collection}:
         return f"is of collection {item.get('collection')}"
@@ -300,7 +301,7 @@ def _reason_to_drop(
     footprint = granule.geometry
     if area is not None and footprint is not None and not footprint.intersects(area):
         return "lies outside the region"
-    return selection.reason_to_drop(item, granule)
+    return selection.reason_to_drop(item, granule) or granule
 
 
 def _only_collection(
@@ -348,7 +349,11 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
 
     waiting: list[tuple[str, str | None]] = [(location, None)]
     visited: set[str] = set()
-    with ThreadPoolExecutor(_READERS if "://" in location else 1) as pool:
+    with contextlib.ExitStack() as stack:
+        # Threads help where the catalog is far away; on disk they would only take turns.
+        fetch: Callable[..., Iterator[dict[str, Any]]] = map
+        if "://" in location:
+            fetch = stack.enter_context(ThreadPoolExecutor(_READERS)).map
         while waiting:
             here, collection = waiting.pop(0)
             if here in visited:
@@ -363,7 +368,7 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
                     waiting.append((linked(here, link), collection))
                 elif link.get("rel") == "item":
                     children.append(linked(here, link))
-            for address, item in zip(children, pool.map(read_json, children), strict=True):
+            for address, item in zip(children, fetch(read_json, children), strict=True):
                 yield _absolute(item, address, collection)
 
 
