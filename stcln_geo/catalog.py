@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import CatalogError
+from .web import guard_redirects, host_of, redact
 
 __all__ = [
     "Access",
@@ -224,7 +225,7 @@ def shipped_catalogs() -> dict[str, Catalog]:
     return found
 
 
-def load_catalog(source: str | Path) -> Catalog:
+def load_catalog(source: str | Path, *, allow_hosts: Sequence[str] = ()) -> Catalog:
     """Return the catalog that a name, a file, a folder or an address stands for.
 
     Parameters
@@ -232,10 +233,22 @@ def load_catalog(source: str | Path) -> Catalog:
     source
         A shipped name (`shipped_catalogs`), a YAML file, a static ``catalog.json``, a folder
         that holds one, or the address of a static catalog or of a STAC API.
+    allow_hosts
+        Private hosts that the catalog may lead to, and its assets may be on.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such catalog, or its description is wrong.
+    UnsafeAddressError
+        If its address redirects to a private host that is not allowed.
     """
-    text = str(source)
+    return _load(str(source), allow_hosts).allowing(allow_hosts)
+
+
+def _load(text: str, allow_hosts: Sequence[str]) -> Catalog:
     if text.startswith(("http://", "https://")):
-        return _from_address(text)
+        return _from_address(text, allow_hosts)
     path = Path(text).expanduser()
     shipped = shipped_catalogs()
     if text in shipped and not path.is_dir():
@@ -253,16 +266,23 @@ def load_catalog(source: str | Path) -> Catalog:
     return _static(str(path.resolve()), read_json(str(path)))
 
 
-def read_json(location: str) -> dict[str, Any]:
+def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, Any]:
     """Return the JSON object at a path or an http address.
+
+    Parameters
+    ----------
+    allow_hosts
+        Private hosts that an address may redirect to.
 
     Raises
     ------
     CatalogError
         If it cannot be fetched or is not a JSON object.
+    UnsafeAddressError
+        If it redirects to another private host.
     """
     if location.startswith(("http://", "https://")):
-        text = _fetch(location)
+        text = _fetch(location, allow_hosts)
     elif "://" in location:
         raise CatalogError(
             f"Cannot read {location}: catalogs are read from files and from http(s) addresses. "
@@ -305,8 +325,8 @@ def _from_folder(folder: Path) -> Catalog:
     )
 
 
-def _from_address(address: str) -> Catalog:
-    document = read_json(address)
+def _from_address(address: str, allow_hosts: Sequence[str]) -> Catalog:
+    document = read_json(address, allow_hosts=(host_of(address), *allow_hosts))
     if "conformsTo" not in document:
         return _static(address, document)
     static = shipped_catalogs()["static"]
@@ -389,7 +409,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _fetch(address: str) -> str:
+def _fetch(address: str, allow_hosts: Sequence[str]) -> str:
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
@@ -397,6 +417,7 @@ def _fetch(address: str) -> str:
     statuses = (429, 500, 502, 503, 504)
     retry = Retry(total=4, connect=1, backoff_factor=0.5, status_forcelist=statuses)
     with requests.Session() as session:
+        guard_redirects(session, allow_hosts, what=redact(address))
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))
         try:

@@ -21,6 +21,7 @@ ROOT_PACKAGE = "stcln_geo"
 LAYERS = {
     "errors": 0,
     "grid": 0,
+    "web": 0,
     "catalog": 1,
     "region": 1,
     "legend": 1,

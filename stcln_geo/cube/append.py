@@ -294,7 +294,7 @@ def _plan_anew(
     collection = request.get("collection") or stored.collection
     try:
         snapshot = search_items(
-            load_catalog(where).allowing(tuple(request.get("allow_hosts", ()))),
+            load_catalog(where, allow_hosts=tuple(request.get("allow_hosts", ()))),
             collection,
             region,
             times,

@@ -8,6 +8,7 @@ because filters are ignored by some servers and pages repeated by others.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -341,6 +342,7 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
     """Yield the items below a catalog, collections in the order of their links."""
     location = str(catalog.endpoint)
     access = asset_access(catalog)
+    read = functools.partial(read_json, allow_hosts=access.allow_hosts)
 
     def linked(base: str, link: Mapping[str, Any]) -> str:
         address = _join(base, str(link["href"]))
@@ -359,7 +361,7 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
             if here in visited:
                 continue
             visited.add(here)
-            document = read_json(here)
+            document = read(here)
             if document.get("type") == "Collection":
                 collection = str(document.get("id"))
             children: list[str] = []
@@ -368,7 +370,7 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
                     waiting.append((linked(here, link), collection))
                 elif link.get("rel") == "item":
                     children.append(linked(here, link))
-            for address, item in zip(children, fetch(read_json, children), strict=True):
+            for address, item in zip(children, fetch(read, children), strict=True):
                 yield _absolute(item, address, collection)
 
 

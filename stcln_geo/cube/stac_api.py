@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from ..catalog import Catalog
-from ..errors import SearchError, StclnGeoWarning
+from ..errors import SearchError, StclnGeoWarning, UnsafeAddressError
+from ..web import guard_redirects
 from .addresses import asset_access, check_address, redact
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def search_api(
     ------
     SearchError
         If the server cannot be searched.
+    UnsafeAddressError
+        If it names, or redirects to, a private host that is not allowed.
     """
     from pystac_client import Client
     from pystac_client.stac_api_io import StacApiIO
@@ -90,10 +93,11 @@ def search_api(
         total=_RETRIES, backoff_factor=_BACKOFF_SECONDS, status_forcelist=_BUSY,
         allowed_methods=None, respect_retry_after_header=True,
     )  # fmt: skip
+    io = StacApiIO(max_retries=retry, timeout=_TIMEOUT_SECONDS)
+    access = asset_access(catalog)
+    guard_redirects(io.session, access.allow_hosts, what=f"a page of catalog '{catalog.name}'")
     with _search_errors(catalog):
-        client = Client.open(
-            str(catalog.endpoint), stac_io=StacApiIO(max_retries=retry, timeout=_TIMEOUT_SECONDS)
-        )
+        client = Client.open(str(catalog.endpoint), stac_io=io)
         search = client.search(
             collections=[collection] if collection is not None else None,
             intersects=mapping(area) if area is not None else None,
@@ -101,6 +105,7 @@ def search_api(
             limit=limit or catalog.page_limit,
             **(server_filter or {}),
         )
+    check_address(str(search.url), access, what=f"the search of catalog '{catalog.name}'")
     return ApiSearch(
         catalog=catalog,
         url=str(search.url),
@@ -117,6 +122,12 @@ def _search_errors(catalog: Catalog) -> Iterator[None]:
     try:
         yield
     except (APIError, RequestException, OSError, NotImplementedError) as error:
+        # pystac-client wraps what its session raises.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UnsafeAddressError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise SearchError(
             f"Cannot search '{catalog.name}' at {redact(str(catalog.endpoint))}: "
             f"{redact(str(error))[:300]}. Check the connection and the address, or try again later."

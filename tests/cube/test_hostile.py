@@ -208,6 +208,40 @@ def test_a_next_page_on_a_private_host_is_not_asked(start: Start, monkeypatch: p
         search_items(server.catalog(), "sentinel-2-l2a", REGION)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_page_that_redirects_to_a_private_host_is_not_followed(
+    number: int, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    server = start("cdse")
+    # This machine under another name, so that the request could be seen if it came.
+    server.redirect_page = number, f"http://localhost:{server.port}/elsewhere"
+    box = ",".join(map(str, REGION.geometry.bounds))
+    plan = ["cube", "plan", "--catalog", yaml_of(server, tmp_path / "c.yaml"), f"--bbox={box}",
+            "--bands", ",".join(BANDS)]  # fmt: skip
+    assert invoke(plan) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "it redirects to the private host 'localhost'" in told
+    assert "--allow-host localhost" in told
+    assert "Traceback" not in told
+    assert len(server.asked.searches) == number
+    # Where it is allowed, it is followed.
+    server.asked.searches.clear()
+    assert invoke([*plan, "--allow-host", "localhost"]) == 0
+    assert len(server.asked.searches) == 1 + len(server.items) // server.page
+
+
+def test_a_landing_page_cannot_send_the_search_to_a_private_host(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    server = start("cdse")
+    landing = server.landing()
+    landing["links"][2]["href"] = f"http://localhost:{server.port}/search"
+    monkeypatch.setattr(server, "landing", lambda: landing)
+    with pytest.raises(UnsafeAddressError, match="Cannot use the search of catalog 'cdse'"):
+        search_items(server.catalog(), "sentinel-2-l2a", REGION)
+    assert server.asked.searches == []
+
+
 def yaml_of(server: HostileStac, path: Path, **changes: Any) -> str:
     """The provider's description as a file, with only the planted bands."""
     content = server.catalog().model_dump(mode="json", exclude_defaults=True)
