@@ -46,6 +46,9 @@ _SECRET_OPTION = re.compile(
 )
 
 
+_POLARISATIONS = {"hh", "hv", "vh", "vv"}
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,20 +93,6 @@ class ItemProperties(_Model):
     sequence: tuple[str, ...] = ()
 
 
-class CollectionProfile(_Model):
-    """A collection: its bands, their radiometry, and where items say what."""
-
-    title: str = ""
-    bands: dict[str, BandAsset] = Field(default_factory=dict)
-    """Common band name -> asset; empty: found out from the items."""
-    scl: BandAsset | None = None
-    nodata: int = 0
-    scale: float = Field(default=1e-4, gt=0)
-    """Reflectance per source number, where an asset does not declare it."""
-    offset: OffsetRule = OffsetRule()
-    properties: ItemProperties = ItemProperties()
-
-
 class Access(_Model):
     """What reading pixels needs."""
 
@@ -141,6 +130,45 @@ class Access(_Model):
         return self
 
 
+class CollectionProfile(_Model):
+    """A collection: its bands, their radiometry, and where items say what."""
+
+    title: str = ""
+    measures: Literal["reflectance", "backscatter"] = "reflectance"
+    """Backscatter is a radar's: described and probed, but no cube holds it yet."""
+    level: Literal["surface", "top-of-atmosphere"] = "surface"
+    """Whether reflectance is that of the ground, or still holds the atmosphere's."""
+    bands: dict[str, BandAsset] = Field(default_factory=dict)
+    """Common band name (or polarisation) -> asset; empty: found out from the items."""
+    scl: BandAsset | None = None
+    nodata: int = 0
+    scale: float = Field(default=1e-4, gt=0)
+    """Reflectance per source number, where an asset does not declare it."""
+    offset: OffsetRule = OffsetRule()
+    properties: ItemProperties = ItemProperties()
+    access: Access | None = None
+    """In place of the catalog's, where this collection is read otherwise."""
+    replace_href: dict[str, str] = Field(default_factory=dict)
+    """Beginnings of addresses that some items have wrong -> the right ones."""
+
+    @model_validator(mode="after")
+    def _bands_fit_what_is_measured(self) -> CollectionProfile:
+        radar = set(self.bands) & _POLARISATIONS
+        if self.measures == "reflectance" and radar:
+            raise ValueError(
+                f"bands {', '.join(sorted(radar))} are a radar's; such a collection needs "
+                "'measures: backscatter'"
+            )
+        if self.measures == "backscatter" and set(self.bands) - _POLARISATIONS:
+            raise ValueError(
+                f"bands {', '.join(sorted(set(self.bands) - _POLARISATIONS))} are no polarisation; "
+                f"backscatter has {', '.join(sorted(_POLARISATIONS))}"
+            )
+        if self.measures == "backscatter" and self.scl is not None:
+            raise ValueError("scl is for optical scenes; leave it out of backscatter")
+        return self
+
+
 class Catalog(_Model):
     """A STAC provider."""
 
@@ -157,6 +185,8 @@ class Catalog(_Model):
     collections: dict[str, CollectionProfile] = Field(default_factory=dict)
     """By id; empty: `defaults` serve for every collection."""
     defaults: CollectionProfile = CollectionProfile()
+    preferred: str | None = None
+    """Collection to use where none is named."""
 
     @field_validator("endpoint")
     @classmethod
@@ -170,6 +200,15 @@ class Catalog(_Model):
     def _needs_endpoint(self) -> Catalog:
         if self.kind == "api" and not self.endpoint:
             raise ValueError("a catalog of kind 'api' needs an endpoint")
+        return self
+
+    @model_validator(mode="after")
+    def _prefers_its_own(self) -> Catalog:
+        if self.preferred is not None and self.preferred not in self.collections:
+            raise ValueError(
+                f"preferred is {self.preferred!r}, but the collections are "
+                f"{', '.join(self.collections) or 'not listed'}"
+            )
         return self
 
     def profile(self, collection: str | None) -> CollectionProfile:
@@ -193,9 +232,25 @@ class Catalog(_Model):
 
     def allowing(self, hosts: Sequence[str]) -> Catalog:
         """Return the catalog with more private hosts that its assets may be on."""
-        allowed = tuple(dict.fromkeys((*self.access.allow_hosts, *(h.lower() for h in hosts))))
-        access = self.access.model_copy(update={"allow_hosts": allowed})
-        return self.model_copy(update={"access": access})
+        if not hosts:
+            return self
+
+        def more(access: Access) -> Access:
+            allowed = dict.fromkeys((*access.allow_hosts, *(host.lower() for host in hosts)))
+            return access.model_copy(update={"allow_hosts": tuple(allowed)})
+
+        collections = {
+            name: profile.model_copy(update={"access": more(profile.access)})
+            if profile.access is not None
+            else profile
+            for name, profile in self.collections.items()
+        }
+        return self.model_copy(update={"access": more(self.access), "collections": collections})
+
+    def access_of(self, collection: str | None) -> Access:
+        """Return what reading a collection's pixels needs; of no one in particular for None."""
+        profile = self.collections.get(collection or "", self.defaults)
+        return profile.access or self.access
 
     def default_collection(self) -> str | None:
         """Return the collection to use where none is named, or None where the items decide.
@@ -205,6 +260,8 @@ class Catalog(_Model):
         CatalogError
             If there are several.
         """
+        if self.preferred is not None:
+            return self.preferred
         if len(self.collections) > 1:
             raise CatalogError(
                 f"Cannot choose a collection of catalog '{self.name}': it has "

@@ -76,7 +76,7 @@ def guard_redirects(session: Session, allowed: Sequence[str], *, what: str) -> N
             )
         return target
 
-    session.get_redirect_target = checked  # type: ignore[method-assign]
+    session.get_redirect_target = checked  # type: ignore[method-assign,assignment]
 
 
 def redact(text: str) -> str:

@@ -42,9 +42,9 @@ _MAX_REDIRECTS = 5
 _TIMEOUT_SECONDS = (10, 30)
 
 
-def asset_access(catalog: Catalog) -> Access:
-    """Return what a catalog's assets may reach: its own host, or files if it is one itself."""
-    access, endpoint = catalog.access, catalog.endpoint or ""
+def asset_access(catalog: Catalog, collection: str | None = None) -> Access:
+    """Return what a collection's assets may reach: the catalog's host, or files if it is one."""
+    access, endpoint = catalog.access_of(collection), catalog.endpoint or ""
     if "://" in endpoint:
         own = host_of(endpoint)
         hosts = tuple(dict.fromkeys((*access.allow_hosts, own)))

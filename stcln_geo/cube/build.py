@@ -354,6 +354,7 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing
             "region": plan.region,
             "fingerprint": fingerprint,
             "clouds_masked": plan.with_scl,
+            "level": plan.level,
             "composite": plan.spec.composite,
             "period": plan.spec.period,
         },

@@ -126,6 +126,11 @@ def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:
         f"to whole windows of {plan.spec.lattice.window} px)",
         f"Bands       {', '.join(plan.bands)}"
         + (f" (lacking: {', '.join(plan.lacking)})" if plan.lacking else ""),
+        *(
+            ["Level       top of atmosphere: not corrected for the atmosphere"]
+            if plan.level != "surface"
+            else []
+        ),
         f"Sky         {_sky(plan)}",
         f"Offsets     {_offsets(plan.scenes)}",
     ]
@@ -150,7 +155,7 @@ def _native(band: str) -> int:
 def _sky(plan: CubePlan) -> str:
     clouds = plan.spec.clouds
     if not plan.with_scl:
-        return "no scene classes: clouds are NOT masked"
+        return "no scene classes: clouds are NOT masked, valid says only that there is data"
     return (
         f"clear = scene classes {', '.join(map(str, clouds.clear))}, {clouds.cloud_margin} px from "
         f"clouds, {clouds.shadow_margin} px from shadows"

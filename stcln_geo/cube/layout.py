@@ -68,6 +68,12 @@ def plan_layout(dates: int, bands: int, shape_yx: tuple[int, int]) -> Layout:
     return Layout(chunk=chunk, shard=shard)
 
 
+_STANDARD_NAMES = {
+    "surface": "surface_bidirectional_reflectance",
+    "top-of-atmosphere": "toa_bidirectional_reflectance",
+}
+
+
 def create_arrays(
     group: Any,
     layout: Layout,
@@ -76,6 +82,7 @@ def create_arrays(
     *,
     with_scl: bool,
     with_observations: bool = False,
+    level: str = "surface",
 ) -> None:
     """Create the empty arrays of a season.
 
@@ -83,6 +90,8 @@ def create_arrays(
     ----------
     shape
         Dates, bands, rows, columns.
+    level
+        ``surface`` or ``top-of-atmosphere`` reflectance.
     """
     dates, _, height, width = shape
     chunk, shard = layout.chunk, layout.shard
@@ -92,7 +101,7 @@ def create_arrays(
         (dates, len(bands), shard, shard), dtype="int16", fill=FILL,
         dims=("time", "band", "y", "x"),
         attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
-               "standard_name": "surface_bidirectional_reflectance", "units": "1"},
+               "standard_name": _STANDARD_NAMES[level], "units": "1"},
     )  # fmt: skip
     optional = {"scl": with_scl, "observations": with_observations}
     pixel_arrays = {name: "uint8" for name, wanted in optional.items() if wanted}

@@ -77,12 +77,13 @@ def plan_cube(
         spec=spec,
         catalog=snapshot.catalog.name,
         collection=snapshot.collection,
-        access=asset_access(snapshot.catalog),
+        access=asset_access(snapshot.catalog, snapshot.collection),
         region=region.source,
         aoi=aoi,
         crs=crs,
         window=window,
         bands=bands,
+        level=snapshot.profile.level,
         lacking=lacking,
         seasons=_make_seasons(days, len(bands), window, crs, spec),
         dropped=(*snapshot.dropped, *unusable),
@@ -226,7 +227,7 @@ def _make_scene(
     spec: CubeSpec,
 ) -> Scene:
     keys = band_assets(item, snapshot.profile)
-    access = asset_access(snapshot.catalog)
+    access = asset_access(snapshot.catalog, snapshot.collection)
 
     def asset(name: str, radiometry: Radiometry) -> Asset:
         what = f"asset {keys[name]} of item {granule.item}"

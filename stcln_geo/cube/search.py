@@ -163,6 +163,13 @@ def search_items(
     if collection is None:
         collection = catalog.default_collection()
     profile = catalog.profile(collection)
+    if profile.measures == "backscatter":
+        raise InputError(
+            f"Cannot make a cube of the collection '{collection}': it holds radar backscatter, and "
+            "cubes hold optical reflectance so far. Choose an optical collection with --collection "
+            "(stcln-geo catalogs list names them), and read the radar scenes with another tool, "
+            "such as odc-stac."
+        )
     if catalog.kind == "api" and region is None:
         raise SearchError(
             f"Cannot search '{catalog.name}' without a region: it covers the whole Earth. "
@@ -280,8 +287,19 @@ def _check_items(
             refused.add(key)
             dropped.append(Dropped(item=key[1], reason=checked))
         else:
-            items[key] = without_secrets(item, catalog.access), checked
+            plain = without_secrets(item, catalog.access_of(collection))
+            items[key] = _with_right_addresses(plain, profile), checked
     return items, dropped, len(items) + len(refused)
+
+
+def _with_right_addresses(item: dict[str, Any], profile: CollectionProfile) -> dict[str, Any]:
+    """Return the item with the beginnings of addresses replaced that are known to be wrong."""
+    for asset in (item.get("assets") or {}).values() if profile.replace_href else ():
+        for wrong, right in profile.replace_href.items():
+            if str(asset.get("href", "")).startswith(wrong):
+                asset["href"] = right + str(asset["href"]).removeprefix(wrong)
+                break
+    return item
 
 
 def _granule_or_reason(
