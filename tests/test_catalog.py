@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_folder_file_and_catalog_json_are_the_same_catalog(flanders: Path):
     assert by_folder == load_catalog(flanders / "catalog.json")
     assert by_folder.kind == "static"
     assert by_folder.name == "flanders-2019-catalog"
+
+
+def test_the_description_in_the_how_to_is_whole(tmp_path: Path):
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "own-catalog.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    file = tmp_path / "mine.yaml"
+    file.write_text(block)
+    profile = load_catalog(file).profile("sentinel-2-l2a")
+    assert set(profile.bands) == {"red", "nir", "swir16"}
+    assert profile.offset.baseline is not None
 
 
 def test_user_yaml_is_read(tmp_path: Path):
