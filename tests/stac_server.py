@@ -85,6 +85,8 @@ class StacServer:
         """Address of the STAC API."""
         self.files = ""
         """Address of the folder of assets."""
+        self.folder: Path | None = None
+        """Where the database lies; it stays behind a process that was killed."""
         self.processes: list[int] = []
         """Ids of what was started."""
 
@@ -117,7 +119,7 @@ class StacServer:
 
     def _start(self) -> None:
         self.files = self._ends.enter_context(_file_server(self._assets))
-        folder = Path(tempfile.mkdtemp(prefix="stcln-geo-stac-"))
+        folder = self.folder = Path(tempfile.mkdtemp(prefix="stcln-geo-stac-"))
         self._ends.callback(shutil.rmtree, folder, ignore_errors=True)
         self._password = secrets.token_hex(16)
         cluster = _Cluster(folder, self._password)
@@ -425,7 +427,12 @@ def main() -> int:
         for folder in folders:
             below = folder.relative_to(shared).as_posix()
             server.load(*read_archive(folder, f"{server.files}/{below}".removesuffix("/.")))
-        ready = {"api": server.api, "files": server.files, "processes": server.processes}
+        ready = {
+            "api": server.api,
+            "files": server.files,
+            "folder": str(server.folder),
+            "processes": server.processes,
+        }
         print(json.dumps(ready), flush=True)
         signal.pause()
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,3 +317,4 @@ def test_nothing_outlives_a_killed_run(site: Site):
     while any(Path(f"/proc/{process}").exists() for process in told["processes"]):
         assert time.monotonic() < until, "the database or the API goes on"
         time.sleep(0.1)
+    shutil.rmtree(told["folder"])
