@@ -139,7 +139,7 @@ def _found(search: SearchRequest, spec: CubeSpec) -> ItemSnapshot:
     from ..cube.search import DEFAULT_MARGIN, search_items
 
     return search_items(
-        load_catalog(search.catalog).allowing(search.allow_hosts),
+        load_catalog(search.catalog, allow_hosts=search.allow_hosts),
         search.collection,
         search.region,
         search.time,

@@ -83,7 +83,7 @@ def probe(
     if bbox is not None:
         area = Region.from_bbox(bbox)
     findings = probe_catalog(
-        load_catalog(name).allowing(allow_host or ()), collection, area, parse_time_range(time)
+        load_catalog(name, allow_hosts=allow_host or ()), collection, area, parse_time_range(time)
     )
     headings = ("", "collection", "what", "described", "found")
     rows = [

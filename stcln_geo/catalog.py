@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import CatalogError
+from .web import guard_redirects, host_of, redact
 
 __all__ = [
     "Access",
@@ -43,6 +44,9 @@ _SECRET_OPTION = re.compile(
     r"SECRET|TOKEN|PASSWORD|USERPWD|CREDENTIALS|HEADERS|ACCESS_KEY|SAS|CONNECTION_STRING",
     re.IGNORECASE,
 )
+
+
+_POLARISATIONS = {"hh", "hv", "vh", "vv"}
 
 
 class _Model(BaseModel):
@@ -89,20 +93,6 @@ class ItemProperties(_Model):
     sequence: tuple[str, ...] = ()
 
 
-class CollectionProfile(_Model):
-    """A collection: its bands, their radiometry, and where items say what."""
-
-    title: str = ""
-    bands: dict[str, BandAsset] = Field(default_factory=dict)
-    """Common band name -> asset; empty: found out from the items."""
-    scl: BandAsset | None = None
-    nodata: int = 0
-    scale: float = Field(default=1e-4, gt=0)
-    """Reflectance per source number, where an asset does not declare it."""
-    offset: OffsetRule = OffsetRule()
-    properties: ItemProperties = ItemProperties()
-
-
 class Access(_Model):
     """What reading pixels needs."""
 
@@ -140,6 +130,45 @@ class Access(_Model):
         return self
 
 
+class CollectionProfile(_Model):
+    """A collection: its bands, their radiometry, and where items say what."""
+
+    title: str = ""
+    measures: Literal["reflectance", "backscatter"] = "reflectance"
+    """Backscatter is a radar's: described and probed, but no cube holds it yet."""
+    level: Literal["surface", "top-of-atmosphere"] = "surface"
+    """Whether reflectance is that of the ground, or still holds the atmosphere's."""
+    bands: dict[str, BandAsset] = Field(default_factory=dict)
+    """Common band name (or polarisation) -> asset; empty: found out from the items."""
+    scl: BandAsset | None = None
+    nodata: int = 0
+    scale: float = Field(default=1e-4, gt=0)
+    """Reflectance per source number, where an asset does not declare it."""
+    offset: OffsetRule = OffsetRule()
+    properties: ItemProperties = ItemProperties()
+    access: Access | None = None
+    """In place of the catalog's, where this collection is read otherwise."""
+    replace_href: dict[str, str] = Field(default_factory=dict)
+    """Beginnings of addresses that some items have wrong -> the right ones."""
+
+    @model_validator(mode="after")
+    def _bands_fit_what_is_measured(self) -> CollectionProfile:
+        radar = set(self.bands) & _POLARISATIONS
+        if self.measures == "reflectance" and radar:
+            raise ValueError(
+                f"bands {', '.join(sorted(radar))} are a radar's; such a collection needs "
+                "'measures: backscatter'"
+            )
+        if self.measures == "backscatter" and set(self.bands) - _POLARISATIONS:
+            raise ValueError(
+                f"bands {', '.join(sorted(set(self.bands) - _POLARISATIONS))} are no polarisation; "
+                f"backscatter has {', '.join(sorted(_POLARISATIONS))}"
+            )
+        if self.measures == "backscatter" and self.scl is not None:
+            raise ValueError("scl is for optical scenes; leave it out of backscatter")
+        return self
+
+
 class Catalog(_Model):
     """A STAC provider."""
 
@@ -156,6 +185,8 @@ class Catalog(_Model):
     collections: dict[str, CollectionProfile] = Field(default_factory=dict)
     """By id; empty: `defaults` serve for every collection."""
     defaults: CollectionProfile = CollectionProfile()
+    preferred: str | None = None
+    """Collection to use where none is named."""
 
     @field_validator("endpoint")
     @classmethod
@@ -169,6 +200,15 @@ class Catalog(_Model):
     def _needs_endpoint(self) -> Catalog:
         if self.kind == "api" and not self.endpoint:
             raise ValueError("a catalog of kind 'api' needs an endpoint")
+        return self
+
+    @model_validator(mode="after")
+    def _prefers_its_own(self) -> Catalog:
+        if self.preferred is not None and self.preferred not in self.collections:
+            raise ValueError(
+                f"preferred is {self.preferred!r}, but the collections are "
+                f"{', '.join(self.collections) or 'not listed'}"
+            )
         return self
 
     def profile(self, collection: str | None) -> CollectionProfile:
@@ -192,9 +232,25 @@ class Catalog(_Model):
 
     def allowing(self, hosts: Sequence[str]) -> Catalog:
         """Return the catalog with more private hosts that its assets may be on."""
-        allowed = tuple(dict.fromkeys((*self.access.allow_hosts, *(h.lower() for h in hosts))))
-        access = self.access.model_copy(update={"allow_hosts": allowed})
-        return self.model_copy(update={"access": access})
+        if not hosts:
+            return self
+
+        def more(access: Access) -> Access:
+            allowed = dict.fromkeys((*access.allow_hosts, *(host.lower() for host in hosts)))
+            return access.model_copy(update={"allow_hosts": tuple(allowed)})
+
+        collections = {
+            name: profile.model_copy(update={"access": more(profile.access)})
+            if profile.access is not None
+            else profile
+            for name, profile in self.collections.items()
+        }
+        return self.model_copy(update={"access": more(self.access), "collections": collections})
+
+    def access_of(self, collection: str | None) -> Access:
+        """Return what reading a collection's pixels needs; of no one in particular for None."""
+        profile = self.collections.get(collection or "", self.defaults)
+        return profile.access or self.access
 
     def default_collection(self) -> str | None:
         """Return the collection to use where none is named, or None where the items decide.
@@ -204,6 +260,8 @@ class Catalog(_Model):
         CatalogError
             If there are several.
         """
+        if self.preferred is not None:
+            return self.preferred
         if len(self.collections) > 1:
             raise CatalogError(
                 f"Cannot choose a collection of catalog '{self.name}': it has "
@@ -224,7 +282,7 @@ def shipped_catalogs() -> dict[str, Catalog]:
     return found
 
 
-def load_catalog(source: str | Path) -> Catalog:
+def load_catalog(source: str | Path, *, allow_hosts: Sequence[str] = ()) -> Catalog:
     """Return the catalog that a name, a file, a folder or an address stands for.
 
     Parameters
@@ -232,10 +290,22 @@ def load_catalog(source: str | Path) -> Catalog:
     source
         A shipped name (`shipped_catalogs`), a YAML file, a static ``catalog.json``, a folder
         that holds one, or the address of a static catalog or of a STAC API.
+    allow_hosts
+        Private hosts that the catalog may lead to, and its assets may be on.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such catalog, or its description is wrong.
+    UnsafeAddressError
+        If its address redirects to a private host that is not allowed.
     """
-    text = str(source)
+    return _load(str(source), allow_hosts).allowing(allow_hosts)
+
+
+def _load(text: str, allow_hosts: Sequence[str]) -> Catalog:
     if text.startswith(("http://", "https://")):
-        return _from_address(text)
+        return _from_address(text, allow_hosts)
     path = Path(text).expanduser()
     shipped = shipped_catalogs()
     if text in shipped and not path.is_dir():
@@ -253,16 +323,23 @@ def load_catalog(source: str | Path) -> Catalog:
     return _static(str(path.resolve()), read_json(str(path)))
 
 
-def read_json(location: str) -> dict[str, Any]:
+def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, Any]:
     """Return the JSON object at a path or an http address.
+
+    Parameters
+    ----------
+    allow_hosts
+        Private hosts that an address may redirect to.
 
     Raises
     ------
     CatalogError
         If it cannot be fetched or is not a JSON object.
+    UnsafeAddressError
+        If it redirects to another private host.
     """
     if location.startswith(("http://", "https://")):
-        text = _fetch(location)
+        text = _fetch(location, allow_hosts)
     elif "://" in location:
         raise CatalogError(
             f"Cannot read {location}: catalogs are read from files and from http(s) addresses. "
@@ -305,8 +382,8 @@ def _from_folder(folder: Path) -> Catalog:
     )
 
 
-def _from_address(address: str) -> Catalog:
-    document = read_json(address)
+def _from_address(address: str, allow_hosts: Sequence[str]) -> Catalog:
+    document = read_json(address, allow_hosts=(host_of(address), *allow_hosts))
     if "conformsTo" not in document:
         return _static(address, document)
     static = shipped_catalogs()["static"]
@@ -316,10 +393,21 @@ def _from_address(address: str) -> Catalog:
             "title": str(document.get("title", "")),
             "kind": "api",
             "endpoint": address,
+            "filters": _filters_of(document),
             "defaults": static.defaults.model_dump(),
         },
         address,
     )
+
+
+def _filters_of(landing: Mapping[str, Any]) -> str | None:
+    """Return the filter language that a STAC API says it speaks."""
+    classes = [str(entry) for entry in landing.get("conformsTo") or ()]
+    if any(re.search(r"item-search#filter$", one) for one in classes) and any(
+        one.endswith("/cql2-json") for one in classes
+    ):
+        return "cql2-json"
+    return "query" if any(one.endswith("item-search#query") for one in classes) else None
 
 
 def _static(location: str, document: Mapping[str, Any]) -> Catalog:
@@ -378,7 +466,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _fetch(address: str) -> str:
+def _fetch(address: str, allow_hosts: Sequence[str]) -> str:
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
@@ -386,6 +474,7 @@ def _fetch(address: str) -> str:
     statuses = (429, 500, 502, 503, 504)
     retry = Retry(total=4, connect=1, backoff_factor=0.5, status_forcelist=statuses)
     with requests.Session() as session:
+        guard_redirects(session, allow_hosts, what=redact(address))
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))
         try:

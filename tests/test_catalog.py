@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from stcln_geo.cube.granules import band_assets
 from stcln_geo.errors import CatalogError, InputError
 
 RECORDED = {
-    "earth-search": ("earth-search-v1", ["sentinel-2-l2a", "sentinel-2-c1-l2a"]),
-    "planetary-computer": ("planetary-computer", ["sentinel-2-l2a"]),
+    "earth-search": ("earth-search-v1", ["sentinel-2-l2a", "sentinel-2-c1-l2a", "sentinel-2-l1c"]),
+    "planetary-computer": ("planetary-computer", ["sentinel-2-l2a", "sentinel-1-rtc"]),
     "cdse": ("cdse", ["sentinel-2-l2a"]),
 }
 
@@ -26,9 +27,12 @@ def test_shipped_names_are_the_providers():
 @pytest.mark.parametrize("name", sorted(RECORDED))
 def test_band_names_are_common_names_and_assets_differ(name: str):
     for profile in load_catalog(name).collections.values():
-        assert set(profile.bands) <= set(BANDS)
         keys = [band.asset for band in profile.bands.values()]
-        assert len(set(keys)) == len(keys) >= 12
+        assert len(set(keys)) == len(keys)
+        if profile.measures == "reflectance":
+            assert set(profile.bands) <= set(BANDS)
+            assert len(keys) == (13 if profile.level == "top-of-atmosphere" else 12)
+            assert (profile.scl is None) == (profile.level == "top-of-atmosphere")
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
@@ -41,11 +45,20 @@ def test_recorded_items_have_every_described_asset(name: str, shared: Path):
         assert files
         for file in files:
             item = json.loads(file.read_text())
+            if set(item["assets"]) == {"thumbnail"}:
+                continue  # L1C of 2017: its pixels are listed nowhere
             found = band_assets(item, profile)
-            assert set(found) == {*profile.bands, "scl"}, file.name
+            scl = {"scl"} if profile.scl is not None else set()
+            assert set(found) == {*profile.bands, *scl}, file.name
             for band, key in found.items():
                 described = profile.scl if band == "scl" else profile.bands[band]
-                assert item["assets"][key].get("gsd", described.resolution) == described.resolution
+                asset = item["assets"][key]
+                bands = asset.get("raster:bands", [{}])[0]
+                size = asset.get("gsd") or bands.get("spatial_resolution", described.resolution)
+                assert size == described.resolution
+                assert bands.get("nodata", profile.nodata) == (
+                    0 if band == "scl" else profile.nodata
+                )
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,16 @@ def test_folder_file_and_catalog_json_are_the_same_catalog(flanders: Path):
     assert by_folder.name == "flanders-2019-catalog"
 
 
+def test_the_description_in_the_how_to_is_whole(tmp_path: Path):
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "own-catalog.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    file = tmp_path / "mine.yaml"
+    file.write_text(block)
+    profile = load_catalog(file).profile("sentinel-2-l2a")
+    assert set(profile.bands) == {"red", "nir", "swir16"}
+    assert profile.offset.baseline is not None
+
+
 def test_user_yaml_is_read(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -83,6 +106,20 @@ def test_user_yaml_is_read(tmp_path: Path):
     catalog = load_catalog(file)
     assert catalog.profile("s2").bands["red"].asset == "R"
     assert catalog.default_collection() == "s2"
+
+
+_MINE = "name: x\nkind: api\nendpoint: https://e.org\ncollections:\n"
+
+
+def test_a_collection_may_be_read_otherwise_than_its_catalog():
+    catalog = load_catalog("earth-search", allow_hosts=("NAS",))
+    plain, paid = catalog.access_of("sentinel-2-l2a"), catalog.access_of("sentinel-2-l1c")
+    assert (plain.kind, plain.gdal["AWS_REGION"]) == ("open", "us-west-2")
+    assert "AWS_NO_SIGN_REQUEST" in plain.gdal
+    assert paid.gdal["AWS_REQUEST_PAYER"] == "requester"
+    assert paid.gdal["AWS_REGION"] == "eu-central-1"
+    assert "AWS_NO_SIGN_REQUEST" not in paid.gdal
+    assert plain.allow_hosts == paid.allow_hosts == ("nas",)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +134,37 @@ def test_user_yaml_is_read(tmp_path: Path):
             "name: x\nkind: api\nendpoint: https://catalogue.dataspace.copernicus.eu/stac\n",
             "--catalog cdse",
         ),
+        (
+            f"{_MINE}  s1:\n    bands:\n      vv: {{asset: vv, resolution: 10}}\n",
+            r"collections\.s1: .* vv are a radar's; such a collection needs 'measures: back",
+        ),
+        (
+            f"{_MINE}  s1:\n    measures: backscatter\n"
+            "    bands:\n      red: {asset: r, resolution: 10}\n",
+            r"bands red are no polarisation; backscatter has hh, hv, vh, vv",
+        ),
+        (f"{_MINE}  s2: {{level: L1C}}\n", r"collections\.s2\.level: .*'top-of-atmosphere'"),
+        (
+            f"{_MINE}  s2: {{access: {{gdal: {{AWS_SECRET_ACCESS_KEY: x}}}}}}\n",
+            r"collections\.s2\.access\.gdal: .*AWS_SECRET_ACCESS_KEY is a secret",
+        ),
+        (f"{_MINE}  s2: {{access: {{kind: sas}}}}\n", r"collections\.s2\.access: .* token_url"),
+        (f"{_MINE}  s2: {{}}\npreferred: s3\n", "preferred is 's3', but the collections are s2"),
     ],
-    ids=["no endpoint", "typo", "kind", "list", "broken", "refused"],
+    ids=[
+        "no endpoint",
+        "typo",
+        "kind",
+        "list",
+        "broken",
+        "refused",
+        "radar band",
+        "optical band",
+        "level",
+        "secret",
+        "sas",
+        "preferred",
+    ],
 )
 def test_bad_yaml_is_named(tmp_path: Path, text: str, message: str):
     file = tmp_path / "bad.yaml"

@@ -22,6 +22,7 @@ LAYERS = {
     "bucket": 0,
     "errors": 0,
     "grid": 0,
+    "web": 0,
     "catalog": 1,
     "region": 1,
     "storage": 1,

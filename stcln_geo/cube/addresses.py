@@ -7,17 +7,23 @@ signature that has no place in a plan or a log. This module says no.
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 import re
-import socket
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
 
 from ..catalog import Access, Catalog
 from ..errors import UnsafeAddressError
+from ..web import (
+    SECRET_PARAMETER,
+    WEB,
+    host_of,
+    is_private,
+    matches_host,
+    private_host,
+    redact,
+    resolves_private,
+)
 
 __all__ = [
     "asset_access",
@@ -32,21 +38,13 @@ __all__ = [
 ]
 
 _REMOTE = re.compile(r"(https?|s3|gs|az|abfs|abfss)://[^/?#\s]+")
-_WEB = ("http://", "https://")
-_PRIVATE_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|intranet|lan|home\.arpa)\.?")
-_SECRET = re.compile(
-    r"sig|signature|se|sp|sv|st|skoid|sktid|ske|sks|token|access_?token|sas|key|api_?key"
-    r"|subscription-key|password|awsaccesskeyid|googleaccessid|x-(amz|goog)-.*|expires|policy"
-    r"|key-pair-id",
-    re.IGNORECASE,
-)
 _MAX_REDIRECTS = 5
 _TIMEOUT_SECONDS = (10, 30)
 
 
-def asset_access(catalog: Catalog) -> Access:
-    """Return what a catalog's assets may reach: its own host, or files if it is one itself."""
-    access, endpoint = catalog.access, catalog.endpoint or ""
+def asset_access(catalog: Catalog, collection: str | None = None) -> Access:
+    """Return what a collection's assets may reach: the catalog's host, or files if it is one."""
+    access, endpoint = catalog.access_of(collection), catalog.endpoint or ""
     if "://" in endpoint:
         own = host_of(endpoint)
         hosts = tuple(dict.fromkeys((*access.allow_hosts, own)))
@@ -78,8 +76,8 @@ def check_address(href: str, access: Access, *, what: str) -> None:
             "Download the catalog and give its folder, or ask its owner to correct the item."
         )
     host = host_of(href)
-    if href.startswith(_WEB) and is_private(host) and not matches_host(host, access.allow_hosts):
-        raise _private(host, what)
+    if href.startswith(WEB) and is_private(host) and not matches_host(host, access.allow_hosts):
+        raise private_host(host, what)
 
 
 def follow_redirects(href: str, access: Access) -> str:
@@ -98,14 +96,14 @@ def follow_redirects(href: str, access: Access) -> str:
     """
     import requests
 
-    if not href.startswith(_WEB):
+    if not href.startswith(WEB):
         return href
     for _ in range(_MAX_REDIRECTS):
         host = host_of(href)
         what = f"an asset on {host}"
         check_address(href, access, what=what)
-        if _resolves_private(host) and not matches_host(host, access.allow_hosts):
-            raise _private(host, what)
+        if resolves_private(host) and not matches_host(host, access.allow_hosts):
+            raise private_host(host, what)
         if matches_host(host, access.direct_hosts):
             return href
         with requests.get(
@@ -118,7 +116,7 @@ def follow_redirects(href: str, access: Access) -> str:
             if not answer.is_redirect:
                 return href
             target = urljoin(href, answer.headers["Location"])
-        if not target.startswith(_WEB):
+        if not target.startswith(WEB):
             raise UnsafeAddressError(
                 f"Cannot read {what}: it redirects to {redact(target)!r}, and only http(s) "
                 "addresses are followed. Ask the owner of the catalog to correct it."
@@ -168,85 +166,23 @@ def check_asset(asset: Mapping[str, Any], access: Access, *, what: str) -> str:
     return href
 
 
-def redact(text: str) -> str:
-    """Return a text with passwords, tokens and signatures in addresses replaced by dots."""
-    text = re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)
-    return re.sub(
-        r"([?&;])([\w.~-]+)=([^&;\s'\")]+)",
-        lambda match: f"{match[1]}{match[2]}=..." if _SECRET.fullmatch(match[2]) else match[0],
-        text,
-    )
-
-
-def host_of(href: str) -> str:
-    """Return the host of an address, in lower case and without port, or an empty text."""
-    try:
-        return (urlsplit(href).hostname or "").rstrip(".").lower()
-    except ValueError:
-        return ""
-
-
-def matches_host(host: str, patterns: tuple[str, ...]) -> bool:
-    """Return True where a host is one of the patterns (``*`` stands for anything)."""
-    return any(fnmatchcase(host, pattern.lower()) for pattern in patterns)
-
-
-def is_private(host: str) -> bool:
-    """Return True where a host's name or number says that it is not on the public internet."""
-    try:
-        return _is_private_number(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
-    # Old spellings of IPv4 (0x7f.1, 2130706433, 127.1) that resolvers still take.
-    if re.fullmatch(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+)){0,3}", host):
-        try:
-            return _is_private_number(ipaddress.ip_address(socket.inet_aton(host)))
-        except OSError:
-            return True
-    return "." not in host or _PRIVATE_NAMES.fullmatch(host) is not None
-
-
-def _is_private_number(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        # A dual-stack system reaches ::ffff:127.0.0.1 as 127.0.0.1.
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is not None:
-            return _is_private_number(inner)
-    return not address.is_global or address.is_multicast
-
-
-@functools.lru_cache(maxsize=256)
-def _resolves_private(host: str) -> bool:
-    """Return True where a name leads to a private number; False where it cannot be resolved."""
-    try:
-        found = socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):
-        return False
-    return any(is_private(str(entry[4][0]).split("%")[0]) for entry in found)
-
-
-def _private(host: str, what: str) -> UnsafeAddressError:
-    return UnsafeAddressError(
-        f"Cannot use {what}: it is on the private host {host!r}. An asset may reach this machine "
-        "or its own network only where the catalog itself is on that host. If you trust the "
-        f"catalog, allow it with --allow-host {host}."
-    )
-
-
 def _redacted(value: Any) -> Any:
+    # JSON values: thousands of items have a million of them, so no slower test than their type.
     if isinstance(value, str):
         return redact(value) if "://" in value else value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: _redacted(entry) for key, entry in value.items()}
     return [_redacted(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _secret_in(href: str) -> str | None:
     """Return the name of the first secret in an address."""
+    if "@" not in href and "?" not in href:
+        return None
     parts = urlsplit(href) if "://" in href else None
     if parts is None:
         return None
     if parts.password or parts.username:
         return "password"
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    return next((name for name in names if _SECRET.fullmatch(name)), None)
+    return next((name for name in names if SECRET_PARAMETER.fullmatch(name)), None)

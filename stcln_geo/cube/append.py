@@ -33,6 +33,7 @@ from .search import (
     TimeRange,
     parse_time_range,
     read_items,
+    read_queries,
     search_items,
     write_items,
 )
@@ -167,7 +168,7 @@ def append_cube(
         if todo.changes:
             plan = _with_policy(todo.plan, policy)
             with writing(path):
-                write_items(path / ITEMS_FILE, plan.items)
+                write_items(path / ITEMS_FILE, plan.items, plan.queries)
             store_plan(plan, path)
             report = build(plan)
             before += report.windows_read
@@ -214,7 +215,9 @@ def plan_append(path: str | Location, until: str, *, catalog: str | None = None)
     items = {item["id"]: item for item in [*read_items(path / ITEMS_FILE), *found.items]}
     used = {scene.item for scene in merged.scenes}
     merged = dataclasses.replace(
-        merged, items=tuple(item for name, item in items.items() if name in used)
+        merged,
+        items=tuple(item for name, item in items.items() if name in used),
+        queries=(*read_queries(path / ITEMS_FILE), *found.queries),
     )
     changes = [_change(merged, season, stored) for season in merged.seasons if season.name >= cut]
     return AppendPlan(
@@ -290,7 +293,7 @@ def _plan_anew(
     collection = request.get("collection") or stored.collection
     try:
         snapshot = search_items(
-            load_catalog(where).allowing(tuple(request.get("allow_hosts", ()))),
+            load_catalog(where, allow_hosts=tuple(request.get("allow_hosts", ()))),
             collection,
             region,
             times,

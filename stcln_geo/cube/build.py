@@ -326,7 +326,7 @@ def _prepare(plan: CubePlan, path: Location, *, overwrite: bool) -> None:
                 recover_publications(path)
             remove_tree(path)
         make_folder(path)
-        write_items(path / ITEMS_FILE, plan.items)
+        write_items(path / ITEMS_FILE, plan.items, plan.queries)
     store_plan(plan, path)
 
 
@@ -356,6 +356,7 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Location, *, repla
             "region": plan.region,
             "fingerprint": fingerprint,
             "clouds_masked": plan.with_scl,
+            "level": plan.level,
             "composite": plan.spec.composite,
             "period": plan.spec.period,
         },

@@ -84,16 +84,16 @@ def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
 
 def count_reads(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:
     """Return the number of asset windows that a season's blocks read."""
-    total = 0
-    for block in blocks:
-        area = block.shift(plan.window.row, plan.window.col)
-        for date in season.dates:
-            total += sum(
-                len(scene.bands) + (scene.scl is not None)
-                for scene in date.scenes
-                if scene.meets(area)
-            )
-    return total
+    areas = [block.shift(plan.window.row, plan.window.col) for block in blocks]
+    # The scenes of a tile all lie at one place.
+    reads: Counter[tuple[int, int, int, int] | None] = Counter()
+    example: dict[tuple[int, int, int, int] | None, Scene] = {}
+    for scene in (scene for date in season.dates for scene in date.scenes):
+        reads[scene.place] += len(scene.bands) + (scene.scl is not None)
+        example[scene.place] = scene
+    return sum(
+        count * sum(example[place].meets(area) for area in areas) for place, count in reads.items()
+    )
 
 
 def read_bytes(plan: CubePlan, season: SeasonPlan) -> int:
@@ -130,6 +130,11 @@ def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:
         f"to whole windows of {plan.spec.lattice.window} px)",
         f"Bands       {', '.join(plan.bands)}"
         + (f" (lacking: {', '.join(plan.lacking)})" if plan.lacking else ""),
+        *(
+            ["Level       top of atmosphere: not corrected for the atmosphere"]
+            if plan.level != "surface"
+            else []
+        ),
         f"Sky         {_sky(plan)}",
         f"Offsets     {_offsets(plan.scenes)}",
     ]
@@ -154,7 +159,7 @@ def _native(band: str) -> int:
 def _sky(plan: CubePlan) -> str:
     clouds = plan.spec.clouds
     if not plan.with_scl:
-        return "no scene classes: clouds are NOT masked"
+        return "no scene classes: clouds are NOT masked, valid says only that there is data"
     return (
         f"clear = scene classes {', '.join(map(str, clouds.clear))}, {clouds.cloud_margin} px from "
         f"clouds, {clouds.shadow_margin} px from shadows"

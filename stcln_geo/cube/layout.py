@@ -111,6 +111,12 @@ def plan_layout(dates: int, bands: int, shape_yx: tuple[int, int]) -> Layout:
     return Layout(chunk=chunk, shard=shard)
 
 
+_STANDARD_NAMES = {
+    "surface": "surface_bidirectional_reflectance",
+    "top-of-atmosphere": "toa_bidirectional_reflectance",
+}
+
+
 def create_arrays(
     group: Any,
     layout: Layout,
@@ -119,6 +125,7 @@ def create_arrays(
     *,
     with_scl: bool,
     with_observations: bool = False,
+    level: str = "surface",
 ) -> None:
     """Create the empty arrays of a season.
 
@@ -128,6 +135,8 @@ def create_arrays(
         Dates, bands, rows, columns.
     with_observations
         True for composites: they keep how many observations were clear, and of which day.
+    level
+        ``surface`` or ``top-of-atmosphere`` reflectance.
     """
     dates, _, height, width = shape
     chunk, shard = layout.chunk, layout.shard
@@ -138,7 +147,7 @@ def create_arrays(
         layout.shards(shape[:2], cube_dims), dtype="int16", fill=FILL,
         dims=(*cube_dims, "y", "x"), codec=layout.codec,
         attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
-               "standard_name": "surface_bidirectional_reflectance", "units": "1"},
+               "standard_name": _STANDARD_NAMES[level], "units": "1"},
     )  # fmt: skip
     optional = {"scl": with_scl, "observations": with_observations}
     pixel_arrays = {name: "uint8" for name, wanted in optional.items() if wanted}

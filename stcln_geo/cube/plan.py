@@ -77,16 +77,18 @@ def plan_cube(
         spec=spec,
         catalog=snapshot.catalog.name,
         collection=snapshot.collection,
-        access=asset_access(snapshot.catalog),
+        access=asset_access(snapshot.catalog, snapshot.collection),
         region=region.source,
         aoi=aoi,
         crs=crs,
         window=window,
         bands=bands,
+        level=snapshot.profile.level,
         lacking=lacking,
         seasons=_make_seasons(days, len(bands), window, crs, spec),
         dropped=(*snapshot.dropped, *unusable),
         items=tuple(item for item in snapshot.items if item["id"] in used),
+        queries=(snapshot.query,),
     )
 
 
@@ -225,7 +227,7 @@ def _make_scene(
     spec: CubeSpec,
 ) -> Scene:
     keys = band_assets(item, snapshot.profile)
-    access = asset_access(snapshot.catalog)
+    access = asset_access(snapshot.catalog, snapshot.collection)
 
     def asset(name: str, radiometry: Radiometry) -> Asset:
         what = f"asset {keys[name]} of item {granule.item}"

@@ -153,6 +153,10 @@ class CubePlan:
     """The snapshot; empty in a plan that was read back."""
     request: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
     """What the user asked for, so that a killed build finds its plan again."""
+    level: str = "surface"
+    """``surface`` or ``top-of-atmosphere`` reflectance."""
+    queries: tuple[Mapping[str, Any], ...] = field(repr=False, compare=False, default=())
+    """The searches that the items came from; empty in a plan that was read back."""
 
     @property
     def geobox(self) -> GeoBox:
@@ -178,7 +182,7 @@ class CubePlan:
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the cube's content."""
         content = self.to_json()
-        for key in ("dropped", "lacking", "region", "catalog", "collection", "access"):
+        for key in ("dropped", "lacking", "region", "catalog", "collection", "access", "level"):
             del content[key]
         for key in ("on_error", "max_failed_fraction"):
             del content["spec"][key]
@@ -212,6 +216,7 @@ class CubePlan:
             "window": asdict(self.window),
             "bands": self.bands,
             "lacking": self.lacking,
+            "level": self.level,
             "seasons": [
                 {
                     "name": season.name,
@@ -246,6 +251,7 @@ class CubePlan:
             window=Window(**content["window"]),
             bands=tuple(content["bands"]),
             lacking=tuple(content["lacking"]),
+            level=content.get("level", "surface"),
             seasons=tuple(_season_from_json(season) for season in content["seasons"]),
             dropped=tuple(Dropped(**entry) for entry in content["dropped"]),
         )

@@ -106,8 +106,9 @@ def _one_item(
     for item in itertools.islice(found, _ITEMS):
         first = first or item
         if set(band_assets(item, catalog.profile(collection))) - {SCL}:
-            return without_secrets(item, catalog.access)
-    return without_secrets(first, catalog.access) if first is not None else None
+            first = item
+            break
+    return without_secrets(first, catalog.access_of(collection)) if first is not None else None
 
 
 def _properties(
@@ -155,7 +156,7 @@ def _asset(
         found_parts.append(f"{name} {theirs:g}" if theirs is not None else f"{name} not declared")
         # What is not declared is what the description says.
         agrees = agrees and (theirs is None or abs(float(theirs) - float(ours)) < 1e-9)
-    if band != SCL:
+    if band != SCL and profile.measures == "reflectance":
         rule, ok = _offset(item, profile, described.asset, told)
         expected.append(rule)
         found_parts.append(
@@ -192,14 +193,16 @@ def _read(
     what = f"asset {keys[band]} of item {granule.item}"
     expected = f"{_WINDOW} x {_WINDOW} px of {keys[band]}"
     try:
-        access = asset_access(catalog)
+        access = asset_access(catalog, collection)
         href = check_asset(item["assets"][keys[band]], access, what=what)
-        pixels = AssetReader(access).read(href, _middle(granule, item["assets"][keys[band]]))
+        grid = _middle(granule, item["assets"][keys[band]])
+        pixels = AssetReader(access).read(href, grid, nodata=profile.nodata)
     except (StclnGeoError, AssetReadError) as error:
         text = re.sub(r"\s+", " ", str(error))
         return _finding(collection, "read", expected, text, agrees=False)
+    kinds = "f" if profile.measures == "backscatter" else "ui"
     found = f"{pixels.shape[0]} x {pixels.shape[1]} px, {pixels.dtype}, {pixels.max()} at most"
-    return _finding(collection, "read", expected, found, agrees=pixels.dtype.kind in "ui")
+    return _finding(collection, "read", expected, found, agrees=pixels.dtype.kind in kinds)
 
 
 def _middle(granule: Granule, asset: Mapping[str, Any]) -> Any:

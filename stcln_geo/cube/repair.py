@@ -209,7 +209,7 @@ def _with_other_catalog(
         plan.spec, crs=plan.crs, bands=plan.bands, on_error="skip", max_failed_fraction=None
     )
     hosts = request.get("allow_hosts", ())
-    source = load_catalog(catalog).allowing(tuple(hosts) if isinstance(hosts, list) else ())
+    source = load_catalog(catalog, allow_hosts=tuple(hosts) if isinstance(hosts, list) else ())
     snapshot = search_items(
         source,
         collection,

@@ -7,15 +7,18 @@ because filters are ignored by some servers and pages repeated by others.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import json
 import os
 import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlparse
@@ -39,6 +42,7 @@ __all__ = [
     "TimeRange",
     "parse_time_range",
     "read_items",
+    "read_queries",
     "search_items",
     "write_items",
 ]
@@ -48,6 +52,7 @@ DEFAULT_MARGIN = 2000.0
 
 _METRES_PER_DEGREE = 111_000.0
 _READERS = 8
+_QUERIES = b"stcln_geo:queries"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +72,10 @@ class TimeRange:
         """Return the range as a STAC API writes it, or None if it is open on both sides."""
         if self.start is None and self.end is None:
             return None
-        parts = [".." if time is None else f"{time}Z" for time in (self.start, self.end)]
-        return "/".join(parts)
+        start = ".." if self.start is None else f"{self.start}Z"
+        # The last second is included whole.
+        end = ".." if self.end is None else f"{self.end}.999999Z"
+        return f"{start}/{end}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,9 @@ class ItemSnapshot:
     """Items the catalog answered with."""
     dropped: tuple[Dropped, ...]
     time_range: TimeRange
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked: ``catalog``, ``url`` and ``body`` of the search that was sent (no body where
+    a static catalog was read instead), and ``selection``, which was checked here as well."""
 
     @property
     def profile(self) -> CollectionProfile:
@@ -156,6 +166,13 @@ def search_items(
     if collection is None:
         collection = catalog.default_collection()
     profile = catalog.profile(collection)
+    if profile.measures == "backscatter":
+        raise InputError(
+            f"Cannot make a cube of the collection '{collection}': it holds radar backscatter, and "
+            "cubes hold optical reflectance so far. Choose an optical collection with --collection "
+            "(stcln-geo catalogs list names them), and read the radar scenes with another tool, "
+            "such as odc-stac."
+        )
     if catalog.kind == "api" and region is None:
         raise SearchError(
             f"Cannot search '{catalog.name}' without a region: it covers the whole Earth. "
@@ -164,21 +181,30 @@ def search_items(
     area = _surroundings(region, margin) if region is not None else None
     chosen = selection or Selection()
     if catalog.kind == "api" and area is not None:
-        found = search_api(
-            catalog,
-            collection=collection,
-            area=area,
-            datetime=times.to_stac(),
-            server_filter=chosen.server_filter(catalog, profile),
+        found: Iterable[dict[str, Any]] = (
+            search := search_api(
+                catalog,
+                collection=collection,
+                area=area,
+                datetime=times.to_stac(),
+                server_filter=chosen.server_filter(catalog, profile),
+            )
         )
+        url, body = search.url, dict(search.body)
     else:
         found = _walk_static(catalog)
+        url, body = str(catalog.endpoint), None
+    query = {
+        "catalog": catalog.name,
+        "url": redact(url),
+        "body": body,
+        "selection": chosen.to_json(),
+    }
 
     items, dropped, seen = _check_items(found, catalog, collection, (area, times, chosen))
     collection = _only_collection(catalog, items, collection)
-    described = [(describe_item(item, profile), item) for item in items.values()]
-    by_id = {granule.item: item for granule, item in described}
-    granules, older = drop_duplicates(granule for granule, _ in described)
+    by_id = {granule.item: item for item, granule in items.values()}
+    granules, older = drop_duplicates(granule for _, granule in items.values())
     dropped.extend(older)
     if not granules:
         raise NothingFoundError(_nothing_found(catalog, collection, region, times, seen, dropped))
@@ -190,11 +216,17 @@ def search_items(
         seen=seen,
         dropped=tuple(dropped),
         time_range=times,
+        query=query,
     )
 
 
-def write_items(path: str | Location, items: Sequence[Mapping[str, Any]]) -> None:
-    """Write items as STAC GeoParquet."""
+def write_items(
+    path: str | Location,
+    items: Sequence[Mapping[str, Any]],
+    queries: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write items as STAC GeoParquet, with the searches that found them in the file's metadata."""
+    import pyarrow.parquet
     from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -202,6 +234,11 @@ def write_items(path: str | Location, items: Sequence[Mapping[str, Any]]) -> Non
         table = parse_stac_items_to_arrow([dict(item) for item in items])
         file = Path(folder) / "items.parquet"  # the library writes to local paths only
         to_parquet(table, file)
+        if queries:
+            written = pyarrow.parquet.read_table(file)
+            told = {_QUERIES: json.dumps([dict(query) for query in queries]).encode()}
+            metadata = {**(written.schema.metadata or {}), **told}
+            pyarrow.parquet.write_table(written.replace_schema_metadata(metadata), file)
         write_file(location(path), file.read_bytes())
 
 
@@ -221,6 +258,15 @@ def read_items(path: str | Location) -> list[dict[str, Any]]:
         return list(stac_table_to_items(pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()))))
 
 
+def read_queries(path: str | Location) -> list[dict[str, Any]]:
+    """Return the searches that an item snapshot came from; none if it does not say."""
+    import pyarrow.parquet
+
+    content = io.BytesIO(location(path).read_bytes())
+    told = (pyarrow.parquet.read_schema(content).metadata or {}).get(_QUERIES)
+    return list(json.loads(told)) if told else []
+
+
 _Conditions = tuple["BaseGeometry | None", TimeRange, Selection]
 """Where, when, and which scenes."""
 
@@ -230,31 +276,43 @@ def _check_items(
     catalog: Catalog,
     collection: str | None,
     conditions: _Conditions,
-) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Dropped], int]:
+) -> tuple[dict[tuple[str, str], tuple[dict[str, Any], Granule]], list[Dropped], int]:
     """Return the items that count, by collection and id; the others with the reason; all seen."""
     profile = catalog.profile(collection)
-    items: dict[tuple[str, str], dict[str, Any]] = {}
+    items: dict[tuple[str, str], tuple[dict[str, Any], Granule]] = {}
     refused: set[tuple[str, str]] = set()
     dropped: list[Dropped] = []
     for item in found:
         key = (str(item.get("collection")), str(item.get("id")))
         if key in items or key in refused:
             continue
-        reason = _reason_to_drop(item, profile, collection, conditions)
-        if reason is None:
-            items[key] = without_secrets(item, catalog.access)
-        else:
+        checked = _granule_or_reason(item, profile, collection, conditions)
+        if isinstance(checked, str):
             refused.add(key)
-            dropped.append(Dropped(item=key[1], reason=reason))
+            dropped.append(Dropped(item=key[1], reason=checked))
+        else:
+            plain = without_secrets(item, catalog.access_of(collection))
+            items[key] = _with_right_addresses(plain, profile), checked
     return items, dropped, len(items) + len(refused)
 
 
-def _reason_to_drop(
+def _with_right_addresses(item: dict[str, Any], profile: CollectionProfile) -> dict[str, Any]:
+    """Return the item with the beginnings of addresses replaced that are known to be wrong."""
+    for asset in (item.get("assets") or {}).values() if profile.replace_href else ():
+        for wrong, right in profile.replace_href.items():
+            if str(asset.get("href", "")).startswith(wrong):
+                asset["href"] = right + str(asset["href"]).removeprefix(wrong)
+                break
+    return item
+
+
+def _granule_or_reason(
     item: Mapping[str, Any],
     profile: CollectionProfile,
     collection: str | None,
     conditions: _Conditions,
-) -> str | None:
+) -> Granule | str:
+    """Return what an item is, or why it does not count."""
     area, times, selection = conditions
     if collection is not None and item.get("collection") not in {None, collection}:
         return f"is of collection {item.get('collection')}"
@@ -266,7 +324,7 @@ def _reason_to_drop(
     footprint = granule.geometry
     if area is not None and footprint is not None and not footprint.intersects(area):
         return "lies outside the region"
-    return selection.reason_to_drop(item, granule)
+    return selection.reason_to_drop(item, granule) or granule
 
 
 def _only_collection(
@@ -306,6 +364,7 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
     """Yield the items below a catalog, collections in the order of their links."""
     location = str(catalog.endpoint)
     access = asset_access(catalog)
+    read = functools.partial(read_json, allow_hosts=access.allow_hosts)
 
     def linked(base: str, link: Mapping[str, Any]) -> str:
         address = _join(base, str(link["href"]))
@@ -314,13 +373,17 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
 
     waiting: list[tuple[str, str | None]] = [(location, None)]
     visited: set[str] = set()
-    with ThreadPoolExecutor(_READERS if "://" in location else 1) as pool:
+    with contextlib.ExitStack() as stack:
+        # Threads help where the catalog is far away; on disk they would only take turns.
+        fetch: Callable[..., Iterator[dict[str, Any]]] = map
+        if "://" in location:
+            fetch = stack.enter_context(ThreadPoolExecutor(_READERS)).map
         while waiting:
             here, collection = waiting.pop(0)
             if here in visited:
                 continue
             visited.add(here)
-            document = read_json(here)
+            document = read(here)
             if document.get("type") == "Collection":
                 collection = str(document.get("id"))
             children: list[str] = []
@@ -329,7 +392,7 @@ def _walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
                     waiting.append((linked(here, link), collection))
                 elif link.get("rel") == "item":
                     children.append(linked(here, link))
-            for address, item in zip(children, pool.map(read_json, children), strict=True):
+            for address, item in zip(children, fetch(read, children), strict=True):
                 yield _absolute(item, address, collection)
 
 

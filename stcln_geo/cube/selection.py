@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..catalog import Catalog, CollectionProfile
+from ..catalog import Catalog, CollectionProfile, ItemProperties
 from ..errors import InputError
 from .granules import Granule
 
@@ -99,11 +99,14 @@ class Selection:
     def server_filter(self, catalog: Catalog, profile: CollectionProfile) -> dict[str, Any]:
         """Return what to add to a search so that the server selects, as far as it honours that.
 
+        Tiles and orbits are asked for only where the collection is described: elsewhere it is not
+        known which property tells them, and a wrong name would find nothing.
+
         Returns
         -------
         Arguments of a pystac-client search: ``query``, or ``filter`` with ``filter_lang``.
         """
-        names = profile.properties
+        names = profile.properties if catalog.collections else ItemProperties()
         conditions: list[tuple[str, str, Any]] = []
         if self.max_cloud is not None:
             conditions.append((CLOUD_COVER, "lte", self.max_cloud))

@@ -8,7 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 from ..catalog import Access
-from .addresses import host_of, is_private, matches_host
+from ..web import guard_redirects, host_of, is_private, matches_host
 
 __all__ = ["Tokens"]
 
@@ -35,7 +35,7 @@ class Tokens:
         with self._lock:
             token, best_before = self._kept.get(url, ("", 0.0))
             if time.time() >= best_before:
-                token, best_before = _fetch(url)
+                token, best_before = _fetch(url, self._access)
                 self._kept[url] = (token, best_before)
         return f"{href}?{token}"
 
@@ -60,13 +60,15 @@ class Tokens:
         return self._access.token_url.format(account=host.split(".")[0], container=container)
 
 
-def _fetch(url: str) -> tuple[str, float]:
+def _fetch(url: str, access: Access) -> tuple[str, float]:
     """Return a token and the time (seconds since 1970) until which it serves for new reads."""
     import requests
 
-    answer = requests.get(url, timeout=_TIMEOUT_SECONDS)
-    answer.raise_for_status()
-    content = answer.json()
+    with requests.Session() as session:
+        guard_redirects(session, (host_of(url), *access.allow_hosts), what="a token")
+        answer = session.get(url, timeout=_TIMEOUT_SECONDS)
+        answer.raise_for_status()
+        content = answer.json()
     expiry = datetime.datetime.fromisoformat(content["msft:expiry"].replace("Z", "+00:00"))
     left = expiry.timestamp() - time.time()
     return str(content["token"]), expiry.timestamp() - min(_MARGIN_SECONDS, left / 2)

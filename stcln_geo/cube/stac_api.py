@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from ..catalog import Catalog
-from ..errors import SearchError, StclnGeoWarning
+from ..errors import SearchError, StclnGeoWarning, UnsafeAddressError
+from ..web import guard_redirects
 from .addresses import asset_access, check_address, redact
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["search_api"]
+__all__ = ["ApiSearch", "search_api"]
 
 _RETRIES = 6
 _BACKOFF_SECONDS = 0.5
@@ -23,6 +26,33 @@ _TIMEOUT_SECONDS = (10, 120)
 _BUSY = (429, 500, 502, 503, 504)
 _MOST_STALE_PAGES = 3
 """So many pages in a row may bring nothing new before the search is given up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSearch:
+    """A search that is prepared; iterating asks page after page.
+
+    A refusal that passes (429, 5xx, a broken or silent connection) is asked again after a pause, or
+    after the time the server names in ``Retry-After``. A page that was there before is passed
+    over; where pages only repeat, the search ends with a warning.
+
+    Raises
+    ------
+    SearchError
+        While iterating, if the server cannot be searched.
+    """
+
+    catalog: Catalog
+    url: str
+    """Where the search is sent."""
+    body: Mapping[str, Any]
+    """What is sent to it for the first page."""
+    pages: Iterator[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the items of all pages; each may come more than once."""
+        with _search_errors(self.catalog):
+            yield from _new_pages(self.catalog, self.pages)
 
 
 def search_api(
@@ -33,12 +63,8 @@ def search_api(
     datetime: str | None,
     server_filter: Mapping[str, Any] | None = None,
     limit: int | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the items of all pages; each may come more than once.
-
-    A refusal that passes (429, 5xx, a broken or silent connection) is asked again after a pause, or
-    after the time the server names in ``Retry-After``. A page that was there before is passed
-    over; where pages only repeat, the search ends with a warning.
+) -> ApiSearch:
+    """Find out where a STAC API is searched, and prepare a search.
 
     Parameters
     ----------
@@ -55,11 +81,11 @@ def search_api(
     ------
     SearchError
         If the server cannot be searched.
+    UnsafeAddressError
+        If it names, or redirects to, a private host that is not allowed.
     """
     from pystac_client import Client
-    from pystac_client.exceptions import APIError
     from pystac_client.stac_api_io import StacApiIO
-    from requests.exceptions import RequestException
     from shapely.geometry import mapping
     from urllib3.util.retry import Retry
 
@@ -67,10 +93,11 @@ def search_api(
         total=_RETRIES, backoff_factor=_BACKOFF_SECONDS, status_forcelist=_BUSY,
         allowed_methods=None, respect_retry_after_header=True,
     )  # fmt: skip
-    try:
-        client = Client.open(
-            str(catalog.endpoint), stac_io=StacApiIO(max_retries=retry, timeout=_TIMEOUT_SECONDS)
-        )
+    io = StacApiIO(max_retries=retry, timeout=_TIMEOUT_SECONDS)
+    access = asset_access(catalog)
+    guard_redirects(io.session, access.allow_hosts, what=f"a page of catalog '{catalog.name}'")
+    with _search_errors(catalog):
+        client = Client.open(str(catalog.endpoint), stac_io=io)
         search = client.search(
             collections=[collection] if collection is not None else None,
             intersects=mapping(area) if area is not None else None,
@@ -78,8 +105,29 @@ def search_api(
             limit=limit or catalog.page_limit,
             **(server_filter or {}),
         )
-        yield from _new_pages(catalog, search.pages_as_dicts())
+    check_address(str(search.url), access, what=f"the search of catalog '{catalog.name}'")
+    return ApiSearch(
+        catalog=catalog,
+        url=str(search.url),
+        body=search.get_parameters(),
+        pages=search.pages_as_dicts(),
+    )
+
+
+@contextlib.contextmanager
+def _search_errors(catalog: Catalog) -> Iterator[None]:
+    from pystac_client.exceptions import APIError
+    from requests.exceptions import RequestException
+
+    try:
+        yield
     except (APIError, RequestException, OSError, NotImplementedError) as error:
+        # pystac-client wraps what its session raises.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UnsafeAddressError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise SearchError(
             f"Cannot search '{catalog.name}' at {redact(str(catalog.endpoint))}: "
             f"{redact(str(error))[:300]}. Check the connection and the address, or try again later."
@@ -130,5 +178,5 @@ def _report_repeated_page(catalog: Catalog, number: int, known: int, matched: in
         f"{f' of {matched}' if matched is not None else ''}: items may be missing. Search shorter "
         "time ranges, and compare the number of dates.",
         StclnGeoWarning,
-        stacklevel=5,
+        stacklevel=6,
     )

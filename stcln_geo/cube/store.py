@@ -142,6 +142,7 @@ def create_season(
             bands,
             with_scl=with_scl,
             with_observations=with_observations,
+            level=str((attrs or {}).get("level", "surface")),
         )
         coordinates = write_coordinates(group, geobox, time, bands, name, dict(date_attrs or {}))
         group.attrs.put(

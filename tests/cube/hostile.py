@@ -114,6 +114,8 @@ class HostileStac:
         self.token_seconds = token_seconds
         self.slow_seconds = 0.0
         self.redirect_to: str | None = None
+        self.redirect_page: tuple[int, str] | None = None
+        """Number of a search, counted from 1, and the address that it is sent on to."""
         self._seed = seed
         self._hostile = seed is not None
         self._waiting: dict[str, list[str]] = {}
@@ -369,6 +371,10 @@ def _handler(server: HostileStac) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.asked.searches.append(query)
+            number, target = server.redirect_page or (0, "")
+            if number == len(server.asked.searches):
+                self.reply(b"", 307, Location=target)
+                return
             match server.search_fault():
                 case "429":
                     self.reply(b"{}", 429, Retry_After="1")

@@ -15,7 +15,6 @@ import yaml
 
 from stcln_geo.catalog import Access, Catalog, load_catalog
 from stcln_geo.cli.main import invoke
-from stcln_geo.cube import addresses
 from stcln_geo.cube.addresses import (
     asset_access,
     check_address,
@@ -30,6 +29,7 @@ from stcln_geo.cube.read import AssetReader, AssetReadError
 from stcln_geo.cube.search import read_items, search_items
 from stcln_geo.errors import CatalogError, UnsafeAddressError
 from stcln_geo.grid import Window, geobox_from_window
+from stcln_geo.web import resolves_private
 
 FAR = Access()
 
@@ -79,11 +79,11 @@ def test_a_name_that_leads_to_a_private_number_is_not_asked(monkeypatch: pytest.
     def resolve(host: str, *_: Any) -> list[Any]:
         return [(2, 1, 6, "", ("127.0.0.1", 0))]
 
-    addresses._resolves_private.cache_clear()
+    resolves_private.cache_clear()
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     with pytest.raises(UnsafeAddressError, match=r"private host 'rebind\.example\.org'"):
         follow_redirects("http://rebind.example.org/red.tif", FAR)
-    addresses._resolves_private.cache_clear()
+    resolves_private.cache_clear()
 
 
 class Redirecting(SimpleHTTPRequestHandler):
@@ -166,6 +166,28 @@ def test_a_static_catalog_on_the_web_cannot_name_files_of_this_machine(
     (planted.folder / "catalog.json").write_text(json.dumps(catalog))
     with pytest.raises(UnsafeAddressError, match="Cannot use a link of"):
         search_items(load_catalog(location))
+
+
+def test_redirects_of_a_static_catalog_are_checked(planted: Any, web: Any):
+    url, asked = web
+    location = f"{url}/archive/catalog.json"
+    inside = url.replace("127.0.0.1", "localhost")
+    with pytest.raises(UnsafeAddressError, match="private host 'localhost'"):
+        load_catalog(f"{url}/to?{inside}/archive/catalog.json")
+    with pytest.raises(UnsafeAddressError, match=r"only http\(s\)"):
+        load_catalog(f"{url}/to?file:///etc/passwd")
+    assert all(path.startswith("/to?") for path in asked)
+    catalog = json.loads((planted.folder / "catalog.json").read_text())
+    catalog["links"] = [{"rel": "child", "href": f"{url}/to?{inside}/archive/collection.json"}]
+    collection = json.loads((planted.folder / "collection.json").read_text())
+    for link in collection["links"]:
+        link["href"] = f"{url}/archive/{link['href']}"
+    (planted.folder / "collection.json").write_text(json.dumps(collection))
+    (planted.folder / "catalog.json").write_text(json.dumps(catalog))
+    with pytest.raises(UnsafeAddressError, match="--allow-host localhost"):
+        search_items(load_catalog(location))
+    assert "/archive/collection.json" not in asked
+    assert len(search_items(load_catalog(location, allow_hosts=("localhost",)))) == 3
 
 
 def test_private_assets_of_a_local_catalog_need_allow_host(

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import yaml
+from rasterio.transform import from_origin
 
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.build import BuildReport, build_cube
@@ -206,6 +208,107 @@ def test_a_next_page_on_a_private_host_is_not_asked(start: Start, monkeypatch: p
     monkeypatch.setattr(server, "answer", elsewhere)
     with pytest.raises(UnsafeAddressError, match="the link to the next page"):
         search_items(server.catalog(), "sentinel-2-l2a", REGION)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_page_that_redirects_to_a_private_host_is_not_followed(
+    number: int, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    server = start("cdse")
+    # This machine under another name, so that the request could be seen if it came.
+    server.redirect_page = number, f"http://localhost:{server.port}/elsewhere"
+    box = ",".join(map(str, REGION.geometry.bounds))
+    plan = ["cube", "plan", "--catalog", yaml_of(server, tmp_path / "c.yaml"), f"--bbox={box}",
+            "--bands", ",".join(BANDS)]  # fmt: skip
+    assert invoke(plan) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "it redirects to the private host 'localhost'" in told
+    assert "--allow-host localhost" in told
+    assert "Traceback" not in told
+    assert len(server.asked.searches) == number
+    # Where it is allowed, it is followed.
+    server.asked.searches.clear()
+    assert invoke([*plan, "--allow-host", "localhost"]) == 0
+    assert len(server.asked.searches) == 1 + len(server.items) // server.page
+
+
+def test_a_landing_page_cannot_send_the_search_to_a_private_host(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    server = start("cdse")
+    landing = server.landing()
+    landing["links"][2]["href"] = f"http://localhost:{server.port}/search"
+    monkeypatch.setattr(server, "landing", lambda: landing)
+    with pytest.raises(UnsafeAddressError, match="Cannot use the search of catalog 'cdse'"):
+        search_items(server.catalog(), "sentinel-2-l2a", REGION)
+    assert server.asked.searches == []
+
+
+def test_a_cube_of_top_of_atmosphere_reflectance_says_what_it_is(start: Start, tmp_path: Path):
+    server = start("earth-search", SCENES[:1])
+    (item,) = server.items
+    item["collection"] = "sentinel-2-l1c"
+    del item["assets"]["scl"]
+    # Some of the provider's items name the wrong bucket.
+    item["assets"]["cirrus"] = {"href": "s3://sentinel-s2-l2a/tiles/1/B10.jp2"}
+    snapshot = search_items(server.catalog(), "sentinel-2-l1c", REGION)
+    assert snapshot.items[0]["assets"]["cirrus"]["href"] == "s3://sentinel-s2-l1c/tiles/1/B10.jp2"
+    plan = plan_cube(snapshot, REGION, CubeSpec(bands=tuple(BANDS)))
+    assert "top of atmosphere" in str(plan)
+    assert "clouds are NOT masked, valid says only that there is data" in str(plan)
+    assert plan.access.gdal["AWS_REQUEST_PAYER"] == "requester"
+    assert CubePlan.from_json(json.loads(json.dumps(plan.to_json()))).level == plan.level
+    build_cube(plan, tmp_path / "l1c.zarr")
+    season = open_season(tmp_path / "l1c.zarr")
+    assert season.attrs["level"] == "top-of-atmosphere"
+    assert not season.attrs["clouds_masked"]
+    array = season.reflectance
+    assert array.attrs["standard_name"] == "toa_bidirectional_reflectance"
+    np.testing.assert_array_equal(season.valid[:], (array[:] != FILL).all(axis=1))
+    assert 0 < season.valid[:].mean() < 1
+
+
+@pytest.fixture
+def radar(start: Start, tmp_path: Path, shared: Path) -> str:
+    """A recorded Sentinel-1 item over planted pixels, at a server; its description as a file."""
+    server = start("planetary-computer", [])
+    folder = shared / "data" / "stac_items" / "planetary-computer" / "sentinel-1-rtc"
+    item = json.loads(min(folder.glob("*.json")).read_text())
+    left, top = item["properties"]["proj:transform"][2], item["properties"]["proj:transform"][5]
+    height, width = item["properties"]["proj:shape"]
+    for key in ("vv", "vh"):
+        file = server.folder / "box" / f"{key}.tif"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # As large as the recorded one, and as empty on disk as a sparse file is.
+        with rasterio.open(
+            file, "w", driver="GTiff", dtype="float32", count=1, height=height, width=width,
+            crs="EPSG:32633", nodata=-32768, tiled=True, sparse_ok=True, compress="deflate",
+            transform=from_origin(left, top, 10, 10),
+        ):  # fmt: skip
+            pass
+        item["assets"][key]["href"] = f"{server.url}/box/{key}.tif"
+    server.items.append(item)
+    content = server.catalog().model_dump(mode="json", exclude_defaults=True)
+    file = tmp_path / "radar.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
+
+
+def test_radar_scenes_are_described_and_probed_but_make_no_cube(
+    radar: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert invoke(["catalogs", "show", "planetary-computer"]) == 0
+    assert "measures: backscatter" in capsys.readouterr().out
+    assert invoke(["catalogs", "probe", radar, "--collection", "sentinel-1-rtc"]) == 0
+    assert "64 x 64 px, float32" in capsys.readouterr().out
+    out = tmp_path / "s1.zarr"
+    build = ["cube", "build", "--catalog", radar, "--collection", "sentinel-1-rtc",
+             "--bbox=14.5,33.6,14.6,33.7", str(out)]  # fmt: skip
+    assert invoke(build) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Cannot make a cube of the collection 'sentinel-1-rtc'" in told
+    assert "Choose an optical collection with --collection" in told
+    assert not out.exists()
 
 
 def yaml_of(server: HostileStac, path: Path, **changes: Any) -> str:
