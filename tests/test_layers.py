@@ -31,6 +31,7 @@ LAYERS = {
     "cog": 2,
     "simulate": 2,
     "data": 3,
+    "maps": 3,
     "train": 4,
     "predict": 4,
     "report": 4,
