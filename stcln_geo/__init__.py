@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "append_cube",
     "build_cube",
+    "evaluate_map",
     "load_model",
     "open_cube",
     "plan_cube",
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
     from .cube.repair import repair_cube
     from .model.checkpoint import load_model
     from .predict.run import predict_region
+    from .report.accuracy import evaluate_map
 
 _HOMES = {
     "append_cube": ".cube.append",
     "build_cube": ".cube.build",
+    "evaluate_map": ".report.accuracy",
     "load_model": ".model.checkpoint",
     "open_cube": ".cube.dataset",
     "plan_cube": ".cube.plan",

@@ -20,7 +20,7 @@ from .store import FieldTable, Season, open_season, write_fields
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["BurnReport", "DroppedClass", "burn_labels"]
+__all__ = ["BurnReport", "DroppedClass", "burn_labels", "values_as_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ def burn_labels(
         )
     opened = open_season(cube, season, mode="r" if dry_run else "r+")
     frame = _read_vector(Path(vector), column=column, layer=layer, season=opened)
-    values = _values_as_text(frame[column])
+    values = values_as_text(frame[column])
     usable = np.array([value is not None for value in values], dtype=bool)
     usable &= frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy(dtype=bool)
     geometries = list(frame.geometry[usable])
@@ -248,7 +248,7 @@ def _crs_name(crs: Any) -> str:
     return ":".join(authority) if authority else str(crs.name)
 
 
-def _values_as_text(column: Any) -> list[str | None]:
+def values_as_text(column: Any) -> list[str | None]:
     """Write values as text; None where the column is empty; 1110.0 as ``1110``."""
     texts: list[str | None] = []
     for value in column:
