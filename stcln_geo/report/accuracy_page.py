@@ -26,7 +26,9 @@ _FEW_UNITS = 100
 def write_accuracy_page(accuracy: MapAccuracy, folder: Path) -> Path:
     """Draw the pictures and write ``report.html``, which holds them, into a folder."""
     legend, found = accuracy.legend, accuracy.estimates
-    counts = plot_confusion(accuracy.metrics.confusion, legend.names, folder / "confusion.png")
+    counts = plot_confusion(
+        accuracy.metrics.confusion, legend.names, folder / "confusion.png", normalise=False
+    )
     shares = plot_confusion(found.proportions, legend.names, folder / "confusion-area.png")
     areas = plot_areas(
         legend,
@@ -46,7 +48,7 @@ def write_accuracy_page(accuracy: MapAccuracy, folder: Path) -> Path:
             path=counts,
             title=f"Counts of the {accuracy.kind}",
             alt="Confusion matrix of counts",
-            caption=f"Percent of the {accuracy.kind} of each class; every one counts once.",
+            caption=f"Number of {accuracy.kind}; colours show the share of each row.",
         ),
     )
     area_picture = Picture(

@@ -88,7 +88,7 @@ def match_classes(
     how
         ``value`` (of the legend: the crop's code in the source), ``name`` (upper and lower case
         alike) or ``code`` (pixel code, 0 to K-1). ``auto`` takes the first of these that knows
-        every text.
+        every text; numbers that are values and also codes of other classes must be settled.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def match_classes(
     Raises
     ------
     LabelError
-        If a text is no class of the map, or names two.
+        If a text is no class of the map, or its meaning is not certain.
     """
     names = [name.casefold() for name in legend.names]
     tables: dict[str, dict[str, int]] = {
@@ -109,6 +109,14 @@ def match_classes(
         raise InputError(
             f"Cannot match classes by {how!r}: they are matched by auto, value, name or code. "
             "Use --match auto."
+        )
+    by_value, by_code = tables["value"], tables["code"]
+    both = texts and texts <= by_value.keys() & by_code.keys()
+    if how == "auto" and both and any(by_value[text] != by_code[text] for text in texts):
+        raise LabelError(
+            f"Cannot tell what the reference's classes {', '.join(sorted(texts)[:_SHOWN])} mean: "
+            "they are values of the map's legend and also its pixel codes, of other classes. Say "
+            "which with --match value or --match code, or write names."
         )
     ways = [how] if how != "auto" else list(tables)
     unknown: dict[str, list[str]] = {}

@@ -20,6 +20,7 @@ from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map
 from stcln_geo.report.accuracy import AccuracySpec, write_accuracy
 from stcln_geo.report.area import estimate_accuracy
+from stcln_geo.report.reference import match_classes
 
 LEGEND = Legend.from_rows(
     [
@@ -133,6 +134,16 @@ def test_unknown_classes_are_named_and_can_be_renamed(product, tmp_path):
     assert found.estimates.overall_accuracy.value == 1
     assert found.estimates.covered < 1
     assert any("the figures hold for the other" in note for note in found.notes)
+
+
+def test_numbers_that_mean_two_things_are_not_guessed():
+    legend = Legend.from_values(["1", "2", "3"])
+    with pytest.raises(LabelError, match="--match value or --match code"):
+        match_classes({"1", "2"}, legend)
+    assert match_classes({"1", "2"}, legend, "code") == ("code", {"1": 1, "2": 2})
+    assert match_classes({"1", "2"}, legend, "value") == ("value", {"1": 0, "2": 1})
+    assert match_classes({"3"}, legend) == ("value", {"3": 2})
+    assert match_classes({"0", "1"}, legend) == ("code", {"0": 0, "1": 1})
 
 
 def test_three_by_three(product, tmp_path):
