@@ -19,7 +19,11 @@ STEHMAN = {
     "map": "A" * 7 + "B" * 3 + "A" + "B" * 11 + "C" * 6 + "BB" + "D" * 10,
     "truth": "AAAAACBABC" + "ABBBBBAABB" + "CCCCCDDBBA" + "DDDDDDDCCB",
 }
-"""Stehman 2014, table 2: forty pixels, strata that are not the map's classes."""
+"""Forty pixels in the manner of Stehman 2014: strata that are not the map's classes.
+
+The map's classes in C were set so that the published estimates come out; what this sample tests
+of its own are the standard errors.
+"""
 
 
 def units(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
