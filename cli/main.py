@@ -17,18 +17,20 @@ _GROUPS = {
     "labels": "Burn field labels into a cube and split them by field.",
     "checkpoint": "Import published weights; describe and export checkpoints.",
     "cog": "Check cloud-optimized GeoTIFFs.",
+    "evaluate": "Score a network on held-out fields, or a map on points or parcels.",
 }
 _VERBS = {
     "demo": "Run the whole path on a simulated region, or on a catalog folder.",
     "simulate": "Write a simulated Sentinel-2 archive.",
     "pretrain": "Pre-train the network on a cube without labels.",
     "finetune": "Fine-tune the network on few labelled fields.",
-    "evaluate": "Score a fine-tuned network on held-out fields.",
     "predict": "Map a whole region into cloud-optimized GeoTIFFs.",
+    "parcels": "Write what a map says about each parcel.",
+    "polygons": "Write a map as polygons.",
 }
 _ORDER = (
     "demo", "simulate", "catalogs", "cube", "labels", "pretrain", "finetune", "evaluate",
-    "predict", "checkpoint", "cog",
+    "predict", "parcels", "polygons", "checkpoint", "cog",
 )  # fmt: skip
 
 

@@ -55,6 +55,14 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Windows per batch on a GPU; default: auto.")
     ] = None,
+    parcels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write what the map says about these parcels."),
+    ] = None,
+    polygons: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Also write the map as polygons: .gpkg or .parquet."),
+    ] = None,
     keep_shards: Annotated[
         bool, typer.Option("--keep-shards", help="Keep the shards' files beside the map.")
     ] = False,
@@ -79,6 +87,7 @@ def predict(
 
     from ..cube.store import open_season
     from ..errors import StclnGeoWarning
+    from ..maps import check_target, read_parcels, write_parcels, write_polygons
     from ..model.checkpoint import read_metadata
     from ..predict.plan import PredictSpec, plan_prediction
     from ..predict.run import run_prediction
@@ -103,6 +112,11 @@ def predict(
         region=None if region is None else Region.from_file(region),
     )
     say(str(plan))
+    # Mistakes in what is done with the map are better known before it is made.
+    if parcels is not None:
+        read_parcels(parcels)
+    if polygons is not None:
+        check_target(polygons)
     if dry_run:
         return
     for text in plan.warnings:
@@ -123,3 +137,11 @@ def predict(
         count = product.histogram.get(entry.code, 0)
         say(f"  {entry.name:24} {count:12,} px {100 * count / total:6.2f} %")
     say(f"{product.classes}: {product.pixels:,} pixels labelled, {product.windows:,} windows")
+    if parcels is not None:
+        suffix = ".parquet" if parcels.suffix in (".parquet", ".geoparquet") else ".gpkg"
+        table = write_parcels(out, parcels, out / f"parcels{suffix}")
+        for line in table.lines(plan.legend):
+            say(line)
+    if polygons is not None:
+        for line in write_polygons(out, polygons).lines():
+            say(line)

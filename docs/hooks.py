@@ -29,6 +29,7 @@ PYTHON_PAGES = (
     ("Samples", "data", "Where cubes meet torch."),
     ("Training", "train", "Pre-training, fine-tuning, evaluation."),
     ("Prediction", "predict", "Wall-to-wall maps."),
+    ("Maps", "maps", "Parcels and polygons of a finished map."),
     ("COGs", "cog", "Cloud-optimized GeoTIFFs: write and check."),
     ("Export", "export", "Cubes as files for GDAL and QGIS."),
     ("Reports", "report", "Metrics and reports."),

@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "append_cube",
     "build_cube",
+    "evaluate_map",
     "export_cube",
     "load_model",
     "open_cube",
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from .export.files import export_cube
     from .model.checkpoint import load_model
     from .predict.run import predict_region
+    from .report.accuracy import evaluate_map
 
 _HOMES = {
     "append_cube": ".cube.append",
     "build_cube": ".cube.build",
+    "evaluate_map": ".report.accuracy",
     "export_cube": ".export.files",
     "load_model": ".model.checkpoint",
     "open_cube": ".cube.dataset",

@@ -70,10 +70,15 @@ def check(line: Line) -> None:
     path = COMMAND
     context = command.context_class(command, info_name=path)
     while hasattr(command, "list_commands") and words and not words[0].startswith("-"):
-        verb = words.pop(0)
         known = command.list_commands(context)
-        assert verb in known, f"{line}: no command {verb!r} under {path!r}; there are {known}"
-        command, path = command.get_command(context, verb), f"{path} {verb}"
+        # As click does it: a group may have a command that is meant where none is named.
+        try:
+            verb, found, words = command.resolve_command(context, words)
+        except Exception as error:
+            raise AssertionError(
+                f"{line}: no command {words[0]!r} under {path!r}; there are {known}"
+            ) from error
+        command, path = found, f"{path} {verb}"
         context = command.context_class(command, info_name=path)
     if hasattr(command, "list_commands"):
         assert not line.whole or words, f"{line}: {path!r} needs a command after it"

@@ -36,6 +36,7 @@ LAYERS = {
     "simulate": 2,
     "data": 3,
     "export": 3,
+    "maps": 3,
     "train": 4,
     "predict": 4,
     "report": 4,

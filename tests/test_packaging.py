@@ -106,6 +106,7 @@ def test_public_names_are_listed_and_exist() -> None:
         "plan_cube",
         "build_cube",
         "predict_region",
+        "evaluate_map",
     }
     assert promised <= set(stcln_geo.__all__)
     assert set(stcln_geo.__all__) <= set(dir(stcln_geo))

@@ -23,7 +23,7 @@ from .store import FieldTable, Season, choose_season, open_season, write_fields
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["BurnReport", "DroppedClass", "burn_labels"]
+__all__ = ["BurnReport", "DroppedClass", "burn_labels", "values_as_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ def _burn_season(
 ) -> tuple[BurnReport, np.ndarray, np.ndarray]:
     """Return the report, the labels (Y, X) uint8 and the parcels (Y, X) int32; write nothing."""
     frame = _read_vector(vector, column=column, layer=layer, season=opened)
-    values = _values_as_text(frame[column])
+    values = values_as_text(frame[column])
     usable = np.array([value is not None for value in values], dtype=bool)
     usable &= frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy(dtype=bool)
     geometries = list(frame.geometry[usable])
@@ -287,7 +287,7 @@ def _crs_name(crs: Any) -> str:
     return ":".join(authority) if authority else str(crs.name)
 
 
-def _values_as_text(column: Any) -> list[str | None]:
+def values_as_text(column: Any) -> list[str | None]:
     """Write values as text; None where the column is empty; 1110.0 as ``1110``."""
     texts: list[str | None] = []
     for value in column:

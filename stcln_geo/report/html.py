@@ -20,6 +20,8 @@ __all__ = [
     "Scores",
     "Stage",
     "write_demo_report",
+    "write_page",
+    "write_text",
 ]
 
 _NONE = "\N{EN DASH}"
@@ -136,6 +138,19 @@ def write_demo_report(out_html: str | Path, report: DemoReport) -> Path:
     MissingFileError
         If a picture does not exist.
     """
+    return write_page(
+        out_html,
+        "demo.html.j2",
+        report=report,
+        gain=_gain(report.scores),
+        total_s=sum(stage.seconds for stage in report.stages),
+        few_fields=_FEW_FIELDS,
+        longest_s=max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
+    )
+
+
+def write_page(out_html: str | Path, template: str, **values: Any) -> Path:
+    """Write a page from one of the package's templates, in the style all pages share."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -148,17 +163,15 @@ def write_demo_report(out_html: str | Path, report: DemoReport) -> Path:
     environment.filters.update(
         percent=_percent, number=_number, duration=_duration, size=_size, inline=_inline
     )
-    page = environment.get_template("demo.html.j2").render(
-        report=report,
-        gain=_gain(report.scores),
-        total_s=sum(stage.seconds for stage in report.stages),
-        few_fields=_FEW_FIELDS,
-        longest_s=max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
-    )
-    target = Path(out_html)
+    return write_text(out_html, environment.get_template(template).render(**values))
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write beside the target, then rename, so that no half file is ever there."""
+    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{os.getpid()}.{target.name}")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, target)
     return target
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "plot_areas",
     "plot_class_map",
     "plot_classes",
     "plot_confidence",
@@ -206,6 +207,35 @@ def plot_confusion(
         axes.set_ylabel("percent of the truth" if normalise else "truth", fontsize=9, color=INK)
         if title:
             axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
+    return Path(out_png)
+
+
+def plot_areas(
+    legend: Legend,
+    *,
+    mapped: NDArray[Any],
+    adjusted: NDArray[Any],
+    intervals: NDArray[Any],
+    out_png: str | Path,
+) -> Path:
+    """Draw the area of each class: mapped as a bar, estimated as a dot with its interval.
+
+    Parameters
+    ----------
+    legend : Legend
+    mapped, adjusted : (K,) hectares
+    intervals : (K, 2) hectares, lower and upper end; NaN where there is none.
+    """
+    places = np.arange(len(legend))
+    with _figure(6.4, 1.2 + 0.42 * len(legend), out_png) as axes:
+        colors = [entry.color for entry in legend.classes]
+        axes.barh(places, mapped, height=0.6, color=colors, alpha=0.55, label="mapped")
+        known = np.isfinite(intervals).all(axis=1)
+        axes.hlines(places[known], *intervals[known].T, color=INK, linewidth=1.6)
+        axes.plot(adjusted, places, "o", color=INK, markersize=5, label="adjusted")
+        axes.set_yticks(places, legend.names)
+        axes.invert_yaxis()
+        _style_lines(axes, x_label="hectares", y_label="", title=None)
     return Path(out_png)
 
 

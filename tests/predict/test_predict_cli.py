@@ -60,6 +60,37 @@ def test_predict_and_validate(
     assert "77" in capsys.readouterr().out
 
 
+def test_parcels_and_polygons_of_the_map(
+    world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import geopandas
+    import numpy as np
+
+    out, fields, patches = tmp_path / "map", tmp_path / "fields.gpkg", tmp_path / "patches.parquet"
+    points = geopandas.GeoDataFrame(geometry=geopandas.points_from_xy([0], [0]), crs="EPSG:32631")
+    points.to_file(fields)
+    assert invoke(arguments(world, out, "--parcels", str(fields))) == 2
+    assert "parcels are polygons" in capsys.readouterr().err
+    assert not out.exists()
+
+    # Within the region of the fixtures, whose first pixel is at (500170, 5600330).
+    squares = geopandas.points_from_xy(
+        500_170 + np.array([100, 300]), 5_600_330 - np.array([200, 400])
+    )
+    frame = geopandas.GeoDataFrame({"id": [1, 2]}, geometry=squares, crs="EPSG:32631")
+    frame.geometry = frame.geometry.buffer(60, cap_style="square")
+    frame.to_file(fields)
+    more = ("--parcels", str(fields), "--polygons", str(patches))
+    assert invoke(arguments(world, out, *more)) == 0
+    table = geopandas.read_file(out / "parcels.gpkg")
+    assert table["id"].tolist() == [1, 2]
+    assert table["map_pixels"].tolist() == [144, 144]
+    assert table["map_confidence"].between(1, 100).all()
+    with rasterio.open(out / "classes.tif") as source:
+        labelled = int((source.read(1) != 255).sum())
+    assert geopandas.read_parquet(patches)["pixels"].sum() == labelled
+
+
 def test_dry_run_writes_nothing(
     world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,325 @@
+"""A map scored on points and parcels, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from rasterio.transform import Affine
+
+from stcln_geo import evaluate_map
+from stcln_geo.cli.main import invoke
+from stcln_geo.cog.write import LEGEND_TAG
+from stcln_geo.errors import InputError, LabelError
+from stcln_geo.legend import Legend
+from stcln_geo.maps.classmap import open_class_map
+from stcln_geo.report.accuracy import AccuracySpec, write_accuracy
+from stcln_geo.report.area import estimate_accuracy
+from stcln_geo.report.reference import match_classes
+
+LEGEND = Legend.from_rows(
+    [
+        {"value": "110", "name": "Wheat"},
+        {"value": "120", "name": "Maize & sorghum"},
+        {"value": "130", "name": "Grass"},
+    ],
+    source="the tests",
+)
+TRANSFORM = Affine(10, 0, 500_000, 0, -10, 5_600_000)
+SHAPE = (61, 87)
+
+
+def codes_of():
+    """Stripes of classes with a hole, so that places are easy to name."""
+    codes = np.zeros(SHAPE, dtype=np.uint8)
+    codes[:, 30:60] = 1
+    codes[40:, 60:] = 2
+    codes[:10, 70:] = 255
+    return codes
+
+
+@pytest.fixture
+def product(tmp_path):
+    folder = tmp_path / "product"
+    folder.mkdir()
+    profile = {
+        "driver": "GTiff", "height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "uint8",
+        "nodata": 255, "crs": "EPSG:32631", "transform": TRANSFORM,
+    }  # fmt: skip
+    with rasterio.open(folder / "classes.tif", "w", **profile) as target:
+        target.write(codes_of(), 1)
+        target.update_tags(**{LEGEND_TAG: LEGEND.to_json()})
+    with rasterio.open(folder / "confidence.tif", "w", **profile) as target:
+        target.write(np.where(codes_of() == 255, 255, 80).astype(np.uint8), 1)
+    return folder
+
+
+def points(rows, cols, crop, **columns):
+    x = TRANSFORM.c + (np.asarray(cols) + 0.3) * 10
+    y = TRANSFORM.f - (np.asarray(rows) + 0.6) * 10
+    return geopandas.GeoDataFrame(
+        {"crop": crop, **columns}, geometry=geopandas.points_from_xy(x, y), crs="EPSG:32631"
+    )
+
+
+@pytest.fixture
+def sample(product, tmp_path):
+    """Eighty points: most right; some empty, outside or where the map has no label."""
+    rng = np.random.default_rng(2)
+    rows, cols = rng.integers(0, SHAPE[0], 80), rng.integers(0, SHAPE[1], 80)
+    rows[5:8], cols[5:8] = 4, 80
+    codes = codes_of()[rows, cols]
+    truth = np.where(rng.random(80) < 0.2, rng.integers(0, 3, 80), np.where(codes == 255, 0, codes))
+    crop = np.array(LEGEND.names, dtype=object)[truth]
+    crop[:3] = None
+    cols[3:5] = 500
+    path = tmp_path / "points.gpkg"
+    points(rows, cols, crop).to_crs("EPSG:4326").to_file(path)
+    return path, rows, cols, truth
+
+
+def test_counts_and_weights(product, sample):
+    path, rows, cols, truth = sample
+    found = evaluate_map(product, path, column="crop")
+    usable = np.arange(80) >= 5
+    mapped = np.full(80, 255)
+    mapped[usable] = codes_of()[rows[usable], cols[usable]]
+    used = usable & (mapped != 255)
+    assert (found.units, found.empty, found.outside) == (80, 3, 2)
+    assert found.nodata == (usable & (mapped == 255)).sum() > 0
+    assert found.used == used.sum()
+    confusion = np.zeros((3, 3), int)
+    np.add.at(confusion, (truth[used], mapped[used]), 1)
+    assert (found.metrics.confusion == confusion).all()
+    pixels = np.bincount(codes_of()[codes_of() != 255])
+    np.testing.assert_allclose(found.mapped_areas, 100.0 * pixels)
+    np.testing.assert_allclose(found.estimates.proportions.sum(axis=0), pixels / pixels.sum())
+    assert sum(one.value for one in found.areas) == pytest.approx(100.0 * pixels.sum())
+    simple = evaluate_map(product, path, column="crop", spec=AccuracySpec(strata="none"))
+    assert simple.estimates.overall_accuracy.value == pytest.approx(
+        np.trace(confusion) / confusion.sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "way"),
+    [
+        (["Wheat", "maize & SORGHUM", "Grass"], "name"),
+        ([110, 120, 130], "value"),
+        ([110.0, 120.0, 130.0], "value"),
+        (["0", "1", "2"], "code"),
+    ],
+    ids=["names", "numbers", "decimals", "codes"],
+)
+def test_classes_are_matched(product, tmp_path, texts, way):
+    points([50] * 3, [5, 40, 70], texts).to_file(tmp_path / "p.gpkg")
+    found = evaluate_map(product, tmp_path / "p.gpkg", column="crop")
+    assert found.matched_by == way
+    assert np.diag(found.metrics.confusion).tolist() == [1, 1, 1]
+    assert math.isnan(found.estimates.overall_accuracy.standard_error)
+    assert any("single unit" in note for note in found.notes)
+
+
+def test_unknown_classes_are_named_and_can_be_renamed(product, tmp_path):
+    points([50, 50], [5, 40], ["Wheat", "corn"]).to_file(tmp_path / "p.gpkg")
+    with pytest.raises(LabelError, match=r"'corn'.*Maize & sorghum \(120, 1\).*--rename"):
+        evaluate_map(product, tmp_path / "p.gpkg", column="crop")
+    spec = AccuracySpec(rename={"corn": "Maize & sorghum"})
+    found = evaluate_map(product, tmp_path / "p.gpkg", column="crop", spec=spec)
+    assert found.estimates.overall_accuracy.value == 1
+    assert found.estimates.covered < 1
+    assert any("the figures hold for the other" in note for note in found.notes)
+
+
+def test_numbers_that_mean_two_things_are_not_guessed():
+    legend = Legend.from_values(["1", "2", "3"])
+    with pytest.raises(LabelError, match="--match value or --match code"):
+        match_classes({"1", "2"}, legend)
+    assert match_classes({"1", "2"}, legend, "code") == ("code", {"1": 1, "2": 2})
+    assert match_classes({"1", "2"}, legend, "value") == ("value", {"1": 0, "2": 1})
+    assert match_classes({"3"}, legend) == ("value", {"3": 2})
+    assert match_classes({"0", "1"}, legend) == ("code", {"0": 0, "1": 1})
+
+
+def test_three_by_three(product, tmp_path):
+    with rasterio.open(product / "classes.tif", "r+") as target:
+        target.write(np.array([[2]], dtype=np.uint8), 1, window=((5, 6), (5, 6)))
+    # A stray pixel, a pixel at the raster's corner, one beside the other class, one without label.
+    points([5, 0, 20, 5], [5, 0, 30, 75], ["0", "0", "1", "0"]).to_file(tmp_path / "p.gpkg")
+    plain = evaluate_map(product, tmp_path / "p.gpkg", column="crop")
+    three = evaluate_map(
+        product, tmp_path / "p.gpkg", column="crop", spec=AccuracySpec(neighbourhood="3x3")
+    )
+    assert plain.metrics.confusion[0].tolist() == [1, 0, 1]
+    assert three.metrics.confusion[0].tolist() == [2, 0, 0]
+    assert three.metrics.confusion[1].tolist() == [0, 1, 0]
+    assert plain.nodata == three.nodata == 1
+
+
+def test_parcels_weigh_by_their_area(product, tmp_path):
+    def square(row, col, height, width):
+        return shapely.box(
+            TRANSFORM.c + col * 10, TRANSFORM.f - (row + height) * 10,
+            TRANSFORM.c + (col + width) * 10, TRANSFORM.f - row * 10,
+        )  # fmt: skip
+
+    shapes = [square(20, 2, 10, 20), square(20, 26, 5, 10), square(45, 65, 10, 10),
+              square(0, 75, 5, 5), square(0, 500, 5, 5)]  # fmt: skip
+    crop = ["Wheat", "Wheat", "Grass", "Grass", "Grass"]
+    geopandas.GeoDataFrame({"crop": crop}, geometry=shapes, crs="EPSG:32631").to_file(
+        tmp_path / "p.gpkg"
+    )
+    found = evaluate_map(product, tmp_path / "p.gpkg", column="crop")
+    # The second parcel has six of ten columns in the other class.
+    assert found.kind == "parcels"
+    assert (found.used, found.nodata, found.outside) == (3, 1, 1)
+    assert found.estimates.overall_accuracy.value == pytest.approx(300 / 350)
+    expected = estimate_accuracy(
+        np.array([0, 0, 2]), np.array([0, 1, 2]), classes=3, strata=np.zeros(3, int),
+        stratum_areas=np.ones(1), sizes=np.array([200.0, 50.0, 100.0]),
+    )  # fmt: skip
+    error = found.estimates.overall_accuracy.standard_error
+    assert error == pytest.approx(expected.overall_accuracy.standard_error)
+    assert any("weighted by the parcels' areas" in note for note in found.notes)
+    buffered = evaluate_map(
+        product, tmp_path / "p.gpkg", column="crop", spec=AccuracySpec(inner_buffer=25)
+    )
+    # Three parcels are 50 m wide.
+    assert any("3 parcels are nothing but border" in note for note in buffered.notes)
+    assert buffered.used == 2
+
+
+def test_a_foreign_map_and_a_legend_file(tmp_path, sample):
+    path, *_ = sample
+    values = np.array([10, 20, 40, *[0] * 253], dtype=np.int16)[codes_of()]
+    raster = tmp_path / "foreign.tif"
+    profile = {
+        "driver": "GTiff", "height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "int16",
+        "nodata": 0, "crs": "EPSG:32631", "transform": TRANSFORM,
+    }  # fmt: skip
+    with rasterio.open(raster, "w", **profile) as target:
+        target.write(values, 1)
+    assert open_class_map(raster).legend.names == ("10", "20", "40")
+    legend = tmp_path / "legend.csv"
+    legend.write_text("value,name\n10,Wheat\n20,Maize & sorghum\n40,Grass\n")
+    found = evaluate_map(raster, path, column="crop", legend=legend)
+    assert found.used > 60
+    assert found.mapped_areas.sum() == 100.0 * (values != 0).sum()
+    legend.write_text("value,name\n10,Wheat\n20,Maize & sorghum\n")
+    with pytest.raises(InputError, match="value 40"):
+        evaluate_map(
+            raster, path, column="crop", legend=legend, spec=AccuracySpec(rename={"Grass": "Wheat"})
+        )
+
+
+def test_areas_of_pixels_in_degrees(tmp_path):
+    """The oracle is the closed form of a zone's area on the ellipsoid."""
+    path = tmp_path / "degrees.tif"
+    grid = Affine(0.01, 0, 4.0, 0, -0.02, 61.0)
+    with rasterio.open(path, "w", driver="GTiff", height=7, width=5, count=1, dtype="uint8",
+                       crs="EPSG:4326", transform=grid) as target:  # fmt: skip
+        target.write(np.ones((7, 5), dtype=np.uint8), 1)
+    a, f = 6378137.0, 1 / 298.257223563
+    e = math.sqrt(f * (2 - f))
+
+    def zone(lat):
+        s = math.sin(math.radians(lat))
+        return s / (1 - (e * s) ** 2) + math.log((1 + e * s) / (1 - e * s)) / (2 * e)
+
+    b = a * (1 - f)
+    expected = [
+        math.radians(0.01) * b**2 / 2 * (zone(61 - 0.02 * n) - zone(60.98 - 0.02 * n))
+        for n in range(7)
+    ]
+    np.testing.assert_allclose(open_class_map(path).row_areas(), expected, rtol=1e-7)
+
+
+def test_report_and_figures(product, sample, tmp_path):
+    path, *_ = sample
+    found = evaluate_map(product, path, column="crop")
+    page = write_accuracy(found, tmp_path / "report").read_text()
+    assert "Maize &amp; sorghum" in page
+    assert page.count("data:image/png") == 3
+    assert f"{100 * found.estimates.overall_accuracy.value:.1f}" in page
+    names = {file.name for file in (tmp_path / "report").iterdir()}
+    assert {"report.html", "accuracy.json", "confusion.csv", "confusion.png"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    told = json.loads((tmp_path / "report" / "accuracy.json").read_text())
+    assert told["overall_accuracy"]["value"] == found.estimates.overall_accuracy.value
+    assert np.array(told["confusion"]).sum() == found.used
+
+
+def test_the_commands(product, tmp_path, capsys):
+    points_file, figures = tmp_path / "visit.gpkg", tmp_path / "figures.json"
+    design = ["evaluate", "design", str(product), "--count", "60", "--out", str(points_file)]
+    assert invoke([*design, "--dry-run"]) == 0
+    assert not points_file.exists()
+    assert invoke(design) == 0
+    assert "60 points" in capsys.readouterr().out
+    assert invoke(["evaluate", str(product), "--reference", str(points_file)]) == 2
+    assert "60 have no class" in capsys.readouterr().err
+    frame = geopandas.read_file(points_file)
+    frame["reference"] = frame["stratum_name"]
+    frame.to_file(points_file)
+    told = ["evaluate", str(product), str(points_file), "--json", str(figures)]
+    assert invoke([*told, "--dry-run"]) == 0
+    assert not (product / "accuracy").exists()
+    assert invoke(told) == 0
+    shown = capsys.readouterr().out
+    assert "Overall accuracy 100.0" in shown
+    assert "from visit.design.json" in shown
+    assert json.loads(figures.read_text())["overall_accuracy"]["value"] == 1
+    assert (product / "accuracy" / "report.html").is_file()
+
+    squares = geopandas.GeoDataFrame(
+        {"id": [1]},
+        geometry=[shapely.box(500_000, 5_599_800, 500_200, 5_600_000)],
+        crs="EPSG:32631",
+    )
+    squares.to_file(tmp_path / "fields.gpkg")
+    out = tmp_path / "fields.parquet"
+    assert invoke(["parcels", str(product), str(tmp_path / "fields.gpkg"), str(out)]) == 0
+    assert geopandas.read_parquet(out)["map_class"].tolist() == ["Wheat"]
+    assert geopandas.read_parquet(out)["map_confidence"].tolist() == [80]
+    out = tmp_path / "patches.gpkg"
+    assert invoke(["polygons", str(product), str(out), "--minimum-area", "500"]) == 0
+    assert "In UTM" in capsys.readouterr().out
+    assert len(geopandas.read_file(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "MAP"], "--reference"),
+        (["evaluate", "MAP", "POINTS"], "Its columns are: crop"),
+        (["evaluate", "MAP", "POINTS", "--reference", "POINTS"], "one reference"),
+        (["evaluate", "MAP", "POINTS", "--column", "crop", "--strata-column", "crop"], "--design"),
+        (["evaluate", "MAP", "POINTS", "--column", "crop", "--rename", "corn"], "= between"),
+        (["evaluate", "MAP", "POINTS", "--column", "crop", "--match", "colour"], "auto, value"),
+        (["evaluate", "MAP", "POINTS", "--column", "crop", "--inner-buffer", "5"], "for parcels"),
+        (["evaluate", "MAP", "MAP"], "it is a folder"),
+        (["evaluate", "MAP", "none.gpkg"], "no such file"),
+        (["evaluate", "none.tif", "POINTS"], "no such file"),
+        (["evaluate", "RUN"], "needs a cube"),
+        (["evaluate", "design", "MAP", "--out", "x.gpkg"], "exactly one"),
+        (["evaluate", "design", "MAP", "--count", "9", "--out", "x.shp"], ".gpkg"),
+        (
+            ["evaluate", "design", "MAP", "--count", "9", "--expected", "good", "--out", "x.gpkg"],
+            "number",
+        ),
+        (["polygons", "MAP", "x.kml"], ".gpkg"),
+    ],
+)
+def test_mistakes_exit_2(product, sample, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    places = {"MAP": str(product), "POINTS": str(sample[0]), "RUN": str(tmp_path)}
+    assert invoke([places.get(word, word) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "x.gpkg").exists()
