@@ -179,7 +179,7 @@ def plan(
     )  # fmt: skip
     search = _Search(
         catalog=catalog, collection=collection, region=_region(bbox, region), time=time,
-        selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
+        selection=selection_from(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
     for made in _plan_zones(search, spec).values() if per_zone else [_plan(search, spec)]:
         say(made.describe(memory=parse_memory(memory), workers=workers))
@@ -239,7 +239,7 @@ def build(
     budget = parse_memory(memory)
     search = _Search(
         catalog=catalog, collection=collection, region=_region(bbox, region), time=time,
-        selection=_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
+        selection=selection_from(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
 
     def choose(path: Path, request: Mapping[str, Any], fresh: CubePlan | None) -> CubePlan:
@@ -513,7 +513,8 @@ def _region(bbox: str | None, file: Path | None) -> Region | None:
     return Region.from_bbox(bbox) if bbox is not None else None
 
 
-def _selection(tiles: str | None, orbits: str | None, max_cloud: float | None) -> Selection:
+def selection_from(tiles: str | None, orbits: str | None, max_cloud: float | None) -> Selection:
+    """Return the conditions on scenes of --tiles, --orbits and --max-cloud."""
     from ..cube.selection import Selection
     from ..errors import InputError
 

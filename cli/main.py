@@ -16,6 +16,7 @@ _GROUPS = {
     "cube": "Plan, build, check and look at cubes.",
     "labels": "Burn field labels into a cube and split them by field.",
     "checkpoint": "Import published weights; describe and export checkpoints.",
+    "archive": "Assemble archives of many sites and seasons.",
     "cog": "Check cloud-optimized GeoTIFFs.",
 }
 _VERBS = {
@@ -27,7 +28,7 @@ _VERBS = {
     "predict": "Map a whole region into cloud-optimized GeoTIFFs.",
 }
 _ORDER = (
-    "demo", "simulate", "catalogs", "cube", "labels", "pretrain", "finetune", "evaluate",
+    "demo", "simulate", "catalogs", "cube", "archive", "labels", "pretrain", "finetune", "evaluate",
     "predict", "checkpoint", "cog",
 )  # fmt: skip
 

@@ -48,7 +48,7 @@ from .stored import (
     store_plan,
 )
 
-__all__ = ["BuildReport", "build_cube", "carry_out", "unfinished_plan"]
+__all__ = ["BuildReport", "build_cube", "carry_out", "date_provenance", "unfinished_plan"]
 
 _POLICY = ("on_error", "max_failed_fraction")
 """Choices that do not change what cube is built."""
@@ -358,7 +358,7 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Path, *, replacing
             "period": plan.spec.period,
         },
         date_attrs={
-            **_provenance(season),
+            **date_provenance(season),
             **_spans(plan, season),
             SUSPECT: [False] * len(season.dates),
         },
@@ -376,7 +376,7 @@ def _record_suspects(path: Path, season: SeasonPlan, *, replacing: bool) -> set[
     return set().union(*found)
 
 
-def _provenance(season: SeasonPlan) -> dict[str, list[str]]:
+def date_provenance(season: SeasonPlan) -> dict[str, list[str]]:
     """Return, per date, what its scenes are; several scenes are joined by a space."""
 
     def joined(values: list[str]) -> str:

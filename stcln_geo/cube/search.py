@@ -37,6 +37,8 @@ __all__ = [
     "parse_time_range",
     "read_items",
     "search_items",
+    "select_items",
+    "walk_items",
     "write_items",
 ]
 
@@ -152,7 +154,6 @@ def search_items(
     times = time_range if isinstance(time_range, TimeRange) else parse_time_range(time_range)
     if collection is None:
         collection = catalog.default_collection()
-    profile = catalog.profile(collection)
     if catalog.kind == "api" and region is None:
         raise SearchError(
             f"Cannot search '{catalog.name}' without a region: it covers the whole Earth. "
@@ -161,18 +162,57 @@ def search_items(
     area = _surroundings(region, margin) if region is not None else None
     chosen = selection or Selection()
     if catalog.kind == "api" and area is not None:
-        found = search_api(
+        found: Iterable[dict[str, Any]] = search_api(
             catalog,
             collection=collection,
             area=area,
             datetime=times.to_stac(),
-            server_filter=chosen.server_filter(catalog, profile),
+            server_filter=chosen.server_filter(catalog, catalog.profile(collection)),
         )
     else:
         found = _walk_static(catalog)
 
-    items, dropped, seen = _check_items(found, catalog, collection, (area, times, chosen))
+    return _snapshot(found, catalog, collection, region, (area, times, chosen))
+
+
+def select_items(
+    items: Iterable[dict[str, Any]],
+    catalog: Catalog,
+    collection: str | None = None,
+    region: Region | None = None,
+    time_range: TimeRange | None = None,
+    *,
+    selection: Selection | None = None,
+    margin: float = DEFAULT_MARGIN,
+) -> ItemSnapshot:
+    """Return the snapshot of items at hand, as ``search_items`` makes it of a catalog's answer.
+
+    Raises
+    ------
+    SearchError
+        If none of them is usable.
+    """
+    area = _surroundings(region, margin) if region is not None else None
+    conditions = (area, time_range or TimeRange(), selection or Selection())
+    return _snapshot(items, catalog, collection, region, conditions)
+
+
+def walk_items(catalog: Catalog) -> list[dict[str, Any]]:
+    """Return all items of a static catalog, unchecked, with absolute addresses."""
+    return list(_walk_static(catalog))
+
+
+def _snapshot(
+    found: Iterable[dict[str, Any]],
+    catalog: Catalog,
+    collection: str | None,
+    region: Region | None,
+    conditions: _Conditions,
+) -> ItemSnapshot:
+    times = conditions[1]
+    items, dropped, seen = _check_items(found, catalog, collection, conditions)
     collection = _only_collection(catalog, items, collection)
+    profile = catalog.profile(collection)
     described = [(describe_item(item, profile), item) for item in items.values()]
     by_id = {granule.item: item for granule, item in described}
     granules, older = drop_duplicates(granule for granule, _ in described)

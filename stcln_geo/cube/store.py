@@ -51,6 +51,7 @@ __all__ = [
     "open_building",
     "open_season",
     "plan_layout",
+    "quiet_zarr",
     "shards_of",
     "write_date_flags",
     "write_fields",
@@ -211,6 +212,11 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Season:
         path / folder, mode="r" if mode == "r" else "r+", use_consolidated=False
     )
     attrs = dict(group.attrs)
+    if attrs.get("kind") == "stack":
+        raise CubeError(
+            f"Cannot open season {name} of {path} as a cube: it is a stack of many sites. "
+            "Open it with open_stack, or describe it with 'stcln-geo archive info'."
+        )
     height, width = (int(size) for size in group["reflectance"].shape[2:])
     try:
         affine = _affine(attrs["spatial:transform"])
@@ -317,7 +323,7 @@ def create_season(
     layout = layout or plan_layout(len(time), len(bands), (height, width))
     path = Path(path)
     folder = path / f"{name}.building"
-    with writing(path), _quiet_zarr():
+    with writing(path), quiet_zarr():
         path.mkdir(parents=True, exist_ok=True)
         zarr.open_group(path, mode="a", zarr_format=3, attributes={"stcln_geo": __version__})
         shutil.rmtree(folder, ignore_errors=True)
@@ -413,7 +419,7 @@ def finish_season(path: str | Path, name: str) -> None:
     """Give a wholly written season its name: from now on it opens as complete."""
     path = Path(path)
     building, final = path / f"{name}.building", path / name
-    with writing(path), _quiet_zarr():
+    with writing(path), quiet_zarr():
         zarr.consolidate_metadata(str(building))
         if final.exists():
             aside = path / f"{name}.replaced"
@@ -440,7 +446,7 @@ def write_fields(
             f"Cannot write labels of shape {labels.shape} and parcels of shape {parcels.shape}: "
             f"the season has {season.shape_yx} (rows, columns). Burn them on the season's grid."
         )
-    with writing(season.cube), _quiet_zarr():
+    with writing(season.cube), quiet_zarr():
         group: Any = zarr.open_group(season.cube / season.folder, mode="r+", use_consolidated=False)
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
@@ -477,7 +483,7 @@ def write_fields(
 
 def write_split(season: Season, split: np.ndarray) -> None:
     """Write the split, (F,) uint8 as in ``SPLITS``, of a season's fields."""
-    with writing(season.cube), _quiet_zarr():
+    with writing(season.cube), quiet_zarr():
         group: Any = zarr.open_group(season.cube / season.name, mode="r+", use_consolidated=False)
         group["field_split"][:] = np.asarray(split, dtype=np.uint8)
 
@@ -512,7 +518,7 @@ def _affine(values: Sequence[float]) -> Any:
 
 
 @contextmanager
-def _quiet_zarr() -> Iterator[None]:
+def quiet_zarr() -> Iterator[None]:
     """Silence two notes of zarr on string arrays and on consolidated metadata."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata.*")
