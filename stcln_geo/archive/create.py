@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ class _Run:
     def build_stack(self, stack: StackPlan) -> tuple[list[TaskResult], str | None, set[str]]:
         """Build a stack's missing shards; return results, what is wrong, and suspect items."""
         path = self.plan.path / stack.folder
-        opened = open_building_stack(path, stack.season)
+        opened = self._reopen(path, stack) or open_building_stack(path, stack.season)
         if opened is None or opened.attrs.get("fingerprint") != stack.fingerprint:
             opened = self._create(stack)
         results = self._run(
@@ -237,6 +238,19 @@ class _Run:
         finish_stack(path, stack.season)
         write_index(self.plan.path)
         return results, None, suspects
+
+    def _reopen(self, path: Path, stack: StackPlan) -> Stack | None:
+        """Take a whole stack that lacks scenes back to work: only its lacking shards are redone."""
+        whole = path / stack.season
+        if not (whole / "zarr.json").is_file():
+            return None
+        if open_stack(path, stack.season).attrs.get("fingerprint") != stack.fingerprint:
+            return None
+        building = path / f"{stack.season}.building"
+        with writing(path):
+            shutil.rmtree(building, ignore_errors=True)
+            whole.rename(building)
+        return open_building_stack(path, stack.season)
 
     def _create(self, stack: StackPlan) -> Stack:
         """Create a stack's empty arrays and the table of its sites."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import Catalog, load_catalog
-from ..cube.granules import describe_item
+from ..cube.granules import SCL, band_assets, describe_item
 from ..cube.plan import crop_plan, default_bands, plan_cube
 from ..cube.planned import CubePlan
 from ..cube.search import (
@@ -150,8 +150,13 @@ class Provider:
     def _of_season(self, season: str) -> list[dict[str, Any]]:
         with self._lock:
             if self._walked is None:
-                found = walk_items(self.catalog)
                 profile = self.catalog.profile(self.spec.collection)
+                # Other things that a catalog lists may have no time.
+                found = [
+                    item
+                    for item in walk_items(self.catalog)
+                    if set(band_assets(item, profile)) - {SCL}
+                ]
                 times = [describe_item(item, profile).time for item in found]
                 self._walked = {
                     name: [

@@ -200,26 +200,26 @@ def test_workers_give_the_same(whole_plan: ArchivePlan, planted: Any, tmp_path: 
 
 def test_an_asset_that_is_lost_stops_or_is_left_out(tmp_path: Path):
     catalog = plant(tmp_path / "catalog")
-    lost = catalog.folder / "S31_2018-10-01_red.tif"
+    lost = catalog.folder / "S31_2019-03-02_red.tif"
     content = lost.read_bytes()
     lost.unlink()
     spec = make_spec(catalog.location, years=(2018,))
     sites = [*make_sites(names=("w1", "w2", "w3")), place_site("e4", 6.0125, 50.497, size=SIZE)]
     plan = plan_archive(sites, spec, tmp_path / "a")
-    with pytest.raises(TaskError, match=r"S31_2018-10-01.*ledger.jsonl.*--on-error skip"):
+    with pytest.raises(TaskError, match=r"S31_2019-03-02.*ledger.jsonl.*--on-error skip"):
         create_archive(plan)
     entry = json.loads((tmp_path / "a" / "ledger.jsonl").read_text().splitlines()[0])
-    assert (entry["item"], entry["asset"], entry["kind"]) == ("S31_2018-10-01", "red", "gone")
+    assert (entry["item"], entry["asset"], entry["kind"]) == ("S31_2019-03-02", "red", "gone")
     # The other zone is done: the lost scene does not reach there.
     assert set(open_archive(tmp_path / "a").index["id"]) == {"e4"}
 
     skipping = make_spec(catalog.location, years=(2018,), cube=CubeSpec(on_error="skip"))
     plan = plan_archive(sites, skipping, tmp_path / "a")
     report = create_archive(plan)
-    assert report.failures >= 3
+    assert report.failures == 1
     stack = stacks_of(plan)[(WEST, SEASONS[0])]
-    position = stack.site_id.index("w1")
-    date = [str(day)[:10] for day in stack.time[position]].index("2018-10-01")
+    position = stack.site_id.index("w2")
+    date = [str(day)[:10] for day in stack.time[position]].index("2019-03-02")
     assert not stack.valid[position, date].any()
 
     strict = CubeSpec(on_error="skip", max_failed_fraction=0.0)
@@ -234,7 +234,11 @@ def test_an_asset_that_is_lost_stops_or_is_left_out(tmp_path: Path):
     # The file is back: what was left out is read when failures count again.
     lost.write_bytes(content)
     plan = plan_archive(sites, spec, tmp_path / "a")
-    assert create_archive(plan).failures == 0
+    again = create_archive(plan)
+    assert again.failures == 0
+    # Only the shard of w1 and w2 is read again.
+    costs = {name: cost for group in plan.groups for name, cost in group.sites.items()}
+    assert again.windows_read == costs["w1"].windows + costs["w2"].windows
     assert stacks_of(plan)[(WEST, SEASONS[0])].valid[position, date].any()
 
 
