@@ -16,6 +16,7 @@ _GROUPS = {
     "cube": "Plan, build, check and look at cubes.",
     "labels": "Burn field labels into a cube and split them by field.",
     "checkpoint": "Import published weights; describe and export checkpoints.",
+    "archive": "Assemble archives of many sites and seasons.",
     "cog": "Check cloud-optimized GeoTIFFs.",
     "evaluate": "Score a network on held-out fields, or a map on points or parcels.",
 }
@@ -29,7 +30,7 @@ _VERBS = {
     "polygons": "Write a map as polygons.",
 }
 _ORDER = (
-    "demo", "simulate", "catalogs", "cube", "labels", "pretrain", "finetune", "evaluate",
+    "demo", "simulate", "catalogs", "cube", "archive", "labels", "pretrain", "finetune", "evaluate",
     "predict", "parcels", "polygons", "checkpoint", "cog",
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ COMMAND = "stcln-geo"
 PYTHON_PAGES = (
     ("The public names", "stcln_geo", "What `import stcln_geo` gives, and the small nouns."),
     ("Cubes", "cube", "From a STAC search to a Zarr cube."),
+    ("Archives", "archive", "Many sites over many seasons, with one index."),
     ("Datasets", "datasets", "Published sets as cubes."),
     ("Simulation", "simulate", "A simulated Sentinel-2 archive."),
     ("The network", "model", "STCLN, masking and checkpoints."),

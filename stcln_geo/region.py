@@ -14,9 +14,10 @@ from .errors import InputError, MissingFileError
 from .grid import utm_zone_bounds, utm_zones
 
 if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["LONLAT", "Region"]
+__all__ = ["LONLAT", "Region", "footprint"]
 
 LONLAT = "EPSG:4326"
 
@@ -25,6 +26,7 @@ _WIDEST_CROSSING = 180.0
 _METRES_PER_DEGREE = 111_000.0
 """A little less than there are, so that a margin is never too small."""
 
+_EDGE_POINTS = 16
 _EDGE_DEGREES = 0.005
 """Edges are split to this length before they are projected, so that they bend as they should."""
 
@@ -207,6 +209,33 @@ class Region:
 
         geometry: dict[str, Any] = mapping(self.geometry)
         return geometry
+
+
+def footprint(geobox: GeoBox) -> BaseGeometry:
+    """Return the outline of a grid in lon/lat (OGC:CRS84), cut in two at the antimeridian.
+
+    Edges have 16 points each, since they bend when they leave their CRS.
+    """
+    from shapely import get_coordinates, union_all
+    from shapely.affinity import translate
+    from shapely.geometry import Polygon, box
+
+    bounds = geobox.boundingbox
+    outline = box(bounds.left, bounds.bottom, bounds.right, bounds.top)
+    edge = max(bounds.right - bounds.left, bounds.top - bounds.bottom) / _EDGE_POINTS
+    moved = _transformed(outline, str(geobox.crs), LONLAT, edge=edge)
+    west, _, east, _ = moved.bounds
+    if east - west < _WIDEST_CROSSING:
+        return moved
+    ring = get_coordinates(moved)
+    joined = Polygon(np.column_stack([ring[:, 0] % 360, ring[:, 1]]))
+    whole: BaseGeometry = union_all(
+        [
+            joined.intersection(box(0, -90, 180, 90)),
+            translate(joined.intersection(box(180, -90, 360, 90)), xoff=-360),
+        ]
+    )
+    return whole
 
 
 def _area_of(geometries: Any) -> BaseGeometry:

@@ -40,6 +40,7 @@ __all__ = [
     "remove_files",
     "remove_tree",
     "replace_version",
+    "version_of",
     "write_file",
     "writing",
 ]
@@ -197,6 +198,14 @@ def read_version(target: S3Path) -> tuple[bytes, str] | None:
         answer = object_store(target.bucket).get(target.key)
         return bytes(answer.bytes()), str(answer.meta["e_tag"])
     return None
+
+
+def version_of(target: Location) -> str:
+    """Return what differs once a file has been written again."""
+    if isinstance(target, Path):
+        return str(target.stat().st_mtime_ns)
+    found = read_version(target)
+    return found[1] if found is not None else ""
 
 
 def replace_version(target: S3Path, content: bytes, version: str) -> bool:

@@ -34,13 +34,14 @@ LAYERS = {
     "model": 2,
     "cog": 2,
     "simulate": 2,
-    "data": 3,
-    "export": 3,
-    "maps": 3,
-    "train": 4,
-    "predict": 4,
-    "report": 4,
-    "cli": 5,
+    "archive": 3,
+    "data": 4,
+    "export": 4,
+    "maps": 4,
+    "train": 5,
+    "predict": 5,
+    "report": 5,
+    "cli": 6,
 }
 """Unit (module or package directly under the import root) -> layer."""
 

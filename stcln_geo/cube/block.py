@@ -26,7 +26,7 @@ from .replace import OldSeason, open_old
 from .store import Season, open_building, write_json, write_shard
 from .stored import LEDGER_FILE, load_plan, manifest_path, read_manifest, shard_fingerprint
 
-__all__ = ["BlockResult", "BlockTask", "build_block"]
+__all__ = ["BlockPixels", "BlockResult", "BlockTask", "Readers", "build_block", "read_block"]
 
 _MIN_READERS = 4
 
@@ -85,8 +85,8 @@ def build_block(task: BlockTask) -> BlockResult:
         return BlockResult(written=0, kept=kept, reads=0, taken=taken)
 
     area = functools.reduce(Window.union, missing)
-    readers = _Readers(plan.access)
-    block = BlockArrays(plan, season_plan, season, area)
+    readers = Readers(plan.access)
+    block = BlockArrays(plan, season_plan, area)
     reused = old.same_dates(season_plan, area) if old is not None else {}
     audit = _Audit([shard.relative_to(area) for shard in missing], {})
     if old is not None and reused:
@@ -108,6 +108,52 @@ def build_block(task: BlockTask) -> BlockResult:
             audit=counts,
         )
     return BlockResult(written=len(missing), kept=kept, reads=readers.reads, taken=taken)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPixels:
+    """The dates of a small grid, in memory."""
+
+    arrays: BlockArrays
+    left_out: tuple[str, ...]
+    """Items of which an asset could not be read."""
+    audit: dict[str, Any]
+    """What was counted of each item's dark pixels, as JSON values."""
+
+
+def read_block(
+    plan: CubePlan,
+    season: SeasonPlan,
+    readers: Readers,
+    *,
+    folder: Location,
+    skip_failures: bool,
+    threads: int,
+) -> BlockPixels:
+    """Read the whole grid of a plan, small enough for the memory, exactly as a cube's block.
+
+    Parameters
+    ----------
+    folder
+        Where the ledger of failures lies.
+    skip_failures
+        True leaves a scene out where one of its assets cannot be read.
+
+    Raises
+    ------
+    AssetReadError
+        If an asset cannot be read and ``skip_failures`` is False.
+    """
+    whole = Window(0, 0, *plan.window.shape_yx)
+    task = BlockTask(
+        cube=str(folder), season=season.name, window=whole, fingerprint="",
+        skip_failures=skip_failures, threads=threads,
+    )  # fmt: skip
+    arrays = BlockArrays(plan, season, whole)
+    audit = _Audit([whole], {})
+    failed = _fill(arrays, plan, season, readers, task, audit, ())
+    counts = {item: audits[0].to_json() for item, audits in audit.by_item.items()}
+    return BlockPixels(arrays=arrays, left_out=tuple(sorted(failed)), audit=counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +221,16 @@ def _scenes_in(plan: CubePlan, season: SeasonPlan, shard: Window) -> set[str]:
     return {scene.item for scene in scenes if scene.meets(area)}
 
 
-class _Readers:
+class Readers:
     """One reader per way of access: the catalog's, and those of substitutes."""
 
     def __init__(self, access: Access) -> None:
+        """Prepare; nothing is opened yet."""
         self._own = AssetReader(access)
         self._others: dict[str, AssetReader] = {}
 
     def of(self, scene: Scene) -> AssetReader:
+        """Return the reader of a scene's assets."""
         if scene.substitute is None:
             return self._own
         key = json.dumps(dict(scene.substitute.access), sort_keys=True)
@@ -218,7 +266,7 @@ def _fill(
     block: BlockArrays,
     plan: CubePlan,
     season_plan: SeasonPlan,
-    readers: _Readers,
+    readers: Readers,
     task: BlockTask,
     audit: _Audit,
     reused: Collection[int],
@@ -269,7 +317,7 @@ def _read_ahead(
     wanted: list[tuple[int, Scene]],
     block: BlockArrays,
     plan: CubePlan,
-    readers: _Readers,
+    readers: Readers,
 ) -> Iterator[_Reading]:
     """Yield scenes in order, while the next ones are already being read."""
     pad = plan.spec.clouds.padding

@@ -47,7 +47,7 @@ from .stored import (
     store_plan,
 )
 
-__all__ = ["BuildReport", "build_cube", "carry_out", "unfinished_plan"]
+__all__ = ["BuildReport", "build_cube", "carry_out", "date_provenance", "unfinished_plan"]
 
 _POLICY = ("on_error", "max_failed_fraction")
 """Choices that do not change what cube is built."""
@@ -361,7 +361,7 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Location, *, repla
             "period": plan.spec.period,
         },
         date_attrs={
-            **_provenance(plan, season),
+            **date_provenance(plan, season),
             **_spans(plan, season),
             SUSPECT: [False] * len(season.dates),
         },
@@ -379,7 +379,7 @@ def _record_suspects(path: Location, season: SeasonPlan, *, replacing: bool) -> 
     return set().union(*found)
 
 
-def _provenance(plan: CubePlan, season: SeasonPlan) -> dict[str, list[str]]:
+def date_provenance(plan: CubePlan, season: SeasonPlan) -> dict[str, list[str]]:
     """Return, per date, what its scenes are; several scenes are joined by a space."""
 
     def joined(values: list[str]) -> str:

@@ -11,7 +11,6 @@ from .composite import UNKNOWN_COVER, compose
 from .contract import FILL, NO_DAY
 from .fuse import ScenePixels, fuse_scene
 from .planned import CubePlan, DatePlan, Scene, SeasonPlan
-from .store import Season
 
 __all__ = ["BlockArrays", "Merger", "days_after", "make_merger", "nearest_to"]
 
@@ -21,21 +20,19 @@ _NOON = np.timedelta64(12, "h")
 class BlockArrays:
     """The arrays of a block, empty at first."""
 
-    def __init__(
-        self, plan: CubePlan, season_plan: SeasonPlan, season: Season, area: Window
-    ) -> None:
-        """Allocate them for an area counted from the season's first pixel."""
+    def __init__(self, plan: CubePlan, season_plan: SeasonPlan, area: Window) -> None:
+        """Allocate them for an area counted from the plan's first pixel."""
         shape = (len(season_plan.dates), *area.shape_yx)
         self.area = area
-        self.geobox = crop_geobox(season.geobox, area)
+        self.geobox = crop_geobox(plan.geobox, area)
         self.reflectance = np.full((shape[0], len(plan.bands), *shape[1:]), FILL, dtype=np.int16)
         self.valid = np.zeros(shape, dtype=bool)
-        self.scl = np.zeros(shape, dtype=np.uint8) if season.scl is not None else None
+        self.scl = np.zeros(shape, dtype=np.uint8) if plan.keeps_scl else None
         self.observations = (
-            np.zeros(shape, dtype=np.uint8) if season.observations is not None else None
+            np.zeros(shape, dtype=np.uint8) if plan.spec.composite != "none" else None
         )
         self.day_offset = (
-            np.full(shape, NO_DAY, dtype=np.int8) if season.day_offset is not None else None
+            np.full(shape, NO_DAY, dtype=np.int8) if plan.spec.composite != "none" else None
         )
 
     def part(self, shard: Window) -> dict[str, Any]:

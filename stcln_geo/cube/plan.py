@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, NothingFoundError, SearchError
-from ..grid import Window, absolute_window, bounds_window, snapped_geobox, utm_crs
+from ..grid import (
+    Window,
+    absolute_window,
+    bounds_window,
+    geobox_from_window,
+    snapped_geobox,
+    utm_crs,
+)
 from ..region import LONLAT, Region
 from .addresses import asset_access, check_asset
 from .calendar import Period, period_index, season_periods
@@ -27,13 +34,17 @@ from .radiometry import Radiometry, resolve_offset
 from .search import ItemSnapshot
 from .spec import DEFAULT_BANDS, CubeSpec
 
-__all__ = ["CubePlan", "CubeSpec", "plan_cube", "plan_zones"]
+__all__ = ["CubePlan", "CubeSpec", "crop_plan", "default_bands", "plan_cube", "plan_zones"]
 
 _EDGE_PIXELS = 4
 
 
 def plan_cube(
-    snapshot: ItemSnapshot, region: Region | None = None, spec: CubeSpec | None = None
+    snapshot: ItemSnapshot,
+    region: Region | None = None,
+    spec: CubeSpec | None = None,
+    *,
+    window: Window | None = None,
 ) -> CubePlan:
     """Plan a cube; reads no pixel.
 
@@ -41,6 +52,9 @@ def plan_cube(
     ----------
     region
         None takes the union of the scenes' rasters.
+    window
+        The grid in absolute pixels of the spec's CRS, as it is; by default the region, padded to
+        whole windows of the lattice.
 
     Raises
     ------
@@ -53,8 +67,10 @@ def plan_cube(
     region = region or _union_of(granules)
     crs = _choose_crs(spec.crs, region, granules)
     aoi = region.to_crs(crs)
-    geobox = snapped_geobox(aoi, crs=crs, resolution=spec.resolution, lattice=spec.lattice)
-    window = absolute_window(geobox)
+    if window is None:
+        window = absolute_window(
+            snapped_geobox(aoi, crs=crs, resolution=spec.resolution, lattice=spec.lattice)
+        )
 
     items = {item["id"]: item for item in snapshot.items}
     days: dict[np.datetime64, list[tuple[Granule, Scene]]] = defaultdict(list)
@@ -92,6 +108,47 @@ def plan_cube(
     )
 
 
+def crop_plan(plan: CubePlan, window: Window, *, region: str) -> CubePlan:
+    """Return the plan of a part of the grid: what ``plan_cube`` makes of that part alone.
+
+    Parameters
+    ----------
+    window
+        The part, in absolute pixels of the plan's CRS.
+    region
+        What to call it.
+
+    Returns
+    -------
+    A plan of the seasons that have scenes there, maybe none.
+    """
+    from shapely.geometry import box
+
+    seasons = []
+    for season in plan.seasons:
+        dates = []
+        for date in season.dates:
+            scenes = tuple(scene for scene in date.scenes if scene.meets(window))
+            time = date.time
+            if scenes and plan.spec.period is None:
+                time = min(np.datetime64(scene.time) for scene in scenes).astype("datetime64[s]")
+            if scenes or plan.spec.period is not None:
+                dates.append(DatePlan(time=time, scenes=scenes))
+        if any(date.scenes for date in dates):
+            layout = plan.spec.layout or plan_layout(len(dates), len(plan.bands), window.shape_yx)
+            seasons.append(SeasonPlan(name=season.name, dates=tuple(dates), layout=layout))
+    used = {scene.item for season in seasons for date in season.dates for scene in date.scenes}
+    grid = geobox_from_window(window, crs=plan.crs, resolution=plan.spec.resolution).boundingbox
+    return dataclasses.replace(
+        plan,
+        region=region,
+        aoi=box(grid.left, grid.bottom, grid.right, grid.top),
+        window=window,
+        seasons=tuple(seasons),
+        items=tuple(item for item in plan.items if item["id"] in used),
+    )
+
+
 def plan_zones(
     snapshot: ItemSnapshot, region: Region | None = None, spec: CubeSpec | None = None
 ) -> dict[str, CubePlan]:
@@ -121,6 +178,11 @@ def plan_zones(
         zone: plan_cube(snapshot, part, dataclasses.replace(spec, crs=zone))
         for zone, part in region.by_utm_zone(margin=margin).items()
     }
+
+
+def default_bands(snapshot: ItemSnapshot) -> tuple[str, ...]:
+    """Return the bands a cube of these items gets where none are asked for."""
+    return _choose_bands(snapshot, CubeSpec())[0]
 
 
 def _choose_bands(

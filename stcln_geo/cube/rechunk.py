@@ -11,10 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,22 @@ import zarr
 from ..errors import CubeError, InputError, OutputError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import Window, tiles
+from ..storage import (
+    Location,
+    list_files,
+    location,
+    make_folder,
+    remove_tree,
+    version_of,
+    write_file,
+    writing,
+)
 from .audit import merge_audits
 from .cost import DEFAULT_MEMORY
 from .layout import Codec, Layout, block_sum, create_array
 from .lock import cube_lock
 from .planned import CubePlan, SeasonPlan
+from .read import append_ledger, read_ledger
 from .replace import current_seasons, store_season_plan
 from .store import (
     Season,
@@ -38,7 +47,6 @@ from .store import (
     open_season,
     quiet_zarr,
     write_json,
-    writing,
 )
 from .stored import (
     ITEMS_FILE,
@@ -52,6 +60,7 @@ from .stored import (
     shard_fingerprint,
     store_plan,
 )
+from .zarr_store import zarr_store
 
 __all__ = ["RechunkPlan", "RechunkReport", "plan_rechunk", "rechunk_cube"]
 
@@ -66,8 +75,8 @@ _COPIES = 2.5
 class RechunkPlan:
     """What a rechunk does; ``str`` is for people."""
 
-    source: Path
-    out: Path
+    source: Location
+    out: Location
     layout: Layout
     seasons: tuple[Season, ...]
 
@@ -99,7 +108,7 @@ class RechunkPlan:
 class RechunkReport:
     """What a rechunk did."""
 
-    out: Path
+    out: Location
     shards_written: int
     shards_kept: int
     """Shards that an earlier run had copied."""
@@ -123,8 +132,8 @@ class _CopyTask:
 
 
 def plan_rechunk(
-    cube: str | Path,
-    out: str | Path,
+    cube: str | Location,
+    out: str | Location,
     *,
     chunk: int | None = None,
     shard: int | None = None,
@@ -132,7 +141,7 @@ def plan_rechunk(
     codec: Codec = "zstd",
 ) -> RechunkPlan:
     """Plan another layout; writes nothing. The parameters are those of `rechunk_cube`."""
-    cube, out = Path(cube), Path(out)
+    cube, out = location(cube), location(out)
     names = list_seasons(cube) or [choose_season(cube, None)]
     seasons = tuple(open_season(cube, name) for name in names)
     unfinished = sorted(folder.name for folder in cube.glob("*.building"))
@@ -141,7 +150,7 @@ def plan_rechunk(
             f"Cannot rechunk {cube}: {', '.join(unfinished)} is unfinished, and what is in it "
             "would be lost. Finish it with the command that began it."
         )
-    if out.resolve() == cube.resolve() or cube.resolve() in out.resolve().parents:
+    if f"{out.resolve()}/".startswith(f"{cube.resolve()}/"):
         raise InputError(
             f"Cannot rechunk {cube} into {out}: a cube is not changed in place. "
             "Choose another path."
@@ -158,8 +167,8 @@ def plan_rechunk(
 
 
 def rechunk_cube(
-    cube: str | Path,
-    out: str | Path,
+    cube: str | Location,
+    out: str | Location,
     *,
     chunk: int | None = None,
     shard: int | None = None,
@@ -230,7 +239,7 @@ def rechunk_cube(
             )
         _carry_files(plan, moved)
         with writing(plan.out):
-            shutil.rmtree(plan.out / _MARKS, ignore_errors=True)
+            remove_tree(plan.out / _MARKS)
         write_json(plan.out / RECORD_FILE, {**record, "is_complete": True})
     return RechunkReport(out=plan.out, shards_written=written, shards_kept=kept)
 
@@ -238,8 +247,8 @@ def rechunk_cube(
 def _identity(season: Season) -> str:
     """Return what tells whether a season was rebuilt: its metadata and when it was created."""
     metadata = season.cube / season.name / "zarr.json"
-    created = (season.cube / season.name / "time" / "zarr.json").stat().st_mtime_ns
-    return hashlib.sha256(metadata.read_bytes() + str(created).encode()).hexdigest()
+    created = version_of(season.cube / season.name / "time" / "zarr.json")
+    return hashlib.sha256(metadata.read_bytes() + created.encode()).hexdigest()
 
 
 def _begin(plan: RechunkPlan, record: Mapping[str, Any]) -> bool:
@@ -255,11 +264,11 @@ def _begin(plan: RechunkPlan, record: Mapping[str, Any]) -> bool:
                 f"Cannot write the cube {out}: something else is there. Choose a new path such as "
                 "other.zarr."
             )
-        root: Any = zarr.open_group(plan.source, mode="r", use_consolidated=False)
+        root: Any = zarr.open_group(zarr_store(plan.source), mode="r", use_consolidated=False)
         with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             write_json(out / RECORD_FILE, record)
-            zarr.open_group(out, mode="a", zarr_format=3, attributes=dict(root.attrs))
+            zarr.open_group(zarr_store(out), mode="a", zarr_format=3, attributes=dict(root.attrs))
         return False
     if {key: before.get(key) for key in record} != dict(record):
         raise OutputError(
@@ -303,13 +312,14 @@ def _copy_season(
     """Copy a season and give it its name; return how many shards an earlier run had copied."""
     if open_building(plan.out, season.name) is None:
         with writing(plan.out):
-            shutil.rmtree(plan.out / _MARKS / season.name, ignore_errors=True)
+            remove_tree(plan.out / _MARKS / season.name)
         fingerprint = None
         if moved is not None:
             fingerprint = season_fingerprint(moved, moved.season(season.name))
         _create(plan, season, fingerprint)
     shards = tiles(season.shape_yx, plan.layout.shard)
-    todo = [shard for shard in shards if not _mark(plan.out, season.name, shard).exists()]
+    marks = set(list_files(plan.out / _MARKS / season.name))
+    todo = [shard for shard in shards if _mark_name(shard) not in marks]
     kept = len(shards) - len(todo)
     tasks = [
         _CopyTask(
@@ -333,20 +343,22 @@ def _copy_season(
     return kept
 
 
-def _mark(out: str | Path, season: str, shard: Window) -> Path:
-    return Path(out) / _MARKS / season / f"{shard.row}_{shard.col}"
+def _mark_name(shard: Window) -> str:
+    return f"{shard.row}_{shard.col}"
 
 
 def _create(plan: RechunkPlan, season: Season, fingerprint: str | None) -> None:
     """Create all arrays of a season: with pixels empty, all others with their content."""
-    old: Any = zarr.open_group(season.cube / season.folder, mode="r", use_consolidated=False)
+    old: Any = zarr.open_group(
+        zarr_store(season.cube / season.folder), mode="r", use_consolidated=False
+    )
     layout = plan.layout
     folder = plan.out / f"{season.name}.building"
     height, width = season.shape_yx
     per_shard = layout.shard // layout.chunk
     with writing(plan.out), quiet_zarr():
-        shutil.rmtree(folder, ignore_errors=True)
-        new: Any = zarr.create_group(folder, zarr_format=3)
+        remove_tree(folder)
+        new: Any = zarr.create_group(zarr_store(folder), zarr_format=3)
         for name, array in sorted(old.arrays()):
             dims = tuple(array.metadata.dimension_names or ())
             shape, chunks, shards = array.shape, array.chunks, None
@@ -388,10 +400,11 @@ def _copy_small(group: Any, name: str, array: Any) -> None:
 
 def _copy_shard(task: _CopyTask) -> None:
     """Copy the pixels of one shard, count its coverage, and mark it as done."""
-    out = Path(task.out)
-    folder = f"{task.season}.building"
-    old: Any = zarr.open_group(Path(task.source) / task.season, mode="r", use_consolidated=False)
-    new: Any = zarr.open_group(out / folder, mode="r+", use_consolidated=False)
+    out = location(task.out)
+    source = zarr_store(location(task.source) / task.season)
+    target = zarr_store(out / f"{task.season}.building")
+    old: Any = zarr.open_group(source, mode="r", use_consolidated=False)
+    new: Any = zarr.open_group(target, mode="r+", use_consolidated=False)
     window, chunk = task.window, task.chunk
     with writing(out):
         for name, array in old.arrays():
@@ -406,9 +419,7 @@ def _copy_shard(task: _CopyTask) -> None:
         if "overview" in new:
             small = (..., *_cells(window, 16))
             new["overview"][small] = old["overview"][small]
-        mark = _mark(out, task.season, window)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        write_file(out / _MARKS / task.season / _mark_name(window), b"")
 
 
 def _cells(window: Window, step: int) -> tuple[slice, slice]:
@@ -451,9 +462,10 @@ def _carry_manifests(
 
 def _carry_files(plan: RechunkPlan, moved: CubePlan | None) -> None:
     """Copy what a build keeps beside the seasons."""
-    with writing(plan.out):
-        for name in (ITEMS_FILE, LEDGER_FILE):
-            if (plan.source / name).is_file():
-                shutil.copy2(plan.source / name, plan.out / name)
+    if (plan.source / ITEMS_FILE).is_file():
+        write_file(plan.out / ITEMS_FILE, (plan.source / ITEMS_FILE).read_bytes())
+    if not read_ledger(plan.out / LEDGER_FILE):
+        for entry in read_ledger(plan.source / LEDGER_FILE):
+            append_ledger(plan.out / LEDGER_FILE, entry)
     if moved is not None:
         store_plan(moved, plan.out)

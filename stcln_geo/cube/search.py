@@ -44,6 +44,8 @@ __all__ = [
     "read_items",
     "read_queries",
     "search_items",
+    "select_items",
+    "walk_items",
     "write_items",
 ]
 
@@ -201,7 +203,46 @@ def search_items(
         "selection": chosen.to_json(),
     }
 
-    items, dropped, seen = _check_items(found, catalog, collection, (area, times, chosen))
+    return _snapshot(found, catalog, collection, region, (area, times, chosen), query)
+
+
+def select_items(
+    items: Iterable[dict[str, Any]],
+    catalog: Catalog,
+    collection: str | None = None,
+    region: Region | None = None,
+    time_range: TimeRange | None = None,
+    *,
+    selection: Selection | None = None,
+    margin: float = DEFAULT_MARGIN,
+) -> ItemSnapshot:
+    """Return the snapshot of items at hand, as ``search_items`` makes it of a catalog's answer.
+
+    Raises
+    ------
+    SearchError
+        If none of them is usable.
+    """
+    area = _surroundings(region, margin) if region is not None else None
+    conditions = (area, time_range or TimeRange(), selection or Selection())
+    return _snapshot(items, catalog, collection, region, conditions)
+
+
+def walk_items(catalog: Catalog) -> list[dict[str, Any]]:
+    """Return all items of a static catalog, unchecked, with absolute addresses."""
+    return list(_walk_static(catalog))
+
+
+def _snapshot(
+    found: Iterable[dict[str, Any]],
+    catalog: Catalog,
+    collection: str | None,
+    region: Region | None,
+    conditions: _Conditions,
+    query: Mapping[str, Any] | None = None,
+) -> ItemSnapshot:
+    times = conditions[1]
+    items, dropped, seen = _check_items(found, catalog, collection, conditions)
     collection = _only_collection(catalog, items, collection)
     by_id = {granule.item: item for item, granule in items.values()}
     granules, older = drop_duplicates(granule for _, granule in items.values())
@@ -216,7 +257,7 @@ def search_items(
         seen=seen,
         dropped=tuple(dropped),
         time_range=times,
-        query=query,
+        query=query or {},
     )
 
 

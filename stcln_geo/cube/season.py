@@ -224,6 +224,11 @@ def open_folder(path: Location, name: str, folder: str, *, mode: str) -> Season:
         zarr_store(path / folder), mode="r" if mode == "r" else "r+", use_consolidated=False
     )
     attrs = dict(group.attrs)
+    if attrs.get("kind") == "stack":
+        raise CubeError(
+            f"Cannot open season {name} of {path} as a cube: it is a stack of many sites. "
+            "Open it with open_stack, or describe it with 'stcln-geo archive info'."
+        )
     height, width = (int(size) for size in group["reflectance"].shape[2:])
     try:
         affine = _affine(attrs["spatial:transform"])

@@ -28,6 +28,7 @@ from ..errors import OutputError
 from ..execution import ProgressHook
 from ..grid import Window, tiles
 from ..legend import UNLABELLED
+from ..storage import Location
 from .plan import RECORD_FILE, ExportFile, ExportPlan, What, plan_export, read_record
 from .stac import write_stac
 
@@ -66,7 +67,7 @@ class ExportReport:
 
 
 def export_cube(
-    cube: str | Path,
+    cube: str | Location,
     out: str | Path,
     *,
     season: str | None = None,

@@ -19,6 +19,7 @@ from ..cube.search import parse_time_range
 from ..cube.store import Season, open_season
 from ..errors import InputError, OutputError
 from ..legend import UNLABELLED
+from ..storage import Location, version_of
 
 __all__ = [
     "RECORD_FILE",
@@ -96,7 +97,7 @@ class ExportPlan:
 
 
 def plan_export(
-    cube: str | Path,
+    cube: str | Location,
     out: str | Path,
     *,
     season: str | None = None,
@@ -290,7 +291,7 @@ def _identity(
     elif not items:
         # A cube made with write_cube does not say what its dates are from.
         array = season.cube / season.folder / "time" / "zarr.json"
-        content["written"] = array.stat().st_mtime_ns
+        content["written"] = version_of(array)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

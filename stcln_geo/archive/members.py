@@ -1,0 +1,157 @@
+"""Take existing cubes and stacks into an archive, by reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cube.lock import cube_lock
+from ..cube.stack import is_stack, open_stack
+from ..cube.store import list_seasons, open_season, write_json
+from ..cube.stored import read_manifest
+from ..errors import CubeError, InputError, MissingFileError
+from .index import INDEX_FILE, MEMBERS_FILE, list_members, write_index
+
+__all__ = ["AddReport", "add_members"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddReport:
+    """What was added."""
+
+    path: Path
+    added: tuple[str, ...]
+    known: tuple[str, ...]
+    """Members that were there before."""
+    notes: tuple[str, ...]
+    """In what added members differ from the others."""
+    rows: int
+    """Of the index now."""
+
+    def __str__(self) -> str:
+        known = f", {len(self.known)} were there already" if self.known else ""
+        return f"{self.path}: {len(self.added)} members added{known}; {self.rows} site-seasons."
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    bands: tuple[str, ...]
+    resolution: float
+
+
+def add_members(path: str | Path, members: Sequence[str | Path]) -> AddReport:
+    """Add cubes and stacks to the index of an archive; no pixel is copied.
+
+    Parameters
+    ----------
+    path
+        Folder of the archive; a new one is made if there is none.
+    members
+        Folders of cubes and stacks; without any, the index is only made anew.
+
+    Raises
+    ------
+    MissingFileError
+        If a member does not exist.
+    CubeError
+        If a member has no complete season, or no band that all others have.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not _is_archive(path):
+        raise InputError(
+            f"Cannot add to {path}: the folder holds other files and is no archive. Give the "
+            "archive first, then its new members; choose a new path for a new archive."
+        )
+    if not members and not _is_archive(path):
+        raise MissingFileError(
+            f"Cannot open the archive {path}: there is none. Give the cubes and stacks to make one "
+            "of, or assemble one with 'stcln-geo archive create'."
+        )
+    added: list[str] = []
+    known: list[str] = []
+    notes: list[str] = []
+    with cube_lock(path):
+        present = list_members(path)
+        forms = [form for text in present for form in _forms_of(path / text)]
+        for member in members:
+            place = Path(member)
+            forms_of = _forms_of(place, strict=True)
+            text = _reference(path, place)
+            if text in present:
+                known.append(text)
+                continue
+            notes += _compare(place, forms_of, forms)
+            forms += forms_of
+            present.append(text)
+            added.append(text)
+        before = read_manifest(path / MEMBERS_FILE).get("members", [])
+        if added:
+            write_json(path / MEMBERS_FILE, {"members": [*before, *added]})
+        rows = write_index(path, anew=not members)
+    return AddReport(
+        path=path, added=tuple(added), known=tuple(known), notes=tuple(notes), rows=rows
+    )
+
+
+def _is_archive(path: Path) -> bool:
+    return any((path / name).is_file() for name in (INDEX_FILE, MEMBERS_FILE, "archive.json"))
+
+
+def _reference(archive: Path, member: Path) -> str:
+    """Return how the index names a member: relative to the archive where it lies inside."""
+    place, root = member.resolve(), archive.resolve()
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
+
+
+def _forms_of(place: Path, *, strict: bool = False) -> list[_Form]:
+    """Return bands and pixel size of a member's seasons."""
+    if not strict and not (place / "zarr.json").is_file():
+        return []
+    names = list_seasons(place)
+    if strict and not names:
+        raise CubeError(
+            f"Cannot add {place}: it has no complete season. Finish it by running its 'cube "
+            "build' or 'archive create' command again, then add it."
+        )
+    return [_form(place, name) for name in names]
+
+
+def _form(place: Path, season: str) -> _Form:
+    opened: Any
+    if is_stack(place, season):
+        opened = open_stack(place, season)
+        return _Form(opened.bands, float(opened.transform[0, 0]))
+    opened = open_season(place, season)
+    return _Form(opened.bands, opened.resolution)
+
+
+def _compare(place: Path, new: Sequence[_Form], others: Sequence[_Form]) -> list[str]:
+    """Say in what a new member differs; refuse it where nothing is shared."""
+    if not others:
+        return []
+    shared = [band for band in others[0].bands if all(band in form.bands for form in others)]
+    left = [band for band in shared if all(band in form.bands for form in new)]
+    if not left:
+        raise CubeError(
+            f"Cannot add {place}: it has the bands {', '.join(new[0].bands)}, and none of them is "
+            f"in all members of the archive ({', '.join(shared) or 'which share none'}). Members "
+            "must share a band. Build it again with --bands, or use another archive."
+        )
+    notes = []
+    lacking = [band for band in shared if band not in left]
+    if lacking:
+        notes.append(
+            f"{place} lacks {', '.join(lacking)}: all members now share only {', '.join(left)}."
+        )
+    more = [band for band in new[0].bands if band not in others[0].bands]
+    if more:
+        notes.append(f"{place} also has {', '.join(more)}, which other members lack.")
+    sizes = sorted({form.resolution for form in others})
+    if new[0].resolution not in sizes:
+        notes.append(
+            f"{place} has pixels of {new[0].resolution:g} m; the others have "
+            f"{', '.join(f'{size:g}' for size in sizes)} m."
+        )
+    return notes

@@ -1,0 +1,55 @@
+"""Describe an archive as a table for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .index import list_members, open_archive
+from .plan import size_text
+
+__all__ = ["describe_archive"]
+
+
+def describe_archive(path: str | Path) -> str:
+    """Return a line per season: sites, hectares, dates, clear fraction and bytes on disk."""
+    path = Path(path)
+    archive = open_archive(path)
+    index = archive.index
+    heights, widths = (index["shape"].map(lambda shape, axis=axis: shape[axis]) for axis in (0, 1))
+    table = index.assign(
+        hectares=heights * widths * index["resolution"] ** 2 / 1e4,
+        weight=heights * widths * index["dates"],
+    )
+    kinds = index.groupby("kind")["path"].nunique()
+    members = ", ".join(f"{count} {kind}s" for kind, count in sorted(kinds.items()))
+    lines = [
+        f"{path}: {len(index)} site-seasons of {index['id'].nunique()} sites in {members}",
+        f"  bands   {', '.join(archive.bands) or 'none that all members have'}",
+        f"  zones   {', '.join(sorted(set(index['crs'])))}",
+        f"  {'season':12}{'sites':>8}{'hectares':>12}{'dates':>12}{'clear':>8}{'on disk':>10}",
+    ]
+    for season, rows in table.groupby("season"):
+        few, many = int(rows["dates"].min()), int(rows["dates"].max())
+        clear = (rows["clear_fraction"] * rows["weight"]).sum() / max(rows["weight"].sum(), 1)
+        size = sum(
+            _folder_bytes(archive.member(member) / str(season)) for member in set(rows["path"])
+        )
+        dates = str(few) if few == many else f"{few}-{many}"
+        lines.append(
+            f"  {season:12}{len(rows):>8}{rows['hectares'].sum():>12,.0f}{dates:>12}{clear:>8.1%}"
+            f"{size_text(size):>10}"
+        )
+    unfinished = [
+        f"{member}/{folder.name}"
+        for member in list_members(path)
+        for folder in sorted((path / member).glob("*.building"))
+    ]
+    if unfinished:
+        lines.append(
+            f"  unfinished: {', '.join(unfinished)}; run the same 'archive create' command again"
+        )
+    return "\n".join(lines)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
