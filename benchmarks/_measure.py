@@ -26,6 +26,8 @@ class Measured:
     seconds: float
     memory: int
     """Peak of the resident memory of the process and all its children together (bytes)."""
+    largest: int
+    """Peak of the largest of these processes (bytes)."""
     told: dict[str, Any]
     """Its last line, JSON."""
 
@@ -38,17 +40,19 @@ def measure_process(arguments: Sequence[str | Path]) -> Measured:
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
-    peak = 0
+    peak = largest = 0
     done = threading.Event()
 
     def sample() -> None:
-        nonlocal peak
+        nonlocal peak, largest
         root = psutil.Process(process.pid)
         while not done.wait(SAMPLE_SECONDS):
             total = 0
             with contextlib.suppress(psutil.NoSuchProcess):
                 for member in [root, *root.children(recursive=True)]:
-                    total += member.memory_info().rss
+                    resident = member.memory_info().rss
+                    total += resident
+                    largest = max(largest, resident)
             peak = max(peak, total)
 
     sampler = threading.Thread(target=sample, daemon=True)
@@ -59,7 +63,7 @@ def measure_process(arguments: Sequence[str | Path]) -> Measured:
     sampler.join()
     if process.returncode:
         raise SystemExit(f"{arguments[0]} failed with exit code {process.returncode}")
-    return Measured(seconds, peak, json.loads(text.strip().splitlines()[-1]))
+    return Measured(seconds, peak, largest, json.loads(text.strip().splitlines()[-1]))
 
 
 @dataclass

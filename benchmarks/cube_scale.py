@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ EDGE = 470
 where a block of a file does."""
 SNAP = 10
 """Pixels by which a cube may grow, as its corners lie on a grid of 60 m."""
+COUNT_FILE = "CUBE_SCALE_COUNT_FILE"
 FINE = {"B02", "B03", "B04", "B08"}
 
 
@@ -94,8 +96,7 @@ def measure(
 
 def build(options: argparse.Namespace) -> dict[str, Any]:
     """Build a square of some pixels in the archive's middle; tell what the scheduler saw."""
-    from distributed import Client, LocalCluster
-    from distributed.diagnostics.plugin import SchedulerPlugin
+    import dask
 
     from stcln_geo.catalog import load_catalog
     from stcln_geo.cli._common import parse_memory
@@ -104,12 +105,6 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     from stcln_geo.cube.plan import plan_cube
     from stcln_geo.cube.search import search_items
     from stcln_geo.execution import Execution
-
-    keys: set[str] = set()
-
-    class Tasks(SchedulerPlugin):
-        def transition(self, key: str, start: str, finish: str, *_: Any, **__: Any) -> None:
-            keys.add(key)
 
     snapshot = search_items(load_catalog(options.catalog))
     made = plan_cube(snapshot, middle(plan_cube(snapshot), options.pixels))
@@ -120,23 +115,37 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
         for block in plan_blocks(made, season, memory=memory, workers=options.workers)
     ]
     side = max(max(block.shape_yx) for block in blocks)
-    if side < min(options.side, max(made.window.shape_yx)):
-        raise SystemExit(f"--memory {options.memory} allows blocks of {side} px only: give more.")
+    expected = min(options.side, max(made.window.shape_yx))
+    if side != expected:
+        raise SystemExit(f"--memory {options.memory} gives blocks of {side} px, not {expected}.")
 
-    threads = max(2 // options.workers, 1)
-    with (
-        LocalCluster(options.workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        cluster.scheduler.add_plugin(Tasks())
-        execution = Execution(scheduler=client.scheduler.address, threads=threads)
-        built = build_cube(made, options.cube, execution=execution, memory=memory)
+    with tempfile.NamedTemporaryFile("r") as counted:
+        # The scheduler of the build is not ours to reach: this file is its preload, see below.
+        os.environ[COUNT_FILE] = counted.name
+        with dask.config.set({"distributed.scheduler.preload": [__file__]}):
+            built = build_cube(
+                made, options.cube, execution=Execution(workers=options.workers), memory=memory
+            )
+        tasks = len(set(counted.read().split()))
     height, width = made.window.shape_yx
     return {
-        "pixels": f"{width} x {height}", "planned": len(blocks), "tasks": len(keys),
+        "pixels": f"{width} x {height}", "planned": len(blocks), "tasks": tasks,
         "dates": built.dates, "windows": built.windows_read, "bounds": made.geobox.boundingbox.bbox,
         "cube_bytes": height * width * built.dates * (2 * len(made.bands) + 2),
     }  # fmt: skip
+
+
+def dask_setup(scheduler: Any) -> None:
+    """Write down the name of every task that a scheduler meets; called by Dask."""
+    from distributed.diagnostics.plugin import SchedulerPlugin
+
+    class Tasks(SchedulerPlugin):
+        def transition(self, key: str, start: str, finish: str, *_: Any, **__: Any) -> None:
+            if finish == "processing":
+                with open(os.environ[COUNT_FILE], "a") as file:
+                    file.write(f"{key}\n")
+
+    scheduler.add_plugin(Tasks())
 
 
 def middle(whole: Any, pixels: int) -> Any:

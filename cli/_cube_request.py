@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ..cube.planned import CubePlan
-    from ..cube.search import ItemSnapshot
     from ..cube.selection import Selection
+    from ..cube.snapshot import ItemSnapshot
     from ..cube.spec import CubeSpec, OnError
     from ..region import Region
 

@@ -70,7 +70,7 @@ def probe(
     """
     from ..catalog import load_catalog
     from ..cube.probe import probe_catalog
-    from ..cube.search import parse_time_range
+    from ..cube.time_range import parse_time_range
     from ..errors import InputError
     from ..region import Region
 

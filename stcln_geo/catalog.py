@@ -6,7 +6,6 @@ the same form), or a static STAC catalog, whose description is found out from it
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -16,8 +15,9 @@ from urllib.parse import urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .documents import read_json, read_text
 from .errors import CatalogError
-from .web import guard_redirects, host_of, redact
+from .web import host_of
 
 __all__ = [
     "Access",
@@ -28,7 +28,6 @@ __all__ = [
     "ItemProperties",
     "OffsetRule",
     "load_catalog",
-    "read_json",
     "shipped_catalogs",
 ]
 
@@ -319,47 +318,8 @@ def _load(text: str, allow_hosts: Sequence[str]) -> Catalog:
             "catalog.json, or an address that starts with https://."
         )
     if path.suffix.lower() in {".yaml", ".yml"}:
-        return _parse_yaml(_read_text(path), str(path))
+        return _parse_yaml(read_text(path), str(path))
     return _static(str(path.resolve()), read_json(str(path)))
-
-
-def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the JSON object at a path or an http address.
-
-    Parameters
-    ----------
-    allow_hosts
-        Private hosts that an address may redirect to.
-
-    Raises
-    ------
-    CatalogError
-        If it cannot be fetched or is not a JSON object.
-    UnsafeAddressError
-        If it redirects to another private host.
-    """
-    if location.startswith(("http://", "https://")):
-        text = _fetch(location, allow_hosts)
-    elif "://" in location:
-        raise CatalogError(
-            f"Cannot read {location}: catalogs are read from files and from http(s) addresses. "
-            "Copy it to a folder, or give its https address."
-        )
-    else:
-        text = _read_text(Path(location))
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise CatalogError(
-            f"Cannot read {location} as JSON: {error}. A STAC document is a JSON object. "
-            "Check that the file is complete."
-        ) from error
-    if not isinstance(content, dict):
-        raise CatalogError(
-            f"Cannot use {location}: it holds a {type(content).__name__}, but a STAC document is "
-            "a JSON object. Give the path of a catalog.json."
-        )
-    return content
 
 
 def _shipped(catalog: Catalog) -> Catalog:
@@ -455,33 +415,3 @@ def _validated(content: Mapping[str, Any], source: str) -> Catalog:
             f"Cannot use the catalog {source}: {problems}. Correct these entries; "
             "'stcln-geo catalogs show earth-search' prints an example."
         ) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(
-            f"Cannot read {path}: {error}. Check the path and that you may read it."
-        ) from error
-
-
-def _fetch(address: str, allow_hosts: Sequence[str]) -> str:
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.util.retry import Retry
-
-    statuses = (429, 500, 502, 503, 504)
-    retry = Retry(total=4, connect=1, backoff_factor=0.5, status_forcelist=statuses)
-    with requests.Session() as session:
-        guard_redirects(session, allow_hosts, what=redact(address))
-        session.mount("http://", HTTPAdapter(max_retries=retry))
-        session.mount("https://", HTTPAdapter(max_retries=retry))
-        try:
-            answer = session.get(address, timeout=(10, 60))
-            answer.raise_for_status()
-        except requests.RequestException as error:
-            raise CatalogError(
-                f"Cannot fetch {address}: {error}. Check the address and the connection."
-            ) from error
-        return answer.text

@@ -23,6 +23,7 @@ LAYERS = {
     "errors": 0,
     "grid": 0,
     "web": 0,
+    "documents": 1,
     "catalog": 1,
     "region": 1,
     "storage": 1,

@@ -23,14 +23,9 @@ from ..catalog import Catalog, load_catalog
 from ..cube.granules import SCL, band_assets, describe_item
 from ..cube.plan import crop_plan, default_bands, plan_cube
 from ..cube.planned import CubePlan
-from ..cube.search import (
-    ItemSnapshot,
-    read_items,
-    search_items,
-    select_items,
-    walk_items,
-    write_items,
-)
+from ..cube.search import search_items, select_items
+from ..cube.snapshot import ItemSnapshot, read_items, write_items
+from ..cube.static_catalog import walk_static
 from ..cube.store import write_json
 from ..cube.stored import read_manifest
 from ..errors import NothingFoundError, SearchError
@@ -154,7 +149,7 @@ class Provider:
                 # Other things that a catalog lists may have no time.
                 found = [
                     item
-                    for item in walk_items(self.catalog)
+                    for item in walk_static(self.catalog)
                     if set(band_assets(item, profile)) - {SCL}
                 ]
                 times = [describe_item(item, profile).time for item in found]

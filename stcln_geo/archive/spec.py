@@ -12,9 +12,9 @@ import numpy as np
 
 from ..cube.addresses import redact
 from ..cube.contract import parse_season_start
-from ..cube.search import TimeRange
 from ..cube.selection import Selection
 from ..cube.spec import CubeSpec
+from ..cube.time_range import TimeRange
 from ..errors import InputError
 from .sites import check_size
 

@@ -27,19 +27,12 @@ from .lock import cube_lock
 from .plan import plan_cube
 from .planned import CubePlan, DatePlan, Scene, SeasonPlan
 from .replace import current_seasons, recover_swaps
-from .search import (
-    DEFAULT_MARGIN,
-    ItemSnapshot,
-    TimeRange,
-    parse_time_range,
-    read_items,
-    read_queries,
-    search_items,
-    write_items,
-)
+from .search import DEFAULT_MARGIN, search_items
 from .selection import Selection
+from .snapshot import ItemSnapshot, read_items, read_queries, write_items
 from .spec import OnError
 from .stored import ITEMS_FILE, PLAN_FILE, read_plan_file, season_fingerprint, store_plan
+from .time_range import TimeRange, parse_time_range
 
 __all__ = [
     "AppendPlan",

@@ -28,7 +28,7 @@ from .planned import CubePlan, SeasonPlan
 from .publish import recover_publications
 from .read import LedgerEntry, entries_since, read_ledger
 from .replace import current_seasons, finish_replacement, recover_swaps, store_season_plan
-from .search import write_items
+from .snapshot import write_items
 from .store import (
     create_season,
     finish_season,

@@ -31,7 +31,7 @@ from .granules import SCL, Dropped, Granule, band_assets, newest_first
 from .layout import plan_layout
 from .planned import Asset, CubePlan, DatePlan, Scene, SeasonPlan
 from .radiometry import Radiometry, resolve_offset
-from .search import ItemSnapshot
+from .snapshot import ItemSnapshot
 from .spec import DEFAULT_BANDS, CubeSpec
 
 __all__ = ["CubePlan", "CubeSpec", "crop_plan", "default_bands", "plan_cube", "plan_zones"]

@@ -16,8 +16,9 @@ from .addresses import asset_access, check_asset, without_secrets
 from .granules import SCL, Granule, band_assets, describe_item
 from .radiometry import declared_radiometry, resolve_offset
 from .read import AssetReader, AssetReadError
-from .search import TimeRange, search_items
+from .search import search_items
 from .stac_api import search_api
+from .time_range import TimeRange
 
 __all__ = ["Finding", "probe_catalog"]
 

@@ -27,9 +27,11 @@ from .plan import plan_cube
 from .planned import CubePlan, DatePlan, Scene, SeasonPlan, Substitute
 from .read import LedgerEntry
 from .replace import current_seasons, recover_swaps
-from .search import DEFAULT_MARGIN, ItemSnapshot, TimeRange, search_items
+from .search import DEFAULT_MARGIN, search_items
+from .snapshot import ItemSnapshot
 from .store import list_seasons
 from .stored import manifest_folder, read_manifest, store_plan
+from .time_range import TimeRange
 
 __all__ = ["LeftOut", "RepairReport", "find_left_out", "repair_cube", "same_granule"]
 

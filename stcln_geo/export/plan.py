@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 
 from ..cube.repair import find_left_out
-from ..cube.search import parse_time_range
 from ..cube.store import Season, open_season
+from ..cube.time_range import parse_time_range
 from ..errors import InputError, OutputError
 from ..legend import UNLABELLED
 from ..storage import Location, version_of

@@ -26,7 +26,8 @@ from stcln_geo.cube.addresses import (
 from stcln_geo.cube.build import build_cube
 from stcln_geo.cube.plan import plan_cube
 from stcln_geo.cube.read import AssetReader, AssetReadError
-from stcln_geo.cube.search import read_items, search_items
+from stcln_geo.cube.search import search_items
+from stcln_geo.cube.snapshot import read_items
 from stcln_geo.errors import CatalogError, UnsafeAddressError
 from stcln_geo.grid import Window, geobox_from_window
 from stcln_geo.web import resolves_private

@@ -27,7 +27,8 @@ from stcln_geo.cube.layout import Layout
 from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
 from stcln_geo.cube.preview import write_preview
 from stcln_geo.cube.read import read_ledger
-from stcln_geo.cube.search import read_items, search_items
+from stcln_geo.cube.search import search_items
+from stcln_geo.cube.snapshot import read_items
 from stcln_geo.cube.store import Season, list_seasons, open_season
 from stcln_geo.errors import CubeError, InputError, OutputError, TaskError
 from stcln_geo.execution import Execution
@@ -430,7 +431,7 @@ def test_a_killed_process_goes_on(plan: CubePlan, whole: Season, tmp_path: Path)
         "from stcln_geo.cube import block, build\n"
         "from stcln_geo.cube.plan import CubePlan\n"
         "import dataclasses\n"
-        "from stcln_geo.cube.search import read_items\n"
+        "from stcln_geo.cube.snapshot import read_items\n"
         "original = block.write_shard\n"
         "def slow(*args, **options):\n"
         "    original(*args, **options); time.sleep(0.3)\n"

@@ -26,8 +26,9 @@ from shapely.geometry import box, shape
 
 from stcln_geo.catalog import Catalog, load_catalog
 from stcln_geo.cli.main import invoke
-from stcln_geo.cube.search import ItemSnapshot, read_items, read_queries, search_items
+from stcln_geo.cube.search import search_items
 from stcln_geo.cube.selection import Selection
+from stcln_geo.cube.snapshot import ItemSnapshot, read_items, read_queries
 from stcln_geo.cube.store import list_seasons, open_season
 from stcln_geo.region import Region
 from stcln_geo.simulate import SimulationSpec, simulate_archive

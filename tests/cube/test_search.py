@@ -17,8 +17,10 @@ from shapely.geometry import box, mapping, shape
 
 from stcln_geo.catalog import Catalog, ItemProperties, load_catalog
 from stcln_geo.cube.granules import describe_item, drop_duplicates
-from stcln_geo.cube.search import parse_time_range, read_items, search_items, write_items
+from stcln_geo.cube.search import search_items
 from stcln_geo.cube.selection import Selection
+from stcln_geo.cube.snapshot import read_items, write_items
+from stcln_geo.cube.time_range import parse_time_range
 from stcln_geo.errors import CatalogError, InputError, SearchError, StclnGeoWarning
 from stcln_geo.region import Region
 
