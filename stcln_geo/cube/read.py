@@ -63,6 +63,9 @@ is read in (with 0 a WarpedVRT cannot be opened, with 0.125 a quarter of the pix
 
 _METRES_PER_DEGREE = 111_320.0
 _GDAL_OPTIONS = {
+    # GDAL's cache of blocks would grow to a twentieth of the machine's memory in every process,
+    # outside any budget, and a block reads each window once. Bytes, for the whole process.
+    "GDAL_CACHEMAX": 64_000_000,
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_TIMEOUT": "120",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
