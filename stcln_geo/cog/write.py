@@ -27,6 +27,7 @@ __all__ = [
     "CONFIDENCE_NODATA",
     "KIND_TAG",
     "LEGEND_TAG",
+    "Bands",
     "Source",
     "read_legend",
     "write_cog",
@@ -37,7 +38,7 @@ CONFIDENCE_NODATA = 255
 """Nodata of confidence maps; confidences are 0 to 100 percent."""
 
 KIND_TAG = "STCLN_GEO_KIND"
-"""TIFF tag that says what the pixels are: ``classes`` or ``confidence``."""
+"""TIFF tag: ``classes``, ``confidence``, ``scaled`` or ``counts``; see ``validate_cog``."""
 
 LEGEND_TAG = "STCLN_GEO_LEGEND"
 """TIFF tag with the legend as JSON."""
@@ -52,10 +53,24 @@ class Source:
     """One file of a mosaic and where it lies in the final raster."""
 
     path: Path
-    """GeoTIFF with one uint8 band."""
+    """GeoTIFF of uint8, with the bands of the final raster."""
 
     window: Window
     """Its place, counted from the final raster's first pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bands:
+    """The bands of a raster of numbers, and what they mean."""
+
+    kind: str = "confidence"
+    """``confidence`` (percent), ``scaled`` (0 to 250, times ``scale``) or ``counts``."""
+    names: tuple[str, ...] = ("confidence",)
+    scale: float | None = None
+    """What a value is multiplied by, written into the file."""
+    unit: str | None = None
+    description: str | None = None
+    """A sentence for the file's metadata."""
 
 
 def write_cog(
@@ -64,6 +79,7 @@ def write_cog(
     *,
     geobox: GeoBox,
     legend: Legend | None,
+    bands: Bands | None = None,
     tags: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> Path:
@@ -79,7 +95,9 @@ def write_cog(
         Grid of the COG.
     legend
         The classes of a class map, whose overviews take the most frequent class. None for a
-        confidence map (percent), whose overviews average.
+        raster of numbers, whose overviews average.
+    bands
+        Bands of a raster of numbers; None: one of confidences (percent).
     tags
         More text tags for the TIFF.
     threads
@@ -105,7 +123,10 @@ def write_cog(
     vrt = path.with_name(f".{path.name}.{os.getpid()}.vrt")
     part = path.with_name(f".{path.name}.{os.getpid()}.part.tif")
     table = None if legend is None else _table_item(legend)
-    all_tags = {KIND_TAG: "confidence" if legend is None else "classes", **(tags or {})}
+    bands = bands or Bands()
+    all_tags = {KIND_TAG: bands.kind if legend is None else "classes", **(tags or {})}
+    if legend is None and bands.description is not None:
+        all_tags["TIFFTAG_IMAGEDESCRIPTION"] = bands.description
     if legend is not None:
         all_tags[LEGEND_TAG] = legend.to_json()
     options = {
@@ -121,7 +142,15 @@ def write_cog(
     }
     with _removed(vrt, part, part.with_name(f"{part.name}.aux.xml")):
         vrt.write_text(
-            _mosaic_xml(sources, vrt.parent, geobox, legend=legend, tags=all_tags, reserve=table),
+            _mosaic_xml(
+                sources,
+                vrt.parent,
+                geobox,
+                legend=legend,
+                bands=bands,
+                tags=all_tags,
+                reserve=table,
+            ),
             encoding="utf-8",
         )
         try:
@@ -176,6 +205,7 @@ def _mosaic_xml(
     geobox: GeoBox,
     *,
     legend: Legend | None,
+    bands: Bands,
     tags: Mapping[str, str],
     reserve: str | None,
 ) -> str:
@@ -193,14 +223,38 @@ def _mosaic_xml(
         "<Metadata>",
         *(f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in tags.items()),
         "</Metadata>",
-        '<VRTRasterBand dataType="Byte" band="1">',
-        f"<Description>{'confidence' if legend is None else 'class'}</Description>",
+    ]
+    names = bands.names if legend is None else ("class",)
+    for band, name in enumerate(names, 1):
+        lines += _band_xml(sources, folder, band, name, legend=legend, bands=bands, reserve=reserve)
+    lines.append("</VRTDataset>")
+    return "\n".join(lines)
+
+
+def _band_xml(
+    sources: Sequence[Source],
+    folder: Path,
+    band: int,
+    name: str,
+    *,
+    legend: Legend | None,
+    bands: Bands,
+    reserve: str | None,
+) -> list[str]:
+    """Return one band of a VRT, line by line."""
+    lines = [
+        f'<VRTRasterBand dataType="Byte" band="{band}">',
+        f"<Description>{escape(name)}</Description>",
         f"<NoDataValue>{CLASS_NODATA if legend is not None else CONFIDENCE_NODATA}</NoDataValue>",
     ]
     if reserve is not None:
         room = "x" * len(reserve.encode())
         lines.append(f'<Metadata><MDI key="{_PLACEHOLDER}">{room}</MDI></Metadata>')
     if legend is None:
+        if bands.unit is not None:
+            lines.append(f"<UnitType>{escape(bands.unit)}</UnitType>")
+        if bands.scale is not None:
+            lines.append(f"<Offset>0</Offset><Scale>{bands.scale!r}</Scale>")
         lines.append("<ColorInterp>Gray</ColorInterp>")
     else:
         lines += ["<ColorInterp>Palette</ColorInterp>", "<ColorTable>"]
@@ -210,20 +264,20 @@ def _mosaic_xml(
         ]
         lines.append("</ColorTable>")
     for source in sources:
-        name = os.path.relpath(source.path.resolve(), folder.resolve())
+        file = os.path.relpath(source.path.resolve(), folder.resolve())
         size = f'xSize="{source.window.width}" ySize="{source.window.height}"'
         lines += [
             "<SimpleSource>",
-            f'<SourceFilename relativeToVRT="1">{escape(name)}</SourceFilename>',
-            "<SourceBand>1</SourceBand>",
+            f'<SourceFilename relativeToVRT="1">{escape(file)}</SourceFilename>',
+            f"<SourceBand>{band}</SourceBand>",
             f'<SourceProperties RasterXSize="{source.window.width}" '
             f'RasterYSize="{source.window.height}" DataType="Byte"/>',
             f'<SrcRect xOff="0" yOff="0" {size}/>',
             f'<DstRect xOff="{source.window.col}" yOff="{source.window.row}" {size}/>',
             "</SimpleSource>",
         ]
-    lines += ["</VRTRasterBand>", "</VRTDataset>"]
-    return "\n".join(lines)
+    lines.append("</VRTRasterBand>")
+    return lines
 
 
 def _palette(legend: Legend) -> list[tuple[int, int, int, int]]:
