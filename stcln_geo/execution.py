@@ -19,7 +19,7 @@ from .errors import InputError, StclnGeoError, TaskError
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Execution", "ProgressHook", "available_cores", "run_tasks"]
+__all__ = ["Execution", "FailedTask", "ProgressHook", "available_cores", "run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -74,6 +74,17 @@ class Execution:
         return max(available_cores() // max(self.workers, 1), 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedTask:
+    """A task that was set aside."""
+
+    index: int
+    """Its place among the tasks."""
+    error: str
+    """Type and words of the last error."""
+    attempts: int
+
+
 def run_tasks(
     function: Callable[[T], R],
     tasks: Sequence[T],
@@ -82,6 +93,7 @@ def run_tasks(
     label: str,
     progress: ProgressHook | None = None,
     retries: int = 1,
+    failed: list[FailedTask] | None = None,
 ) -> list[R]:
     """Run ``function`` on every task and return the results in order of the tasks.
 
@@ -93,6 +105,9 @@ def run_tasks(
         What a task is called in progress and errors, in the singular: "block", "shard".
     retries
         How often a failed task is tried again. Errors of the user's making are not retried.
+    failed
+        Where given, tasks that fail for good are put here, and the results are those of the
+        others; else they raise.
 
     Raises
     ------
@@ -116,6 +131,12 @@ def run_tasks(
                 results[index] = outcome
             if progress is not None:
                 progress(len(results) + len(failures), len(tasks), label)
+    if failed is not None:
+        failed += [
+            FailedTask(index=index, error=f"{type(error).__name__}: {error}", attempts=retries + 1)
+            for index, error in sorted(failures.items())
+        ]
+        return [results[index] for index in sorted(results)]
     if failures:
         index, error = next(iter(sorted(failures.items())))
         named = ", ".join(repr(tasks[key]) for key in sorted(failures)[:5])

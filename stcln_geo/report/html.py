@@ -19,7 +19,9 @@ __all__ = [
     "Picture",
     "Scores",
     "Stage",
+    "render_page",
     "write_demo_report",
+    "write_page",
 ]
 
 _NONE = "\N{EN DASH}"
@@ -136,6 +138,19 @@ def write_demo_report(out_html: str | Path, report: DemoReport) -> Path:
     MissingFileError
         If a picture does not exist.
     """
+    page = render_page(
+        "demo.html.j2",
+        report=report,
+        gain=_gain(report.scores),
+        total_s=sum(stage.seconds for stage in report.stages),
+        few_fields=_FEW_FIELDS,
+        longest_s=max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
+    )
+    return write_page(out_html, page)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill one of the page templates."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -148,16 +163,14 @@ def write_demo_report(out_html: str | Path, report: DemoReport) -> Path:
     environment.filters.update(
         percent=_percent, number=_number, duration=_duration, size=_size, inline=_inline
     )
-    page = environment.get_template("demo.html.j2").render(
-        report=report,
-        gain=_gain(report.scores),
-        total_s=sum(stage.seconds for stage in report.stages),
-        few_fields=_FEW_FIELDS,
-        longest_s=max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
-    )
+    return environment.get_template(template).render(**values)
+
+
+def write_page(out_html: str | Path, page: str) -> Path:
+    """Write a page under a temporary name, then rename."""
     target = Path(out_html)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, target)
     return target

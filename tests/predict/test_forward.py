@@ -11,8 +11,10 @@ import torch
 from stcln_geo.errors import CheckpointError, InputError
 from stcln_geo.grid import Window
 from stcln_geo.model.checkpoint import read_metadata
-from stcln_geo.predict import forward
-from stcln_geo.predict.forward import Labels, Network, Sample, load_network
+from stcln_geo.predict.forward import Answer, Network, Recipe, Sample, load_network
+from stcln_geo.predict.outputs import decide
+
+RECIPE = Recipe(layers=("classes", "confidence"))
 
 
 def samples_of(world: Any, count: int) -> list[Sample]:
@@ -34,11 +36,12 @@ def network_of(world: Any, mode: str = "geo") -> Network:
     return Network(world.make_network(4, mode=mode), device="cpu", precision="float32")
 
 
-def agree(one: list[Labels], other: list[Labels]) -> bool:
+def agree(one: list[Answer], other: list[Answer]) -> bool:
     """Return True where classes are equal and confidences within a percent."""
     return all(
-        np.array_equal(a.classes, b.classes)
-        and np.abs(a.confidence.astype(int) - b.confidence.astype(int)).max() <= 1
+        np.array_equal(a.layers["classes"], b.layers["classes"])
+        and np.abs(np.subtract(a.layers["confidence"], b.layers["confidence"], dtype=int)).max()
+        <= 1
         for a, b in zip(one, other, strict=True)
     )
 
@@ -51,10 +54,10 @@ def test_batches_give_the_labels_in_order(
     """What a GPU does, done on a CPU: grouped by length, filled up, put back in order."""
     network = network_of(world, mode)
     samples = samples_of(world, 7)
-    alone = list(network.label(samples, threads=2))
+    alone = list(network.label(samples, RECIPE, threads=2))
     if mode == "geo":
         monkeypatch.setattr(network, "_padded", lambda dates: -(-dates // 5) * 5)
-    assert agree(list(network._label_in_batches(samples, batch_size)), alone)
+    assert agree(list(network._label_in_batches(samples, RECIPE, batch_size)), alone)
 
 
 def test_a_full_gpu_halves_the_batch_and_goes_on(
@@ -62,17 +65,17 @@ def test_a_full_gpu_halves_the_batch_and_goes_on(
 ) -> None:
     network = network_of(world)
     samples = [samples_of(world, 2)[0]] * 9
-    alone = next(network.label(samples[:1], threads=1))
+    alone = next(network.label(samples[:1], RECIPE, threads=1))
     run, sizes = network._run, []
 
-    def run_at_most_three(batch: list[Sample]) -> list[Labels]:
+    def run_at_most_three(batch: list[Sample], recipe: Recipe) -> list[Answer]:
         sizes.append(len(batch))
         if len(batch) > 3:
             raise torch.OutOfMemoryError
-        return run(batch)
+        return run(batch, recipe)
 
     monkeypatch.setattr(network, "_run", run_at_most_three)
-    labels = list(network._label_in_batches(samples, None))
+    labels = list(network._label_in_batches(samples, RECIPE, None))
     assert sizes == [9, 4, 2, 2, 2, 2, 1]
     assert agree(labels, [alone] * 9)
 
@@ -82,30 +85,32 @@ def test_a_gpu_without_room_for_one_window_is_an_error(
 ) -> None:
     network = network_of(world)
 
-    def run_never(batch: list[Sample]) -> list[Labels]:
+    def run_never(batch: list[Sample], recipe: Recipe) -> list[Answer]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(network, "_run", run_never)
     with pytest.raises(InputError, match="too little memory even for one"):
-        list(network._label_in_batches(samples_of(world, 2)[:1], None))
+        list(network._label_in_batches(samples_of(world, 2)[:1], RECIPE, None))
 
 
 def test_ties_take_the_lowest_code_and_halves_round_up() -> None:
     logits = torch.full((1, 8, 1, 2), -torch.inf)
     logits[0, [2, 5], 0, 0] = 1.0
     logits[0, :, 0, 1] = 0.0
-    (labels,) = forward._labels_of(logits)
-    assert labels.classes.tolist() == [[2, 0]]
-    assert labels.confidence.tolist() == [[50, 13]], "12.5 % rounds up"
-    assert labels.classes.dtype == labels.confidence.dtype == np.uint8
+    made = decide(torch.softmax(logits, 1), ("classes", "confidence"))
+    assert made["classes"].tolist() == [[[2, 0]]]
+    assert made["confidence"].tolist() == [[[50, 13]]], "12.5 % rounds up"
+    assert made["classes"].dtype == made["confidence"].dtype == torch.uint8
 
 
 def test_low_precision_gives_nearly_the_same_labels(world: Any) -> None:
     samples = samples_of(world, 6)
-    exact = list(network_of(world).label(samples, threads=1))
+    exact = list(network_of(world).label(samples, RECIPE, threads=1))
     low = Network(world.make_network(4), device="cpu", precision="bf16")
-    rough = list(low.label(samples, threads=1))
-    same = np.mean([a.classes == b.classes for a, b in zip(exact, rough, strict=True)])
+    rough = list(low.label(samples, RECIPE, threads=1))
+    same = np.mean(
+        [a.layers["classes"] == b.layers["classes"] for a, b in zip(exact, rough, strict=True)]
+    )
     assert same > 0.9
 
 
