@@ -19,6 +19,8 @@ __all__ = ["SkipMask", "open_mask"]
 
 _WHOLE = 2**28
 _PART = 2**20
+_EXACT = 1e-6
+"""Places are computed, not interpolated between a shard's edges (pixels of the mask)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class SkipMask:
                     width=window.width,
                     resampling=Resampling.nearest,
                     add_alpha=source.nodata is None,
-                    tolerance=0.0,  # places are computed, not interpolated between a shard's edges
+                    tolerance=_EXACT,
                 ) as warped,
             ):
                 found = warped.read(1)
@@ -76,7 +78,8 @@ class SkipMask:
                 "same path. Correct --mask, or repair the file."
             ) from error
         wanted = found != 0 if self.values is None else np.isin(found, self.values)
-        return wanted & known
+        mapped: np.ndarray = wanted & known
+        return mapped
 
 
 def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask:

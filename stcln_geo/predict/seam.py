@@ -1,8 +1,9 @@
 """Measure the seams: label sampled windows again on a shifted lattice and compare.
 
 Where the map is right about the land, it does not matter where the lattice lies. The share of
-labels that change when the lattice moves by half a window is therefore a measure of what the
-windows, and not the land, decided.
+labels that change when the lattice moves by half a core is therefore a measure of what the
+windows, and not the land, decided. (Half a window would not do: where the halo is a quarter of
+the window, that is a whole core, and the moved lattice is the same lattice.)
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def _sample(plan: PredictionPlan, count: int) -> list[tuple[int, int]]:
     """Draw distinct cores that touch the region."""
     import shapely
 
-    if count == 0:
-        return []
     stride = plan.lattice.stride
+    if count == 0 or stride == 1:  # a lattice of single pixels cannot be moved
+        return []
     area = plan.lattice.cover(plan.extent).expand(-plan.lattice.halo)
     rows, cols = area.height // stride, area.width // stride
     generator = np.random.default_rng(_SEED)
@@ -116,7 +117,7 @@ def _audit(job: Job, core: Window, threads: int) -> dict[str, int]:
     kept = job.kept(core)
     if kept is not None:
         wanted &= kept
-    half = job.lattice.window // 2
+    half = job.lattice.stride // 2
     everywhere = np.ones(core.shape_yx, dtype=bool)
     here = pieces_of(core, job.lattice, everywhere, blend=True)
     moved = [
@@ -190,7 +191,7 @@ def summarise_seams(
     return {
         "windows": total["cores"],
         "pixels": pixels,
-        "shift": plan.lattice.window // 2,
+        "shift": plan.lattice.stride // 2,
         "seed": _SEED,
         "differ_by_cores": round(total["cores_differ"] / pixels, 6),
         "differ_blended": round(total["blend_differ"] / pixels, 6),

@@ -213,7 +213,8 @@ class _Shard:
 
     def _mapped(self, at: Window) -> np.ndarray:
         enough: np.ndarray = self.counts[at.rows, at.cols] >= self.job.min_clear
-        return self.wanted[at.rows, at.cols] & enough
+        mapped: np.ndarray = self.wanted[at.rows, at.cols] & enough
+        return mapped
 
     def _put(self, place: Window, values: Mapping[str, np.ndarray]) -> None:
         """Write the layers of an absolute rectangle, where its pixels are mapped."""

@@ -96,6 +96,8 @@ def blended_by_hand(world: Any) -> np.ndarray:
     totals = np.zeros(canvas.shape_yx)
     hann = np.sin(np.pi * (np.arange(16) + 0.5) / 16) ** 2
     weights = np.outer(hann, hann)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for core in lattice.cores(extent.expand(lattice.halo)):
         seen = core.expand(lattice.halo)
         at, on = seen.relative_to(season.window).shift(pad, pad), seen.relative_to(canvas)
@@ -110,6 +112,7 @@ def blended_by_hand(world: Any) -> np.ndarray:
             )[0]
         sums[:, on.rows, on.cols] += weights * torch.softmax(logits, 0).double().numpy()
         totals[on.rows, on.cols] += weights
+    torch.set_num_threads(threads)
     place = extent.relative_to(canvas)
     probability = (sums / np.maximum(totals, 1e-9))[:, place.rows, place.cols]
     return np.stack([probability.argmax(0), 100 * probability.max(0)])
@@ -132,7 +135,7 @@ def test_the_map_equals_windows_blended_by_hand(world: Any, blended: Prediction)
 
 @pytest.mark.parametrize(
     ("shard_size", "workers", "memory"),
-    [(40, 0, 30_000), (64, 2, None)],
+    [(40, 0, 30_000), pytest.param(64, 2, None, marks=pytest.mark.slow)],
     ids=["40-low-memory", "64-two-workers"],
 )
 def test_shards_workers_and_memory_change_nothing(

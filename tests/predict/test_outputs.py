@@ -136,7 +136,7 @@ def test_the_item_has_every_layer(product: Prediction, world: Any) -> None:
 
 def test_the_report_shows_the_run(product: Prediction, world: Any) -> None:
     page = (product.out / "report.html").read_text()
-    for text in ("Maïs", "beet &amp; co", "no clear date", "Not measured", "data:image/png;base64"):
+    for text in ("Maïs", "Beet &amp; Co", "no clear date", "Not measured", "data:image/png;base64"):
         assert text in page
     run = json.loads((product.out / "run.json").read_text())
     assert run["layers"] == [

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import rasterio
 import torch
 
 from stcln_geo.execution import Execution
@@ -28,6 +30,8 @@ def classes_by_hand(world: Any, shift: int) -> np.ndarray:
     numbers = np.pad(season.reflectance[:][:, bands], ((0, 0), *space))
     valid = np.pad(season.valid[:], space)
     found = np.full(extent.shape_yx, 255, dtype=np.uint8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for core in lattice.cores(extent.shift(-shift, -shift)):
         moved = core.shift(shift, shift)
         at = moved.expand(lattice.halo).relative_to(season.window).shift(pad, pad)
@@ -44,19 +48,18 @@ def classes_by_hand(world: Any, shift: int) -> np.ndarray:
         inside, place = owned.relative_to(moved.expand(lattice.halo)), owned.relative_to(extent)
         best = logits.argmax(0).numpy().astype(np.uint8)
         found[place.rows, place.cols] = best[inside.rows, inside.cols]
+    torch.set_num_threads(threads)
     return found
 
 
 def test_the_share_equals_a_map_made_on_the_shifted_lattice(world: Any, tmp_path: Path) -> None:
-    spec = PredictSpec(**CPU, seam_audit=5)
+    spec = PredictSpec(**CPU, seam_audit=12)
     product = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
     plan = plan_prediction(world.season, read_metadata(world.checkpoint), spec)
     cores = []
     for task in seam_tasks(plan, "", threads=1):
         cores += task.cores[: task.count]
-    straight, shifted = classes_by_hand(world, 0), classes_by_hand(world, 8)
-    import rasterio
-
+    straight, shifted = classes_by_hand(world, 0), classes_by_hand(world, 4)
     with rasterio.open(product.classes) as source:
         mapped = source.read(1) != 255
     differ = pixels = 0
@@ -68,13 +71,12 @@ def test_the_share_equals_a_map_made_on_the_shifted_lattice(world: Any, tmp_path
     seams = product.seam_audit
     assert seams is not None
     assert seams["pixels"] == pixels
-    assert seams["windows"] == 5
+    assert seams["windows"] == 12
     assert abs(seams["differ_by_cores"] - differ / pixels) < 1e-6
     assert seams["differ_by_cores"] > 0, "its attention sees the window"
     assert seams["differ_blended"] > 0
     assert json.loads((tmp_path / "run.json").read_text())["seam_audit"] == seams
-    assert "on the shifted lattice" not in (tmp_path / "report.html").read_text()
-    assert "moved by 8 px" in (tmp_path / "report.html").read_text()
+    assert "moved by 4 px" in (tmp_path / "report.html").read_text()
 
 
 def test_a_network_that_only_looks_as_far_as_the_halo_has_no_seams(
@@ -90,6 +92,7 @@ def test_a_network_that_only_looks_as_far_as_the_halo_has_no_seams(
     assert product.seam_audit["differ_by_cores"] == 0
 
 
+@pytest.mark.slow
 def test_the_sample_is_the_same_whoever_asks(world: Any, tmp_path: Path) -> None:
     found = [
         predict_region(
