@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,10 @@ def write_embeddings(
                     there, here = both.relative_to(place), both.relative_to(square)
                     values[:, here.rows, here.cols] = source[:, there.rows, there.cols]
                 array[:, square.rows, square.cols] = values
-            zarr.consolidate_metadata(group.store)
+            with warnings.catch_warnings():
+                # Readers that do not know consolidated metadata read the group without it.
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                zarr.consolidate_metadata(group.store)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(building, path)
