@@ -231,7 +231,9 @@ def test_the_stac_item_describes_the_files(world: Any, product: Prediction) -> N
 def test_the_quicklook_has_the_legends_colours(world: Any, product: Prediction) -> None:
     picture = np.asarray(Image.open(product.out / "quicklook.png"))
     values = read(product.classes)
-    assert picture.shape == (*values.shape, 4)
+    height, width = values.shape
+    assert picture.shape[0] > 5 * height, "the legend stands below"
+    picture = picture[: 5 * height : 5, : 5 * width : 5]
     for code, color in world.legend.colormap().items():
         assert (picture[values == code] == color).all()
     assert (picture[values == 255][:, 3] == 0).all()
