@@ -156,7 +156,7 @@ class _Feeder:
         self._tasks, self._label = tasks, label
         self._retries = retries
         self._waiting = deque(range(len(tasks)))
-        self._running: dict[Future, int] = {}
+        self._running: dict[Future[Any], int] = {}
         self._suspects: deque[int] = deque()
         self._failed = [0] * len(tasks)
 
@@ -194,7 +194,7 @@ class _Feeder:
         )
         self._running[future] = index
 
-    def _ended(self) -> list[Future]:
+    def _ended(self) -> list[Future[Any]]:
         """Wait a moment for tasks to end."""
         from distributed import wait
 
@@ -208,7 +208,7 @@ class _Feeder:
         except TimeoutError:
             return []
 
-    def _settle(self, future: Future) -> Iterator[tuple[int, Any]]:
+    def _settle(self, future: Future[Any]) -> Iterator[tuple[int, Any]]:
         """Yield what a task came to, unless it is to be tried again."""
         from distributed import KilledWorker
 

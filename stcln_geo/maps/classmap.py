@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cog.write import read_legend
+from ..cog import read_legend
 from ..errors import InputError, MissingFileError
 from ..grid import Window, tiles
 from ..legend import CLASS_NODATA, Legend
