@@ -49,9 +49,43 @@ def predict(
     precision: Annotated[
         str, typer.Option(help="auto, float32 or bf16; auto: bf16 where the hardware has it.")
     ] = "auto",
-    min_dates: Annotated[
-        int, typer.Option(metavar="N", help="Pixels with fewer clear dates get no label.")
-    ] = 1,
+    min_clear: Annotated[
+        int, typer.Option(metavar="N", help="Pixels with fewer clear dates get no class.")
+    ] = 3,
+    blend: Annotated[
+        bool, typer.Option("--blend", help="Blend windows where they overlap, against seams.")
+    ] = False,
+    smooth: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="majority or bayesian: smooth the probabilities."),
+    ] = None,
+    smooth_window: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="Side of the neighbourhood, odd; default 7 or less."),
+    ] = None,
+    smoothness: Annotated[
+        float, typer.Option(metavar="X", help="Bayesian: more smooths more.")
+    ] = 20.0,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="RASTER", help="Map only where it holds a value, as of cropland."),
+    ] = None,
+    mask_values: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Values that are mapped; default: all but 0 and nodata."),
+    ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Further layers: probabilities, entropy, margin, embeddings."
+        ),
+    ] = None,
+    seam_audit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Windows labelled again on a shifted lattice; 0: none. Default: 16."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Windows per batch on a GPU; default: auto.")
     ] = None,
@@ -79,9 +113,10 @@ def predict(
 ) -> None:
     """Map a whole region into cloud-optimized GeoTIFFs.
 
-    Writes classes.tif, confidence.tif, a STAC item, a quick-look, legends, a QGIS style and
-    run.json. The map is the same for any number of workers and any size of shard. Run the same
-    command again after an interruption: finished shards are kept.
+    Writes classes.tif, confidence.tif, qa.tif (why a pixel has no class), observations.tif, a
+    STAC item, a quick-look, legends, QGIS styles, report.html and run.json. The map is the same
+    for any number of workers and any size of shard. Run the same command again after an
+    interruption: finished shards are kept.
     """
     import warnings
 
@@ -89,14 +124,23 @@ def predict(
     from ..errors import StclnGeoWarning
     from ..maps import check_target, read_parcels, write_parcels, write_polygons
     from ..model.checkpoint import read_metadata
-    from ..predict.plan import PredictSpec, plan_prediction
+    from ..predict.plan import plan_prediction
     from ..predict.run import run_prediction
+    from ..predict.spec import PredictSpec
     from ..region import Region
 
     spec = PredictSpec(
         window=window,
         halo=halo,
-        min_dates=min_dates,
+        min_clear=min_clear,
+        blend=blend,
+        smooth=smooth,  # type: ignore[arg-type]
+        smooth_window=smooth_window,
+        smoothness=smoothness,
+        mask=mask,
+        mask_values=None if mask_values is None else _codes(mask_values),
+        outputs=() if outputs is None else tuple(part.strip() for part in outputs.split(",")),
+        seam_audit=seam_audit,
         shard_size=shard_size,
         device=device,  # type: ignore[arg-type]  # PredictSpec checks the choice
         precision=precision,  # type: ignore[arg-type]
@@ -136,6 +180,15 @@ def predict(
     for entry in plan.legend.classes:
         count = product.histogram.get(entry.code, 0)
         say(f"  {entry.name:24} {count:12,} px {100 * count / total:6.2f} %")
+    for name, count in product.quality.items():
+        if name != "mapped":
+            say(f"  {name:24} {count:12,} px without a class")
+    seams = product.seam_audit
+    if seams is not None:
+        say(
+            f"  seams: {100 * seams['differ_by_cores']:.2f} % of labels change on a shifted "
+            f"lattice, {100 * seams['differ_blended']:.2f} % blended ({seams['pixels']:,} px)"
+        )
     say(f"{product.classes}: {product.pixels:,} pixels labelled, {product.windows:,} windows")
     if parcels is not None:
         suffix = ".parquet" if parcels.suffix in (".parquet", ".geoparquet") else ".gpkg"
@@ -145,3 +198,16 @@ def predict(
     if polygons is not None:
         for line in write_polygons(out, polygons).lines():
             say(line)
+
+
+def _codes(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as ``1,2``."""
+    from ..errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"Cannot use --mask-values {text!r}: it must be whole numbers with commas between "
+            "them. Write for example --mask-values 1,2."
+        ) from error

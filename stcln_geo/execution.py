@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import InputError, StclnGeoError, TaskError
+from .errors import BrokenDeviceError, InputError, StclnGeoError, TaskError
 
-__all__ = ["Execution", "ProgressHook", "available_cores", "run_tasks"]
+__all__ = ["Execution", "FailedTask", "ProgressHook", "available_cores", "run_tasks"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,6 +67,17 @@ class Execution:
         return max(available_cores() // max(self.workers, 1), 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedTask:
+    """A task that was set aside."""
+
+    index: int
+    """Its place among the tasks."""
+    error: str
+    """Type and words of the last error."""
+    attempts: int
+
+
 def run_tasks(
     function: Callable[[T], R],
     tasks: Sequence[T],
@@ -76,6 +87,7 @@ def run_tasks(
     progress: ProgressHook | None = None,
     retries: int = 1,
     check: Callable[[], None] | None = None,
+    failed: list[FailedTask] | None = None,
 ) -> list[R]:
     """Run ``function`` on every task and return the results in order of the tasks.
 
@@ -91,6 +103,9 @@ def run_tasks(
     check
         Called once in every process that runs tasks, before its first; raises a ``StclnGeoError``
         where something is missing there. Dask workers that fail it are sent away.
+    failed
+        Where given, tasks that fail for good are put here, and the results are those of the
+        others; else they raise.
 
     Raises
     ------
@@ -103,6 +118,8 @@ def run_tasks(
     failures: dict[int, BaseException] = {}
     if progress is not None:
         progress(0, len(tasks), label)
+    if not tasks:
+        return []
     if execution.workers == 0 and execution.scheduler is None:
         runner = _run_here(function, tasks, retries=retries, check=check)
     else:
@@ -122,6 +139,12 @@ def run_tasks(
                 results[index] = outcome
             if progress is not None:
                 progress(len(results) + len(failures), len(tasks), label)
+    if failed is not None:
+        failed += [
+            FailedTask(index=index, error=f"{type(error).__name__}: {error}", attempts=retries + 1)
+            for index, error in sorted(failures.items())
+        ]
+        return [results[index] for index in sorted(results)]
     if failures:
         index, error = next(iter(sorted(failures.items())))
         named = ", ".join(repr(tasks[key]) for key in sorted(failures)[:5])
@@ -148,9 +171,20 @@ def _run_here(
                 outcome: Any = function(task)
             except StclnGeoError as error:
                 outcome = error
+            except BrokenDeviceError as error:
+                # It fails until this process ends: to go on would only set all the rest aside.
+                outcome = _broken_device(error)
             except Exception as error:
                 outcome = error
                 if attempt < retries:
                     continue
             break
         yield index, outcome
+
+
+def _broken_device(error: BrokenDeviceError) -> TaskError:
+    return TaskError(
+        f"The device stopped working: {error}. A process cannot use it again after that. What is "
+        "finished is kept: run the same command again, and it continues from here. If it happens "
+        "often, look for the cause in the driver's log, or choose --device cpu."
+    )

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from .dask_cluster import Cluster
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -84,3 +86,13 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     urllib.request.urlopen(request).close()
     return f"s3://{bucket}"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A Dask scheduler of its own process, without workers yet."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    made = Cluster(folder)
+    yield made
+    made.close()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stcln_geo.errors import CubeError, InputError, TaskError
-from stcln_geo.execution import Execution, run_tasks
+from stcln_geo.errors import BrokenDeviceError, CubeError, InputError, TaskError
+from stcln_geo.execution import Execution, FailedTask, run_tasks
 
 EXECUTIONS = [Execution(), Execution(workers=1), Execution(workers=2)]
 IDS = ["in-process", "1-worker", "2-workers"]
@@ -54,6 +54,35 @@ def test_a_failing_task_is_retried_then_named_and_the_rest_finishes(execution, t
         run_tasks(_fail_on_three, tasks, execution=execution, label="number", retries=1)
     runs = [int(path.name.split(".")[0]) for path in tmp_path.iterdir()]
     assert sorted(runs) == [0, 1, 2, 3, 3, 4, 5]
+
+
+@pytest.mark.parametrize("execution", [EXECUTIONS[0], EXECUTIONS[2]], ids=[IDS[0], IDS[2]])
+def test_a_failing_task_is_set_aside_where_the_caller_asks_for_it(execution, tmp_path):
+    tasks = [(number, str(tmp_path)) for number in range(6)]
+    failed: list[FailedTask] = []
+    results = run_tasks(_fail_on_three, tasks, execution=execution, label="number", failed=failed)
+    assert results == [0, 1, 2, 4, 5]
+    assert failed == [FailedTask(index=3, error="RuntimeError: three is bad", attempts=2)]
+
+
+def test_without_tasks_no_worker_is_started():
+    nobody = Execution(scheduler="tcp://127.0.0.1:1")
+    assert run_tasks(_square, [], execution=nobody, label="square") == []
+
+
+def _break_on_three(task: tuple[int, str]) -> int:
+    try:
+        return _fail_on_three(task)
+    except RuntimeError as error:
+        raise BrokenDeviceError("cuda:0: CUDA error: device-side assert triggered") from error
+
+
+def test_a_device_that_breaks_in_this_process_ends_the_run(tmp_path):
+    tasks = [(number, str(tmp_path)) for number in range(6)]
+    with pytest.raises(TaskError, match=r"device-side assert.*continues from here"):
+        run_tasks(_break_on_three, tasks, execution=Execution(), label="number", failed=[])
+    runs = [int(path.name.split(".")[0]) for path in tmp_path.iterdir()]
+    assert sorted(runs) == [0, 1, 2, 3], "nothing after it is tried on a device that is gone"
 
 
 @pytest.mark.parametrize("execution", [EXECUTIONS[0], EXECUTIONS[1]], ids=[IDS[0], IDS[1]])

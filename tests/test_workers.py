@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,69 +20,11 @@ from stcln_geo.errors import (
     StclnGeoWarning,
     TaskError,
 )
-from stcln_geo.execution import Execution, run_tasks
+from stcln_geo.execution import Execution, FailedTask, run_tasks
+
+from .dask_cluster import Cluster, wait_for_workers
 
 pytestmark = pytest.mark.slow
-
-TESTS = Path(__file__).parent
-
-
-class Cluster:
-    """A scheduler and workers, each a process of its own, as on a real cluster."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.address = f"tcp://127.0.0.1:{free_port()}"
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self._start(
-            "distributed.cli.dask_scheduler", "--host", self.address, "--no-dashboard"
-        )
-
-    def worker(
-        self, *options: str, nanny: bool = False, first: str = ""
-    ) -> subprocess.Popen[bytes]:
-        """Start a worker; ``first`` is a statement that it begins with."""
-        keep = ["--nanny"] if nanny else ["--no-nanny"]
-        return self._start(
-            "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard",
-            "--death-timeout", "20", *keep, *options, first=first,
-        )  # fmt: skip
-
-    def _start(self, module: str, *options: str, first: str = "") -> subprocess.Popen[bytes]:
-        code = f"{first}\nimport sys; from {module} import main; sys.exit(main())"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *options],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
-            stderr=subprocess.DEVNULL,
-        )
-        self._processes.append(process)
-        return process
-
-    def close(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    made = Cluster(folder)
-    yield made
-    made.close()
 
 
 def run(cluster: Cluster, function: Callable[[Any], Any], count: int, **options: Any) -> list[Any]:
@@ -147,6 +86,15 @@ def test_a_task_that_kills_its_workers_is_named_and_the_others_are_done(cluster)
     with pytest.raises(TaskError, match=r"1 of 6 number tasks failed.*\(2, "):
         run(cluster, poison, 6, retries=0)
     assert set(done(cluster)) == set(range(6))
+
+
+def test_a_task_that_kills_its_workers_can_be_set_aside(cluster):
+    cluster.worker(nanny=True)
+    failed: list[FailedTask] = []
+    results = run(cluster, poison, 6, retries=0, failed=failed)
+    assert results == [0, 1, 3, 4, 5]
+    assert [one.index for one in failed] == [2]
+    assert "KilledWorker" in failed[0].error
 
 
 def broken_once(task: tuple[int, str]) -> int:
@@ -221,10 +169,3 @@ def test_a_scheduler_without_workers_is_waited_for(cluster, monkeypatch):
     with pytest.warns(StclnGeoWarning, match="has no workers: waiting"):
         results = run(cluster, note, 2)
     assert [number for number, _ in results] == [0, 1]
-
-
-def wait_for_workers(cluster: Cluster, count: int) -> None:
-    from distributed import Client
-
-    with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(count, timeout=30)

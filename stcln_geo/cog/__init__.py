@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .assemble import assemble_cog
 from .image import OverviewResampling, write_image_cog
-from .names import CONFIDENCE_NODATA, read_legend, write_names
+from .names import CONFIDENCE_NODATA, Bands, read_legend, write_names
 from .segment import Segment, write_segment
 from .tiles import Compression, TileCodec
 from .validate import check_cog, validate_cog
@@ -16,6 +16,7 @@ from .write import Source, write_cog
 
 __all__ = [
     "CONFIDENCE_NODATA",
+    "Bands",
     "Compression",
     "OverviewResampling",
     "Segment",

@@ -5,8 +5,8 @@ The workers have compressed the tiles of their shards and of the overviews that 
 and a copy of bytes whose places are known beforehand, so that many threads can copy at once.
 
 The file is laid out as: header, directories, tables of tile places; the tiles, the coarsest level
-first, shard by shard within a level; last a single tile of nodata, which all empty tiles share. It
-does not depend on the order of the shards or the number of threads.
+first, shard by shard within a level. Each level ends with a single tile of absent pixels, which all
+its empty tiles share. The file does not depend on the order of the shards or the number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..errors import InputError, OutputError, StclnGeoError
 from ..execution import available_cores
 from ..grid import Window
 from ..legend import Legend
-from .names import map_tags, removed, write_names
+from .names import CLASS_BANDS, Bands, map_tags, removed, write_names
 from .pyramid import NODATA, Resampling, level_shapes
 from .segment import (
     LEVELS,
@@ -76,9 +76,9 @@ def assemble_cog(
     *,
     geobox: GeoBox,
     legend: Legend | None,
+    bands: Bands | None = None,
     tags: Mapping[str, str] | None = None,
-    description: str | None = None,
-    scale: float | None = None,
+    absent: int = NODATA,
     codec: TileCodec | None = None,
     levels: int = LEVELS,
     threads: int | None = None,
@@ -90,20 +90,20 @@ def assemble_cog(
     segments
         What ``write_segment`` returned, in any order. Their sides lie at multiples of
         ``codec.size * 2**levels`` pixels or at the map's edge; pixels without a segment become
-        nodata (255).
+        ``absent``.
     path
         The COG; it appears under this name only when it is whole.
     geobox
         Grid of the COG, kept to the pixel: nothing is padded.
     legend
-        The classes of a class map, whose overviews were made by mode. None for a map of percents,
-        whose overviews average.
+        The classes of a class map, whose overviews were made by mode. None for a raster of
+        numbers, whose overviews average.
+    bands
+        The one band of a raster of numbers; None: confidences (percent).
     tags
         More text tags for the TIFF.
-    description
-        Name of the band; None = "class" or "confidence".
-    scale
-        What a pixel value is multiplied by to get the quantity, if not 1.
+    absent
+        As the segments were written: 255 is nodata.
     codec, levels
         How the segments were written.
     threads
@@ -131,13 +131,9 @@ def assemble_cog(
     _check_places(segments, shape, codec.size << levels)
     shapes = level_shapes(shape, codec.size)
     resampling: Resampling = "average" if legend is None else "mode"
+    bands = (bands or Bands()) if legend is None else CLASS_BANDS
     fields = map_fields(
-        geobox,
-        codec,
-        legend=legend,
-        tags=map_tags(legend, tags),
-        description=description or ("confidence" if legend is None else "class"),
-        scale=scale,
+        geobox, codec, legend=legend, tags=map_tags(legend, bands, tags), bands=bands
     )
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with _writing(path), contextlib.ExitStack() as cleanup:
@@ -148,16 +144,19 @@ def assemble_cog(
             blocks = _blocks(pieces[base], shapes[base], codec, levels)
             names = [part.with_name(f"{part.name}.{base}.{index}") for index in range(len(blocks))]
             cleanup.enter_context(removed(*names))
-            shrink = partial(_shrink, codec=codec, levels=levels, resampling=resampling)
+            shrink = partial(
+                _shrink, codec=codec, levels=levels, resampling=resampling, absent=absent
+            )
             with ThreadPoolExecutor(threads) as pool:
                 coarser = list(pool.map(shrink, blocks, names))
             pieces += _pieces_of(coarser, codec, levels, shapes, base=base)
-        plan = _lay_out(pieces, shapes, codec, fields)
+        plan = _lay_out(pieces, shapes, codec, fields, absent)
         _check_space(path, plan.end)
         with part.open("wb") as file:
             file.write(plan.head)
-            file.seek(plan.shared)
-            file.write(plan.shared_tile)
+            for start in plan.blanks:
+                file.seek(start)
+                file.write(plan.blank_tile)
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(lambda copy: _copy(*copy, part=part), plan.copies):
                 pass
@@ -232,7 +231,7 @@ def _blocks(
 ) -> list[tuple[Window, list[_Piece]]]:
     """Return the squares that give coarser levels, each with the pieces that reach into it.
 
-    Squares without a piece are nodata, and left out.
+    Squares without a piece are absent pixels, and left out.
     """
     reaching: dict[tuple[int, int], list[_Piece]] = defaultdict(list)
     for piece in pieces:
@@ -255,10 +254,11 @@ def _shrink(
     codec: TileCodec,
     levels: int,
     resampling: Resampling,
+    absent: int,
 ) -> Segment:
     """Decode one square of a level, and write the levels that follow it as a segment."""
     window, pieces = block
-    values = np.full(window.shape_yx, NODATA, dtype=np.uint8)
+    values = np.full(window.shape_yx, absent, dtype=np.uint8)
     for piece in pieces:
         data = b"".join(_checked_bytes(piece))
         offsets = replace(piece.placed, start=0).offsets()
@@ -272,8 +272,9 @@ def _shrink(
             target = tile.relative_to(window)
             values[target.rows, target.cols] = pixels[: tile.height, : tile.width]
     return write_segment(
-        values, path, window=window, resampling=resampling, codec=codec, levels=levels, finest=1
-    )
+        values, path, window=window, resampling=resampling, codec=codec, absent=absent,
+        levels=levels, finest=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,15 +284,12 @@ class _Plan:
     head: bytes
     copies: list[tuple[_Piece, int]]
     """Each piece and its first byte in the map."""
-    shared: int
-    """First byte of the tile of nodata."""
-    shared_tile: bytes
-    """That tile; no bytes where no tile is empty."""
-
-    @property
-    def end(self) -> int:
-        """Bytes of the map."""
-        return self.shared + len(self.shared_tile)
+    blanks: list[int]
+    """First bytes of the tiles of absent pixels: one for each level with empty tiles."""
+    blank_tile: bytes
+    """Such a tile."""
+    end: int
+    """Bytes of the map."""
 
 
 def _lay_out(
@@ -299,11 +297,12 @@ def _lay_out(
     shapes: Sequence[tuple[int, int]],
     codec: TileCodec,
     fields: Mapping[int, Field],
+    absent: int,
 ) -> _Plan:
     """Place header, levels and pieces.
 
-    The shared tile comes last: where a tile is empty, those below it are empty too, so that the
-    first tile of a finer level never stands before that of a coarser one.
+    Each level has a blank tile of its own, so that no tile of a finer level stands before one of
+    a coarser level, also where an empty tile covers tiles that are not (quality codes, by mode).
     """
     grids = [tuple(-(-side // codec.size) for side in shape) for shape in shapes]
     sizes = [np.zeros(grid, dtype=np.uint32) for grid in grids]
@@ -311,26 +310,29 @@ def _lay_out(
     for table, level in zip(sizes, pieces, strict=True):
         for piece in level:
             piece.of(table)[...] = piece.placed.sizes
-    blank = codec.encode(np.full((codec.size, codec.size), NODATA, dtype=np.uint8))
-    shared_tile = wrap_tile(blank) if any((table == 0).any() for table in sizes) else b""
+    blank = codec.encode(np.full((codec.size, codec.size), absent, dtype=np.uint8))
+    blank_tile = wrap_tile(blank)
 
     unplaced = level_directories(offsets, sizes, shapes, codec, fields)
     tile_bytes = sum(piece.placed.length for level in pieces for piece in level)
-    big = header_size(unplaced, big=True) + tile_bytes + len(shared_tile) >= CLASSIC_LIMIT
+    blank_bytes = len(blank_tile) * sum(bool((table == 0).any()) for table in sizes)
+    big = header_size(unplaced, big=True) + tile_bytes + blank_bytes >= CLASSIC_LIMIT
     position = header_size(unplaced, big=big)
-    copies = []
-    for places, level in reversed(list(zip(offsets, pieces, strict=True))):
+    copies, blanks = [], []
+    for bytes_of, places, level in reversed(list(zip(sizes, offsets, pieces, strict=True))):
         for piece in level:
             piece.of(places)[...] = replace(piece.placed, start=position).offsets()
             if piece.placed.length:
                 copies.append((piece, position))
             position += piece.placed.length
-    for bytes_of, place_of in zip(sizes, offsets, strict=True):
         empty = bytes_of == 0
-        place_of[empty] = position + TILE_EXTRA // 2
-        bytes_of[empty] = len(blank)
+        if empty.any():
+            places[empty] = position + TILE_EXTRA // 2
+            bytes_of[empty] = len(blank)
+            blanks.append(position)
+            position += len(blank_tile)
     head = make_header(level_directories(offsets, sizes, shapes, codec, fields), big=big)
-    return _Plan(head=head, copies=copies, shared=position, shared_tile=shared_tile)
+    return _Plan(head=head, copies=copies, blanks=blanks, blank_tile=blank_tile, end=position)
 
 
 def _check_space(path: Path, size: int) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ..legend import CLASS_NODATA, Legend
 
 __all__ = [
+    "CLASS_BANDS",
     "CONFIDENCE_NODATA",
     "KIND_TAG",
     "LEGEND_TAG",
+    "Bands",
     "map_tags",
     "palette",
     "read_legend",
@@ -31,15 +34,35 @@ CONFIDENCE_NODATA = 255
 """Nodata of confidence maps; confidences are 0 to 100 percent."""
 
 KIND_TAG = "STCLN_GEO_KIND"
-"""TIFF tag that says what the pixels are: ``classes`` or ``confidence``."""
+"""TIFF tag: ``classes``, ``confidence``, ``scaled`` or ``counts``; see ``validate_cog``."""
 
 LEGEND_TAG = "STCLN_GEO_LEGEND"
 """TIFF tag with the legend as JSON."""
 
 
-def map_tags(legend: Legend | None, tags: Mapping[str, str] | None) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bands:
+    """The bands of a raster of numbers, and what they mean."""
+
+    kind: str = "confidence"
+    """``confidence`` (percent), ``scaled`` (0 to 250, times ``scale``) or ``counts``."""
+    names: tuple[str, ...] = ("confidence",)
+    scale: float | None = None
+    """What a value is multiplied by, written into the file."""
+    unit: str | None = None
+    description: str | None = None
+    """A sentence for the file's metadata."""
+
+
+CLASS_BANDS = Bands(kind="classes", names=("class",))
+"""The one band of a map of categories."""
+
+
+def map_tags(legend: Legend | None, bands: Bands, tags: Mapping[str, str] | None) -> dict[str, str]:
     """Return all text tags of a map."""
-    found = {KIND_TAG: "confidence" if legend is None else "classes", **(tags or {})}
+    found = {KIND_TAG: bands.kind, **(tags or {})}
+    if bands.description is not None:
+        found["TIFFTAG_IMAGEDESCRIPTION"] = bands.description
     if legend is not None:
         found[LEGEND_TAG] = legend.to_json()
     return found

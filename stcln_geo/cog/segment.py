@@ -1,8 +1,8 @@
 """The file of one prediction shard: its tiles and overviews, compressed as the map needs them.
 
 A segment is a small tiled GeoTIFF that GDAL opens like any other. Its levels stand behind one
-another, the coarsest first, so that each level can be copied into the map in one piece. Tiles of
-nodata only take no bytes.
+another, the coarsest first, so that each level can be copied into the map in one piece. Tiles that
+hold nothing but the value of absent pixels (nodata for most maps) take no bytes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class PlacedLevel:
     start: int
     """First byte."""
     sizes: np.ndarray
-    """Bytes of each tile's data, (tile rows, tile columns) uint32; 0 = all nodata."""
+    """Bytes of each tile's data, (tile rows, tile columns) uint32; 0 = all absent."""
 
     @property
     def length(self) -> int:
@@ -108,7 +108,7 @@ class PlacedLevel:
         return int(self.sizes.sum(dtype=np.int64)) + TILE_EXTRA * int(np.count_nonzero(self.sizes))
 
     def offsets(self) -> np.ndarray:
-        """Return where the data of each tile begins; 0 for a tile of nodata.
+        """Return where the data of each tile begins; 0 for a tile of absent pixels.
 
         Returns
         -------
@@ -127,6 +127,7 @@ def write_segment(
     resampling: Resampling,
     codec: TileCodec | None = None,
     geobox: GeoBox | None = None,
+    absent: int = NODATA,
     levels: int = LEVELS,
     finest: int = 0,
     threads: int = 1,
@@ -145,6 +146,8 @@ def write_segment(
         "mode" for classes, "average" for percents; see ``pyramid.halve``.
     geobox
         Grid of the shard, so that GIS programs show the file in its place.
+    absent
+        Value of the map's pixels that no shard holds; tiles of this value only are not stored.
     levels
         Overviews to make.
     finest
@@ -166,13 +169,13 @@ def write_segment(
         )
     made = pyramid(values, levels, resampling)[finest:]
     with ThreadPoolExecutor(threads) as pool:
-        encoded = [_encode(level, codec, pool) for level in made]
+        encoded = [_encode(level, codec, absent, pool) for level in made]
     shapes = [level.shape for level in made]
     sizes = [
         _tile_grid([len(one) for one in data], shape, codec.size)
         for data, shape in zip(encoded, shapes, strict=True)
     ]
-    fields = map_fields(geobox, codec)
+    fields = map_fields(geobox, codec, nodata=absent)
     unplaced = level_directories(sizes, sizes, shapes, codec, fields)
     tile_bytes = sum(PlacedLevel(start=0, sizes=one).length for one in sizes)
     big = header_size(unplaced, big=True) + tile_bytes >= CLASSIC_LIMIT
@@ -298,12 +301,12 @@ def damaged(segment: Segment, how: str) -> InputError:
     )
 
 
-def _encode(level: np.ndarray, codec: TileCodec, pool: Executor) -> list[bytes]:
-    """Return the data of a level's tiles, row by row; nothing for tiles of nodata only."""
+def _encode(level: np.ndarray, codec: TileCodec, absent: int, pool: Executor) -> list[bytes]:
+    """Return the data of a level's tiles, row by row; nothing for tiles of absent pixels only."""
 
     def encode(window: Window) -> bytes:
         tile = level[window.rows, window.cols]
-        return codec.encode(tile) if int(tile.min()) != NODATA else b""
+        return codec.encode(tile) if (tile != absent).any() else b""
 
     return list(pool.map(encode, tiles(level.shape, codec.size)))
 

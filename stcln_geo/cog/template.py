@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..legend import Legend
-from .names import palette, table_item
+from .names import Bands, palette, table_item
 from .pyramid import NODATA
 from .tiff import Field, read_directories
 from .tiles import TileCodec
@@ -36,8 +36,8 @@ def map_fields(
     *,
     legend: Legend | None = None,
     tags: Mapping[str, str] | None = None,
-    description: str | None = None,
-    scale: float | None = None,
+    bands: Bands | None = None,
+    nodata: int = NODATA,
 ) -> dict[int, Field]:
     """Return the tags of a map's full resolution.
 
@@ -49,10 +49,10 @@ def map_fields(
         Gives a palette and an attribute table.
     tags
         Text metadata.
-    description
-        Name of the band.
-    scale
-        What a pixel value is multiplied by to get the quantity.
+    bands
+        Name, scale and unit of the one band.
+    nodata
+        The value without meaning; GDAL also reads it where a tile has no bytes.
     """
     import rasterio
 
@@ -62,17 +62,19 @@ def map_fields(
     with _quiet_georeferencing(), rasterio.MemoryFile() as memory:
         with memory.open(
             driver="GTiff", width=_TEMPLATE_SIDE, height=_TEMPLATE_SIDE, count=1, dtype="uint8",
-            nodata=NODATA, tiled=True, blockxsize=_TEMPLATE_SIDE, blockysize=_TEMPLATE_SIDE,
+            nodata=nodata, tiled=True, blockxsize=_TEMPLATE_SIDE, blockysize=_TEMPLATE_SIDE,
             bigtiff="NO", **options,
         ) as template:  # fmt: skip
             if legend is not None:
                 template.write_colormap(1, dict(enumerate(palette(legend))))
             if tags:
                 template.update_tags(**tags)
-            if description is not None:
-                template.set_band_description(1, description)
-            if scale is not None:
-                template.scales = (scale,)
+            if bands is not None:
+                template.set_band_description(1, bands.names[0])
+                if bands.scale is not None:
+                    template.scales = (bands.scale,)
+                if bands.unit is not None:
+                    template.units = (bands.unit,)
         fields = dict(read_directories(io.BytesIO(memory.read()))[0].fields)
     fields[COMPRESSION] = (_SHORT, 1, struct.pack("<H", codec.tiff_compression))
     fields[PREDICTOR] = (_SHORT, 1, struct.pack("<H", codec.tiff_predictor))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_cog", "validate_cog"]
 
-Kind = Literal["auto", "classes", "confidence"]
+Kind = Literal["auto", "classes", "confidence", "scaled", "counts"]
+_LARGEST = {"confidence": 100, "scaled": 250, "counts": 254}
 
 _READ = 2048
 _SAMPLE_BASE = 1024  # side of the full-resolution squares that overviews are compared with
@@ -43,13 +44,14 @@ def validate_cog(
     Parameters
     ----------
     path
-        A cloud-optimized GeoTIFF with one uint8 band.
+        A cloud-optimized GeoTIFF of uint8; class maps have one band.
     kind
-        What the pixels are; "auto" asks the file's tags, then whether it has a palette.
+        What the pixels are: "classes", "confidence" (0 to 100), "scaled" (0 to 250), "counts" (0
+        to 254); "auto" asks the file's tags, then whether it has a palette.
     legend
         The classes that may occur; None = the legend stored in the file.
     histogram
-        Expected number of pixels by value, nodata (255) included.
+        Expected number of pixels by value, nodata (255) included; all bands together.
     geobox
         Expected grid.
 
@@ -78,21 +80,22 @@ def validate_cog(
     warnings = [f"Layout: {text}." for text in layout_warnings]
 
     with rasterio.open(path) as source:
-        if source.count != 1 or source.dtypes[0] != "uint8":
+        if kind == "auto":
+            kind = _guess_kind(source)
+        one_band = kind in {"classes", "confidence"}
+        if (one_band and source.count != 1) or set(source.dtypes) != {"uint8"}:
             errors.append(
                 f"Content: the file has {source.count} band(s) of {source.dtypes[0]}; class and "
                 "confidence maps have one band of uint8. Only its layout was checked."
             )
             return errors, warnings
-        if kind == "auto":
-            kind = _guess_kind(source)
         errors += _grid_errors(source, geobox)
         if kind == "classes":
             legend = legend or _stored_legend(source, errors)
             errors += _class_header_errors(source, path, legend)
             allowed = {CLASS_NODATA, *(legend.codes if legend else range(CLASS_NODATA))}
         else:
-            allowed = {CONFIDENCE_NODATA, *range(101)}
+            allowed = {CONFIDENCE_NODATA, *range(_LARGEST[kind] + 1)}
             if source.nodata != CONFIDENCE_NODATA:
                 errors.append(_nodata_error(source))
         errors += _tile_errors(source)
@@ -120,12 +123,13 @@ def check_cog(path: str | Path, **expected: Any) -> None:
         raise InputError(f"{path} is not a valid map. " + " ".join([*errors, *warnings]))
 
 
-def _guess_kind(source: Any) -> Literal["classes", "confidence"]:
+def _guess_kind(source: Any) -> Kind:
     from rasterio.enums import ColorInterp
 
     tag = source.tags().get(KIND_TAG)
-    if tag in {"classes", "confidence"}:
-        return "classes" if tag == "classes" else "confidence"
+    if tag in get_args(Kind):
+        known: Kind = tag
+        return known
     return "classes" if source.colorinterp[0] is ColorInterp.palette else "confidence"
 
 
@@ -252,14 +256,15 @@ def _histogram(source: Any) -> np.ndarray:
 
 def _blocks(source: Any) -> Iterator[np.ndarray]:
     for window in tiles(source.shape, _READ):
-        yield _read(source, window)
+        for band in source.indexes:
+            yield _read(source, window, band)
 
 
-def _read(source: Any, window: Window) -> np.ndarray:
+def _read(source: Any, window: Window, band: int = 1) -> np.ndarray:
     from rasterio.windows import Window as RasterioWindow
 
     values: np.ndarray = source.read(
-        1, window=RasterioWindow(window.col, window.row, window.width, window.height)
+        band, window=RasterioWindow(window.col, window.row, window.width, window.height)
     )
     return values
 

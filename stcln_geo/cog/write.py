@@ -17,7 +17,16 @@ from xml.sax.saxutils import escape, quoteattr
 from ..errors import OutputError
 from ..grid import Window
 from ..legend import CLASS_NODATA, Legend
-from .names import CONFIDENCE_NODATA, map_tags, palette, removed, table_item, write_names
+from .names import (
+    CLASS_BANDS,
+    CONFIDENCE_NODATA,
+    Bands,
+    map_tags,
+    palette,
+    removed,
+    table_item,
+    write_names,
+)
 from .tiles import Compression, TileCodec
 
 if TYPE_CHECKING:
@@ -34,7 +43,7 @@ class Source:
     """One file of a mosaic and where it lies in the final raster."""
 
     path: Path
-    """GeoTIFF with one uint8 band."""
+    """GeoTIFF of uint8, with the bands of the final raster."""
 
     window: Window
     """Its place, counted from the final raster's first pixel."""
@@ -46,6 +55,7 @@ def write_cog(
     *,
     geobox: GeoBox,
     legend: Legend | None,
+    bands: Bands | None = None,
     tags: Mapping[str, str] | None = None,
     compression: Compression = "zstd",
     threads: int | None = None,
@@ -62,7 +72,9 @@ def write_cog(
         Grid of the COG.
     legend
         The classes of a class map, whose overviews take the most frequent class. None for a
-        confidence map (percent), whose overviews average.
+        raster of numbers, whose overviews average.
+    bands
+        Bands of a raster of numbers; None: one of confidences (percent).
     tags
         More text tags for the TIFF.
     threads
@@ -88,7 +100,8 @@ def write_cog(
     vrt = path.with_name(f".{path.name}.{os.getpid()}.vrt")
     part = path.with_name(f".{path.name}.{os.getpid()}.part.tif")
     table = None if legend is None else table_item(legend)
-    all_tags = map_tags(legend, tags)
+    bands = (bands or Bands()) if legend is None else CLASS_BANDS
+    all_tags = map_tags(legend, bands, tags)
     codec = TileCodec(compression=compression, predictor=legend is None)
     options = {
         "COMPRESS": compression.upper(),
@@ -103,7 +116,15 @@ def write_cog(
     }
     with removed(vrt, part, part.with_name(f"{part.name}.aux.xml")):
         vrt.write_text(
-            _mosaic_xml(sources, vrt.parent, geobox, legend=legend, tags=all_tags, reserve=table),
+            _mosaic_xml(
+                sources,
+                vrt.parent,
+                geobox,
+                legend=legend,
+                bands=bands,
+                tags=all_tags,
+                reserve=table,
+            ),
             encoding="utf-8",
         )
         try:
@@ -129,6 +150,7 @@ def _mosaic_xml(
     geobox: GeoBox,
     *,
     legend: Legend | None,
+    bands: Bands,
     tags: Mapping[str, str],
     reserve: str | None,
 ) -> str:
@@ -146,13 +168,35 @@ def _mosaic_xml(
         "<Metadata>",
         *(f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in tags.items()),
         "</Metadata>",
-        '<VRTRasterBand dataType="Byte" band="1">',
-        f"<Description>{'confidence' if legend is None else 'class'}</Description>",
+    ]
+    for band in range(1, len(bands.names) + 1):
+        lines += _band_xml(sources, folder, band, legend=legend, bands=bands, reserve=reserve)
+    lines.append("</VRTDataset>")
+    return "\n".join(lines)
+
+
+def _band_xml(
+    sources: Sequence[Source],
+    folder: Path,
+    band: int,
+    *,
+    legend: Legend | None,
+    bands: Bands,
+    reserve: str | None,
+) -> list[str]:
+    """Return one band of a VRT, line by line."""
+    lines = [
+        f'<VRTRasterBand dataType="Byte" band="{band}">',
+        f"<Description>{escape(bands.names[band - 1])}</Description>",
         f"<NoDataValue>{CLASS_NODATA if legend is not None else CONFIDENCE_NODATA}</NoDataValue>",
     ]
     if reserve is not None:
         room = "x" * len(reserve.encode())
         lines.append(f'<Metadata><MDI key="{_PLACEHOLDER}">{room}</MDI></Metadata>')
+    if bands.unit is not None:
+        lines.append(f"<UnitType>{escape(bands.unit)}</UnitType>")
+    if bands.scale is not None:
+        lines.append(f"<Offset>0</Offset><Scale>{bands.scale!r}</Scale>")
     if legend is None:
         lines.append("<ColorInterp>Gray</ColorInterp>")
     else:
@@ -168,15 +212,15 @@ def _mosaic_xml(
         lines += [
             "<SimpleSource>",
             f'<SourceFilename relativeToVRT="1">{escape(name)}</SourceFilename>',
-            "<SourceBand>1</SourceBand>",
+            f"<SourceBand>{band}</SourceBand>",
             f'<SourceProperties RasterXSize="{source.window.width}" '
             f'RasterYSize="{source.window.height}" DataType="Byte"/>',
             f'<SrcRect xOff="0" yOff="0" {size}/>',
             f'<DstRect xOff="{source.window.col}" yOff="{source.window.row}" {size}/>',
             "</SimpleSource>",
         ]
-    lines += ["</VRTRasterBand>", "</VRTDataset>"]
-    return "\n".join(lines)
+    lines.append("</VRTRasterBand>")
+    return lines
 
 
 def _fill_reserved(path: Path, item: str) -> None:

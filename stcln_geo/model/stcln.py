@@ -222,16 +222,29 @@ class Stcln(nn.Module):
         (B, K, H, W) float32 logits, always finite. In `geo` mode a pixel without a valid date has
         the classifier's bias: it says nothing, and a map must mark it as nodata.
         """
+        height, width = images.shape[-2:]
+        return self.classify(self.embed(images, days, valid), (height, width))
+
+    def embed(self, images: Tensor, days: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Give what the classifier decides from; parameters as in `Encoder.forward`.
+
+        Returns
+        -------
+        (B, H*W, D). Features of each pixel after the spatiotemporal attention, row by row.
+        """
         check_batch(self.config, images, days, valid)
         features = self.encoder.encode(self.encoder.normalise(images, valid), days, valid)
-        height, width = images.shape[-2:]
         usable = None if features.valid is None else features.valid.flatten(1, 2)
-        attended = self.attention(
+        attended: Tensor = self.attention(
             features.temporal.flatten(1, 2), features.spatial.flatten(1, 2), usable
         )
-        with torch.autocast(device_type=images.device.type, enabled=False):
-            logits: Tensor = self.classifier(full_precision(attended))  # (B, N, K)
-        return logits.transpose(1, 2).reshape(len(images), -1, height, width)  # (B, K, H, W)
+        return attended
+
+    def classify(self, embedded: Tensor, shape_yx: tuple[int, int]) -> Tensor:
+        """Turn what `embed` gave, (B, H*W, D), into logits (B, K, H, W) float32."""
+        with torch.autocast(device_type=embedded.device.type, enabled=False):
+            logits: Tensor = self.classifier(full_precision(embedded))  # (B, N, K)
+        return logits.transpose(1, 2).reshape(len(embedded), -1, *shape_yx)  # (B, K, H, W)
 
 
 class MaskedPretrainer(nn.Module):

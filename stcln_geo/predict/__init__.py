@@ -1,14 +1,17 @@
 """Map a whole region: plan, label shard by shard, assemble the product.
 
-``plan`` decides what will be done, ``stitch`` which window owns which pixel, ``forward`` runs
-the network, ``shard`` labels one square, ``product`` writes what people open, ``run`` is the
-whole.
+``spec`` holds the options and ``plan`` decides what will be done; ``stitch`` says which window owns
+which pixel, ``windows`` reads them, ``forward`` runs the network, ``smooth`` and ``blend`` turn its
+probabilities into those of the map, ``outputs`` and ``qa`` name the layers; ``shard`` labels one
+square, ``assemble`` joins them, ``seam`` measures the seams, ``style`` and ``product`` write what
+people and catalogs open, ``run`` is the whole.
 """
 
 from __future__ import annotations
 
-from .plan import PredictionPlan, PredictSpec, plan_prediction
+from .plan import PredictionPlan, plan_prediction
 from .run import Prediction, predict_region
+from .spec import PredictSpec
 
 __all__ = [
     "PredictSpec",

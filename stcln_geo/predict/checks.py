@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
@@ -11,16 +13,18 @@ import numpy as np
 
 from ..cube.contract import OVERVIEW_STEP
 from ..cube.store import Season, shards_of
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..grid import Lattice
 from ..legend import Legend
 
 if TYPE_CHECKING:
     from ..model.checkpoint import CheckpointInfo
 
-__all__ = ["fingerprint", "legend_of", "mismatches"]
+__all__ = ["check_dates", "fingerprint", "legend_of", "mismatches"]
 
 _DAYS_SLACK = 30
+_MISSING = 0.25
+"""A season that lacks more than this share of the trained days, at one end, is worth a word."""
 _SAMPLES = 16
 
 
@@ -47,8 +51,22 @@ def legend_of(checkpoint: CheckpointInfo) -> Legend:
     return legend
 
 
+def check_dates(season: Season, min_clear: int) -> None:
+    """Raise InputError where a season has fewer dates than a class needs."""
+    if len(season.time) < min_clear:
+        raise InputError(
+            f"Cannot predict season {season.name} of {season.cube}: it has {len(season.time)} "
+            f"date(s), and a pixel needs {min_clear} clear ones to get a class. Add dates to the "
+            f"cube, or pass --min-clear {len(season.time)} if that is enough for you."
+        )
+
+
 def mismatches(season: Season, checkpoint: CheckpointInfo, lattice: Lattice) -> list[str]:
-    """Return what fits badly though it can be done."""
+    """Return what fits badly though it can be done.
+
+    Compared are the window with the training chip, the season's start, its dates and its
+    resolution with those that the network was trained on, as far as the checkpoint knows them.
+    """
     found = []
     if checkpoint.chip and lattice.window != checkpoint.chip:
         found.append(
@@ -56,14 +74,53 @@ def mismatches(season: Season, checkpoint: CheckpointInfo, lattice: Lattice) -> 
             f"{checkpoint.chip} px; its attention sees the whole window. Use --window "
             f"{checkpoint.chip} unless you have measured otherwise."
         )
-    if checkpoint.trained_days is not None and checkpoint.config.positions == "days":
-        first, last = checkpoint.trained_days
-        low, high = int(season.days.min()), int(season.days.max())
-        if low < first - _DAYS_SLACK or high > last + _DAYS_SLACK:
+    found += _date_mismatches(season, checkpoint)
+    trained = [cube for cube in checkpoint.provenance.get("cubes", ()) if isinstance(cube, Mapping)]
+    resolutions = sorted({float(cube["resolution"]) for cube in trained if "resolution" in cube})
+    if resolutions and not any(
+        math.isclose(season.resolution, one, rel_tol=0.01) for one in resolutions
+    ):
+        found.append(
+            f"The pixels are {season.resolution:g} m but the network was trained on pixels of "
+            f"{', '.join(f'{one:g}' for one in resolutions)} m, so that fields are of another size "
+            f"to it. Build the cube with --resolution {resolutions[0]:g}, or fine-tune on this one."
+        )
+    return found
+
+
+def _date_mismatches(season: Season, checkpoint: CheckpointInfo) -> list[str]:
+    found = []
+    if checkpoint.config.positions == "days":
+        if checkpoint.trained_days is not None:
+            first, last = checkpoint.trained_days
+            low, high = int(season.days.min()), int(season.days.max())
+            if low < first - _DAYS_SLACK or high > last + _DAYS_SLACK:
+                found.append(
+                    f"The season's dates are days {low} to {high} of the season, but the network "
+                    f"was trained on days {first} to {last}; it has not seen that part of the "
+                    "year. Expect errors, or fine-tune on a whole season."
+                )
+            elif high < last - _MISSING * (last - first) or low > first + _MISSING * (last - first):
+                found.append(
+                    f"The season's dates are days {low} to {high} of the season, a part of days "
+                    f"{first} to {last} that the network was trained on; crops that differ only "
+                    "in the rest of the year cannot be told apart. Add the missing dates to the "
+                    "cube, or fine-tune on a season that is as short."
+                )
+    else:
+        trained = sorted(
+            {
+                int(cube["dates"])
+                for cube in checkpoint.provenance.get("cubes", ())
+                if isinstance(cube, Mapping) and "dates" in cube
+            }
+        )
+        if trained and len(season.time) not in trained:
             found.append(
-                f"The season's dates are days {low} to {high} of the season, but the network was "
-                f"trained on days {first} to {last}; it has not seen that part of the year. "
-                "Expect errors, or fine-tune on a whole season."
+                f"The season has {len(season.time)} dates but the network was trained on "
+                f"{', '.join(map(str, trained))}, and it knows dates by their number only "
+                "(positions: index): the same number means another day here. Build a composite "
+                "with as many dates, or use a network that counts days."
             )
     start = checkpoint.season_start
     if start and start != season.name[5:]:

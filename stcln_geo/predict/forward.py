@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from ..cube.contract import SCALE
-from ..errors import CheckpointError, InputError
-from ..legend import CLASS_NODATA
+from ..errors import BrokenDeviceError, CheckpointError, InputError
 from ..model.checkpoint import load_model, read_metadata
 from ..model.device import (
     Device,
@@ -30,11 +29,16 @@ from ..model.device import (
     choose_precision,
 )
 from ..model.stcln import Stcln, positions_for
+from .outputs import check_finite, decide
+from .smooth import Smoothing, smooth
 
-__all__ = ["Labels", "Network", "Sample", "load_network"]
+__all__ = ["Answer", "Network", "Recipe", "Sample", "load_network"]
 
 _PAD_DATES = 8
 _CUDA_BATCH = 64
+
+_BROKEN = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+"""Words of the errors that the libraries of a GPU raise as plain RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +56,30 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class Recipe:
+    """What to make of a window."""
+
+    layers: tuple[str, ...] = ()
+    """Names of layers to decide on the device; see ``outputs.decide``."""
+    probability: bool = False
+    """True: give the probabilities themselves, to be merged."""
+    embedding: bool = False
+    """True: give what the classifier decides from."""
+    smoothing: Smoothing | None = None
+    min_clear: int = 1
+    """Pixels with fewer clear dates have no say in smoothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
     """What the network says of one window."""
 
-    classes: np.ndarray
-    """(H, W) uint8: the most probable class, the lowest code where classes tie."""
-    confidence: np.ndarray
-    """(H, W) uint8: its probability in percent, halves rounded up."""
+    layers: dict[str, np.ndarray]
+    """(H, W) uint8 by name; (K, H, W) where a layer has a band for each class."""
+    probability: np.ndarray | None
+    """(K, H, W) float32."""
+    embedding: np.ndarray | None
+    """(D, H, W) float16."""
 
 
 class Network:
@@ -71,9 +92,14 @@ class Network:
         self._batch = _CUDA_BATCH
 
     def label(
-        self, samples: Sequence[Sample], *, threads: int, batch_size: int | None = None
-    ) -> Generator[Labels]:
-        """Yield the labels of samples, in their order.
+        self,
+        samples: Sequence[Sample],
+        recipe: Recipe,
+        *,
+        threads: int,
+        batch_size: int | None = None,
+    ) -> Generator[Answer]:
+        """Yield what the network says of samples, in their order.
 
         Parameters
         ----------
@@ -83,32 +109,34 @@ class Network:
             Windows per batch on a GPU; None = as many as fit, at most 64.
         """
         if self.device == "cpu":
-            yield from self._label_on_cpu(samples, threads)
+            yield from self._label_on_cpu(samples, recipe, threads)
         else:
-            yield from self._label_in_batches(samples, batch_size)
+            yield from self._label_in_batches(samples, recipe, batch_size)
 
-    def _label_on_cpu(self, samples: Sequence[Sample], threads: int) -> Generator[Labels]:
+    def _label_on_cpu(
+        self, samples: Sequence[Sample], recipe: Recipe, threads: int
+    ) -> Generator[Answer]:
         with (
             _one_thread_each(),
             ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            yield from pool.map(lambda sample: self._run([sample])[0], samples)
+            yield from pool.map(lambda sample: self._run([sample], recipe)[0], samples)
 
     def _label_in_batches(
-        self, samples: Sequence[Sample], batch_size: int | None
-    ) -> Generator[Labels]:
+        self, samples: Sequence[Sample], recipe: Recipe, batch_size: int | None
+    ) -> Generator[Answer]:
         # Invalid dates change nothing, so sequences are filled up to a few common lengths.
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
             by_length[self._padded(len(sample.dates))].append(index)
-        found: dict[int, Labels] = {}
+        found: dict[int, Answer] = {}
         for length in sorted(by_length):
             waiting = by_length[length]
             while waiting:
                 size = self._batch if batch_size is None else min(batch_size, self._batch)
                 batch, rest = waiting[:size], waiting[size:]
                 try:
-                    labels = self._run([samples[index] for index in batch])
+                    answers = self._run([samples[index] for index in batch], recipe)
                 except torch.OutOfMemoryError as error:
                     if len(batch) == 1:
                         raise InputError(
@@ -119,7 +147,11 @@ class Network:
                     torch.cuda.empty_cache()
                     self._batch = max(len(batch) // 2, 1)
                     continue
-                found.update(zip(batch, labels, strict=True))
+                except RuntimeError as error:
+                    if is_broken_device(error):
+                        raise BrokenDeviceError(f"{self.device}: {error}") from error
+                    raise
+                found.update(zip(batch, answers, strict=True))
                 waiting = rest
         yield from (found[index] for index in range(len(samples)))
 
@@ -130,7 +162,7 @@ class Network:
             return dates
         return -(-dates // _PAD_DATES) * _PAD_DATES
 
-    def _run(self, samples: Sequence[Sample]) -> list[Labels]:
+    def _run(self, samples: Sequence[Sample], recipe: Recipe) -> list[Answer]:
         """Label samples of equal height, width and padded length in one forward pass."""
         dates = self._padded(len(samples[0].dates))
         _, bands, height, width = samples[0].reflectance.shape
@@ -146,14 +178,51 @@ class Network:
         images[~np.broadcast_to(valid[:, :, None], images.shape)] = 0.0
 
         device = torch.device(self.device)
+        seen = torch.from_numpy(valid).to(device)
         with torch.inference_mode(), autocast_for(self.precision, device.type):
-            logits = self.module(
+            embedded = self.module.embed(
                 torch.from_numpy(images).to(device),
                 positions_for(self.module.config, torch.from_numpy(days)).to(device),
-                torch.from_numpy(valid).to(device),
-            ).float()
+                seen,
+            )
+            logits = self.module.classify(embedded, (height, width)).float()
         with torch.inference_mode():
-            return _labels_of(logits)
+            check_finite(logits)
+            probability = torch.softmax(logits, dim=1)
+            if recipe.smoothing is not None:
+                usable = seen.sum(dim=1) >= recipe.min_clear
+                probability = smooth(probability, usable, recipe.smoothing)
+            decided = decide(probability, recipe.layers)
+        layers = {name: value.cpu().numpy() for name, value in decided.items()}
+        merged = probability.cpu().numpy() if recipe.probability else None
+        features = _features(embedded, (height, width)) if recipe.embedding else None
+        return [
+            Answer(
+                layers={name: value[place] for name, value in layers.items()},
+                probability=None if merged is None else merged[place],
+                embedding=None if features is None else features[place],
+            )
+            for place in range(len(samples))
+        ]
+
+
+def is_broken_device(error: RuntimeError) -> bool:
+    """Return True for errors of a GPU after which its process cannot use it any more.
+
+    Too little memory is no such error: what was allocated is freed, and work goes on.
+    """
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+        return False
+    return isinstance(error, torch.AcceleratorError) or any(words in text for words in _BROKEN)
+
+
+def _features(embedded: torch.Tensor, shape_yx: tuple[int, int]) -> np.ndarray:
+    """Return (B, H*W, D) features as (B, D, H, W) float16; too large ones at its limit."""
+    limit = torch.finfo(torch.float16).max
+    half = embedded.float().clamp(-limit, limit).half()
+    turned: np.ndarray = half.transpose(1, 2).reshape(len(half), -1, *shape_yx).cpu().numpy()
+    return turned
 
 
 def load_network(
@@ -190,27 +259,6 @@ def load_network(
 _LOCK = threading.Lock()
 _LOADED: OrderedDict[tuple[str, str, str], Network] = OrderedDict()
 _KEPT = 2
-
-
-def _labels_of(logits: torch.Tensor) -> list[Labels]:
-    """Turn logits (B, K, H, W) into classes and confidences."""
-    top = logits.amax(dim=1, keepdim=True)
-    codes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
-    nothing = torch.full_like(codes, CLASS_NODATA)
-    classes = torch.where(logits == top, codes, nothing).amin(dim=1)
-    if bool((classes == CLASS_NODATA).any()):
-        raise CheckpointError(
-            "Cannot label a window: the network gave NaN for some pixels. The checkpoint's weights "
-            "or its mean and std are broken; train again, or choose another checkpoint."
-        )
-    probability = torch.softmax(logits, dim=1).amax(dim=1)
-    percent = torch.floor(probability * 100.0 + 0.5).clamp(0, 100)
-    class_codes = classes.to(torch.uint8).cpu().numpy()
-    percents = percent.to(torch.uint8).cpu().numpy()
-    return [
-        Labels(classes=one, confidence=other)
-        for one, other in zip(class_codes, percents, strict=True)
-    ]
 
 
 class _ThreadCount:

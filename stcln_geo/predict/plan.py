@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from ..data.reader import band_indices
 from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
-from ..model.device import Device, Precision
 from ..storage import Location
-from .checks import fingerprint, legend_of, mismatches
-from .segments import SEGMENT_SIDE
+from .checks import check_dates, fingerprint, legend_of, mismatches
+from .mask import SkipMask, open_mask
+from .outputs import EMBEDDINGS, layers_for
+from .segments import SEGMENT_SIDE, takes_segments
+from .smooth import Smoothing
+from .spec import PredictSpec
 from .stitch import cut_lines
 
 if TYPE_CHECKING:
@@ -32,10 +35,7 @@ if TYPE_CHECKING:
     from ..model.checkpoint import CheckpointInfo
     from ..region import Region
 
-__all__ = ["PredictSpec", "PredictionPlan", "plan_prediction"]
-
-CogWriter = Literal["auto", "parallel", "gdal"]
-"""What makes the maps of the shards."""
+__all__ = ["PredictionPlan", "crs_name", "plan_prediction"]
 
 _SHARD = 4096
 _SMALLEST_AUTO_SHARD = 256
@@ -43,76 +43,6 @@ _ENOUGH_SHARDS = 16
 _READ = 1024
 _DEFAULT_MEMORY = 4 * 2**30
 _BLOCKS_IN_MEMORY = 4  # one at work, one waiting, and two copies while one is decoded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictSpec:
-    """How to predict; nothing here but ``window``, ``halo`` and ``min_dates`` changes the map.
-
-    Parameters
-    ----------
-    window
-        Side of what the network sees (pixels); None = the chip it was trained on.
-    halo
-        Context on each side that is seen but labelled by the neighbour (pixels); None = what the
-        checkpoint was chosen with, else 4.
-    min_dates
-        Pixels with fewer valid dates are nodata.
-    shard_size
-        Side of the squares that are labelled and kept on their own (pixels); None = 4096, less
-        for small regions.
-    device, precision
-        "auto" takes a GPU if there is one, and bf16 where the hardware multiplies it fast.
-    batch_size
-        Windows per batch on a GPU; None = as many as fit, at most 64.
-    memory
-        Bytes that one worker may use for pixels; None = 4 GiB.
-    keep_shards
-        Keep the shards' files once the map is whole.
-    cog_writer
-        "parallel" copies what the workers compressed, and needs shards that are a multiple of
-        4096 px; "gdal" decodes and compresses all pixels again; "auto" is parallel where it can.
-    """
-
-    window: int | None = None
-    halo: int | None = None
-    min_dates: int = 1
-    shard_size: int | None = None
-    device: Device = "auto"
-    precision: Precision = "auto"
-    batch_size: int | None = None
-    memory: int | None = None
-    keep_shards: bool = False
-    cog_writer: CogWriter = "auto"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        least = {
-            "min_dates": 1, "shard_size": 1, "batch_size": 1, "memory": 1, "window": 1, "halo": 0,
-        }  # fmt: skip
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(
-                    f"Cannot predict with {name}={value}: it must be {smallest} or more. "
-                    f"Correct --{name.replace('_', '-')}."
-                )
-        for name, kind in (
-            ("device", Device), ("precision", Precision), ("cog_writer", CogWriter),
-        ):  # fmt: skip
-            choices = get_args(kind)
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"Cannot predict with {name}={getattr(self, name)!r}: it must be one of "
-                    f"{', '.join(choices)}. Correct --{name.replace('_', '-')}."
-                )
-        if self.cog_writer == "parallel" and (self.shard_size or SEGMENT_SIDE) % SEGMENT_SIDE:
-            raise InputError(
-                f"Cannot write the maps with cog_writer='parallel' and shard_size="
-                f"{self.shard_size}: its shards are multiples of {SEGMENT_SIDE} px, so that they "
-                "make overviews without their neighbours. Leave --shard-size out, or take "
-                "--cog-writer gdal."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +65,10 @@ class PredictionPlan:
     aoi: BaseGeometry
     """The region, in the CRS; pixels whose centre lies outside are nodata."""
     lattice: Lattice
+    smoothing: Smoothing | None
+    mask: SkipMask | None
+    embedding_dim: int
+    """Length of an embedding."""
     dates: tuple[str, ...]
     """First and last date of the season."""
     date_count: int
@@ -159,15 +93,24 @@ class PredictionPlan:
             f"  grid        {height} x {width} px of {self.resolution:g} m, {self.crs_name}; "
             f"{self.region_km2:.4g} km2 to label",
             f"  windows     about {self.window_count:,} of {lattice.window} px, halo "
-            f"{lattice.halo} px, stride {lattice.stride} px",
+            f"{lattice.halo} px, stride {lattice.stride} px; "
+            + ("blended where they overlap" if self.spec.blend else "merged by their cores"),
             f"  dates       {self.date_count} ({' to '.join(self.dates)}); those empty in a window "
-            "are left out there",
+            f"are left out there; a class needs {self.spec.min_clear} clear ones",
             f"  shards      {len(self.shards)} of about {self.shard_size} px"
             + (f", {skipped} more lie outside the region" if skipped else ""),
+            f"  layers      {', '.join(self.layer_names)}",
+            f"  COG writer  {self._writer}",
             f"  memory      about {_size(self.memory_bytes)} per worker for pixels, besides "
             "torch and the network",
             f"  disk        at most {_size(self.disk_bytes)}",
         ]
+        if self.smoothing is not None:
+            lines.append(f"  smoothing   {self.smoothing.method}, {self.smoothing.window} px")
+        if self.mask is not None:
+            values = self.mask.values
+            wanted = "all but 0 and nodata" if values is None else ", ".join(map(str, values))
+            lines.append(f"  mask        {self.mask.path}: mapped where it holds {wanted}")
         lines += [f"  warning     {text}" for text in self.warnings]
         lines += [f"  note        {text}" for text in self.notes]
         return "\n".join(lines)
@@ -227,6 +170,18 @@ class PredictionPlan:
         return self.spec.cog_writer != "gdal" and self.shard_size % SEGMENT_SIDE == 0
 
     @property
+    def _writer(self) -> str:
+        if not self.parallel_cog:
+            return "gdal: all pixels are compressed again"
+        other = [
+            layer.name for layer in layers_for(self.spec.outputs)
+            if not takes_segments(layer, self.shard_size)
+        ]  # fmt: skip
+        return "parallel: copies what the workers compressed" + (
+            f"; gdal for {', '.join(other)}, of several bands" if other else ""
+        )
+
+    @property
     def region_km2(self) -> float:
         """Area to label (square kilometres)."""
         return float(self.aoi.area) / 1e6
@@ -235,7 +190,8 @@ class PredictionPlan:
     def block_size(self) -> int:
         """Side of what is read at once (pixels), as the memory allows."""
         memory = self.spec.memory or _DEFAULT_MEMORY
-        side = math.isqrt(max(memory // (_BLOCKS_IN_MEMORY * self._pixel_bytes), 1))
+        square, line = _BLOCKS_IN_MEMORY * self._pixel_bytes, self._line_bytes
+        side = int((math.sqrt(line**2 + 4 * square * memory) - line) / (2 * square))
         return max(min(_READ, side) - 2 * self.lattice.halo, self.lattice.stride)
 
     @property
@@ -246,12 +202,33 @@ class PredictionPlan:
             max(self.extent.shape_yx) + self.lattice.window,
         )
         shard = min(self.shard_size, max(self.extent.shape_yx))
-        return _BLOCKS_IN_MEMORY * side**2 * self._pixel_bytes + 4 * shard**2
+        layers = (self._layer_bytes + 8) * shard**2
+        return _BLOCKS_IN_MEMORY * side**2 * self._pixel_bytes + self._line_bytes * side + layers
 
     @property
     def disk_bytes(self) -> int:
         """At most what the folder holds while it is written (bytes): shards, maps, overviews."""
-        return 5 * self.extent.area
+        embedded = 2 * self.embedding_dim if EMBEDDINGS in self.spec.outputs else 0
+        return (5 * self._layer_bytes // 2 + 2 * embedded) * self.extent.area
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers of the product."""
+        rasters = tuple(layer.name for layer in layers_for(self.spec.outputs))
+        return rasters + ((EMBEDDINGS,) if EMBEDDINGS in self.spec.outputs else ())
+
+    @property
+    def _layer_bytes(self) -> int:
+        """Bytes of a pixel in all layers."""
+        layers = layers_for(self.spec.outputs)
+        return sum(len(self.legend) if layer.per_class else 1 for layer in layers)
+
+    @property
+    def _line_bytes(self) -> int:
+        """Bytes of the sums of one row of a shard, while windows are blended."""
+        if not self.spec.blend:
+            return 0
+        return 2 * 4 * len(self.legend) * min(self.shard_size, self.extent.width)
 
     @property
     def _pixel_bytes(self) -> int:
@@ -273,7 +250,11 @@ class PredictionPlan:
             "aoi": self.aoi.wkb_hex,
             "window": self.lattice.window,
             "halo": self.lattice.halo,
-            "min_dates": self.spec.min_dates,
+            "min_clear": self.spec.min_clear,
+            "blend": self.spec.blend,
+            "smoothing": None if self.smoothing is None else self.smoothing.to_json(),
+            "mask": None if self.mask is None else self.mask.to_json(),
+            "outputs": sorted(set(self.spec.outputs)),
             "shard_size": self.shard_size,
             "device": self.spec.device,
             "precision": self.spec.precision,
@@ -314,11 +295,13 @@ def plan_prediction(
     CubeError
         If the cube lacks a band that the network needs.
     InputError
-        If the region does not meet the cube, or the numbers of ``spec`` do not fit.
+        If the season has fewer dates than a class needs, the region does not meet the cube, or
+        the numbers of ``spec`` do not fit.
     """
     legend = legend_of(checkpoint)
     bands = tuple(checkpoint.config.bands)
     band_indices(season, bands, wanted_by=f"checkpoint {str(checkpoint.path)!r}")
+    check_dates(season, spec.min_clear)
     crs = crs_name(season)
     aoi = _area_of(season, region, crs)
     lattice = _lattice_of(spec, checkpoint)
@@ -335,6 +318,9 @@ def plan_prediction(
         extent=extent,
         aoi=aoi,
         lattice=lattice,
+        smoothing=spec.smoothing(lattice.halo),
+        mask=None if spec.mask is None else open_mask(spec.mask, spec.mask_values),
+        embedding_dim=checkpoint.config.dim,
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),
         date_count=len(season.time),
         shard_size=spec.shard_size
@@ -342,7 +328,7 @@ def plan_prediction(
         spec=spec,
         fingerprint=fingerprint(season),
         warnings=tuple(mismatches(season, checkpoint, lattice)),
-        notes=tuple(_notes(season, lattice, extent)),
+        notes=tuple(_notes(season, lattice, extent, blend=spec.blend)),
     )
 
 
@@ -366,8 +352,9 @@ def crs_name(season: Season) -> str:
     return f"EPSG:{crs.epsg}" if crs.epsg else str(crs.to_wkt())
 
 
-def _notes(season: Season, lattice: Lattice, extent: Window) -> list[str]:
-    if season.window.contains(lattice.cover(extent)):
+def _notes(season: Season, lattice: Lattice, extent: Window, *, blend: bool) -> list[str]:
+    seen = extent.expand(lattice.halo) if blend else extent
+    if season.window.contains(lattice.cover(seen)):
         return []
     return [
         f"Windows of {lattice.window} px at the region's rim reach beyond the cube and see no data "

@@ -1,84 +1,25 @@
-"""Write what people and catalogs open beside the maps: STAC item, quick-look, legends, style."""
+"""Write the STAC item that describes a map to catalogs."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import quoteattr
-
-import numpy as np
 
 from .. import __version__
-from ..cube.store import write_json, writing
+from ..cube.store import write_json
 from ..legend import CLASS_NODATA, Legend
 from ..region import Region
+from .assemble import EMBEDDING_STORE
+from .outputs import EMBEDDINGS, Layer, layers_for
 
 if TYPE_CHECKING:
     from .plan import PredictionPlan
 
-__all__ = ["write_item", "write_legend", "write_quicklook", "write_style"]
+__all__ = ["write_item"]
 
-_QUICKLOOK_SIDE = 1024
+_ZARR = "application/vnd+zarr"
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
-
-
-def write_legend(folder: Path, legend: Legend) -> None:
-    """Write ``legend.json`` and ``legend.csv`` (code, value, name, color)."""
-    _write_text(folder / "legend.json", legend.to_json() + "\n")
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["code", "value", "name", "color"])
-    table.writerows([entry.code, entry.value, entry.name, entry.color] for entry in legend.classes)
-    _write_text(folder / "legend.csv", text.getvalue())
-
-
-def write_style(path: Path, legend: Legend) -> None:
-    """Write a QGIS style, which gives the map its colours and names."""
-    entries = "".join(
-        f'<paletteEntry value="{entry.code}" color="{entry.color}" alpha="255" '
-        f"label={quoteattr(entry.name)}/>"
-        for entry in legend.classes
-    )
-    _write_text(
-        path,
-        '<qgis styleCategories="Symbology"><pipe>'
-        '<rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">'
-        f"<colorPalette>{entries}</colorPalette></rasterrenderer></pipe></qgis>\n",
-    )
-
-
-def write_quicklook(path: Path, classes: Path, legend: Legend) -> None:
-    """Write a small PNG of the class map: the legend's colours, clear where there is no label."""
-    import rasterio
-
-    with rasterio.open(classes) as source:
-        shrink = max(max(source.shape) / _QUICKLOOK_SIDE, 1.0)
-        height, width = (max(round(side / shrink), 1) for side in source.shape)
-        codes = source.read(1, out_shape=(height, width))
-    colors = np.zeros((256, 4), dtype=np.uint8)
-    for code, color in legend.colormap().items():
-        colors[code] = color
-    picture = colors[codes].transpose(2, 0, 1)  # (H, W, 4) -> (4, H, W)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with (
-            rasterio.MemoryFile() as memory,
-            rasterio.Env(GDAL_PAM_ENABLED=False),
-            _quiet_georeferencing(),
-        ):
-            with memory.open(
-                driver="PNG", count=4, height=height, width=width, dtype="uint8"
-            ) as target:
-                target.write(picture)
-            with writing(path.parent):
-                part.write_bytes(memory.getbuffer())
-                os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
@@ -110,7 +51,9 @@ def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
             "processing:lineage": (
                 f"STCLN classification of the cube season {plan.season} "
                 f"({plan.date_count} dates), windows of {plan.lattice.window} px with a halo of "
-                f"{plan.lattice.halo} px"
+                f"{plan.lattice.halo} px, "
+                + ("blended where they overlap" if plan.spec.blend else "merged by their cores")
+                + ("" if plan.smoothing is None else f", {plan.smoothing.method} smoothing")
             ),
             "stcln_geo:checkpoint_sha256": plan.sha256,
             "stcln_geo:run": plan.run_hash,
@@ -126,81 +69,100 @@ def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
         transform=[float(value) for value in tuple(geobox.affine)[:6]],
         bbox=[float(value) for value in geobox.boundingbox],
     )
-    for key, asset in _assets().items():
+    for key, asset in _assets(plan).items():
         item.add_asset(key, asset)
     _describe_bands(item, plan, run)
     write_json(path, item.to_dict(include_self_link=False))
 
 
-def _assets() -> dict[str, Any]:
+def _assets(plan: PredictionPlan) -> dict[str, Any]:
     from pystac import Asset, MediaType
 
-    rows = (
-        ("classes", "classes.tif", MediaType.COG, "Crop classes", ["data"]),
-        ("confidence", "confidence.tif", MediaType.COG, "Confidence in percent", ["data"]),
+    rows: list[tuple[str, str, str, str, list[str]]] = [
+        (layer.name, f"{layer.name}.tif", MediaType.COG, layer.title, [_role(layer)])
+        for layer in layers_for(plan.spec.outputs)
+    ]
+    if EMBEDDINGS in plan.spec.outputs:
+        rows.append(
+            (EMBEDDINGS, EMBEDDING_STORE, _ZARR, "Features before the classifier", ["data"])
+        )
+    rows += [
         ("legend", "legend.json", MediaType.JSON, "Legend", ["metadata"]),
         ("style", "classes.qml", MediaType.XML, "QGIS style", ["metadata"]),
         ("run", "run.json", MediaType.JSON, "How it was made", ["metadata"]),
+        ("report", "report.html", MediaType.HTML, "Report of the run", ["metadata"]),
         ("quicklook", "quicklook.png", MediaType.PNG, "Quick-look", ["overview", "thumbnail"]),
-    )
+    ]
     return {
         key: Asset(href=f"./{name}", media_type=kind, title=title, roles=roles)
         for key, name, kind, title, roles in rows
     }
 
 
+def _role(layer: Layer) -> str:
+    return "data" if layer.decided else "metadata"
+
+
 def _describe_bands(item: Any, plan: PredictionPlan, run: dict[str, Any]) -> None:
-    """Add data type, nodata and the meaning of the codes to the rasters."""
-    from pystac.extensions.classification import Classification, ClassificationExtension
+    """Add data type, nodata, scale and the meaning of the codes to the rasters."""
+    from pystac.extensions.classification import ClassificationExtension
     from pystac.extensions.raster import DataType, RasterBand, RasterExtension
 
-    histogram = {int(value): count for value, count in run["histogram"].items()}
-    total = max(sum(count for value, count in histogram.items() if value != CLASS_NODATA), 1)
+    for layer in layers_for(plan.spec.outputs):
+        asset = item.assets[layer.name]
+        asset.description = layer.description
+        bands = layer.bands(plan.legend)
+        names = plan.legend.names if layer.per_class else (None,)
+        RasterExtension.ext(asset, add_if_missing=True).apply(
+            bands=[
+                RasterBand.create(
+                    nodata=CLASS_NODATA,
+                    data_type=DataType.UINT8,
+                    spatial_resolution=plan.resolution,
+                    unit=layer.unit,
+                    scale=None if bands is None else bands.scale,
+                    offset=0 if bands is not None and bands.scale is not None else None,
+                )
+                for _ in names
+            ]
+        )
+        if layer.per_class:
+            for band, name in zip(asset.extra_fields["raster:bands"], names, strict=True):
+                band["name"] = name
+        legend = layer.legend(plan.legend)
+        if legend is not None:
+            counts = run["histogram"] if layer.name == "classes" else run["quality_codes"]
+            nodata = layer.name == "classes"
+            ClassificationExtension.ext(asset, add_if_missing=True).apply(
+                classes=_classes(legend, counts, nodata=nodata)
+            )
+
+
+def _classes(legend: Legend, counts: dict[str, int], *, nodata: bool) -> list[Any]:
+    """Return what the codes of a raster of categories mean, and how often they occur."""
+    from pystac.extensions.classification import Classification
+
+    numbers = {int(value): count for value, count in counts.items()}
+    total = max(sum(count for value, count in numbers.items() if value != CLASS_NODATA), 1)
     classes = [
         Classification.create(
             value=entry.code,
             name=re.sub(r"[^0-9A-Za-z_-]+", "-", entry.name).strip("-") or f"class-{entry.code}",
             title=entry.name,
             color_hint=entry.color[1:].upper(),
-            count=histogram.get(entry.code, 0),
-            percentage=round(100 * histogram.get(entry.code, 0) / total, 4),
+            count=numbers.get(entry.code, 0),
+            percentage=round(100 * numbers.get(entry.code, 0) / total, 4),
         )
-        for entry in plan.legend.classes
+        for entry in legend.classes
     ]
-    classes.append(
-        Classification.create(value=CLASS_NODATA, name="nodata", title="No label", nodata=True)
-    )
-    ClassificationExtension.ext(item.assets["classes"], add_if_missing=True).apply(classes=classes)
-    for key, unit in (("classes", None), ("confidence", "percent")):
-        band = RasterBand.create(
-            nodata=CLASS_NODATA,
-            data_type=DataType.UINT8,
-            spatial_resolution=plan.resolution,
-            unit=unit,
+    if nodata:
+        classes.append(
+            Classification.create(value=CLASS_NODATA, name="nodata", title="No label", nodata=True)
         )
-        RasterExtension.ext(item.assets[key], add_if_missing=True).apply(bands=[band])
+    return classes
 
 
 def _moment(date: str) -> Any:
     import datetime
 
     return datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC)
-
-
-def _quiet_georeferencing() -> Any:
-    """Silence the note that a PNG has no place on the globe."""
-    import warnings
-
-    from rasterio.errors import NotGeoreferencedWarning
-
-    return warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning)
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with writing(path.parent):
-        try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)

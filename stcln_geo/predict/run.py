@@ -6,31 +6,35 @@ appear under their names only when whole, ``run.json`` comes last.
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
-import platform
+import shutil
 import time
 import warnings
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..cog import Source, assemble_cog, check_cog, write_cog, write_names
 from ..cube.store import Season, open_season, write_json, writing
-from ..errors import OutputError, StclnGeoWarning
-from ..execution import Execution, ProgressHook, run_tasks
-from ..legend import CLASS_NODATA
+from ..errors import OutputError, StclnGeoWarning, TaskError
+from ..execution import Execution, FailedTask, ProgressHook, run_tasks
 from ..model.checkpoint import read_metadata
 from ..region import Region
+from ..report.prediction import write_prediction_report
 from ..storage import Location, location
-from .plan import PredictionPlan, PredictSpec, crs_name, plan_prediction
-from .product import write_item, write_legend, write_quicklook, write_style
-from .segments import segment_of
-from .shard import LAYERS, PLAN_FILE, ShardTask, predict_shard, shard_path
+from .assemble import EMBEDDING_STORE, assemble, write_all_names
+from .files import file_checksum
+from .outputs import EMBEDDINGS, OPTIONAL, layers_for
+from .plan import PredictionPlan, crs_name, plan_prediction
+from .product import write_item
+from .qa import QA_LEGEND
+from .record import describe_run
+from .seam import audit_seams, seam_tasks, summarise_seams
+from .shard import ShardTask, predict_shard, write_failed
+from .spec import PredictSpec
+from .style import write_legend, write_pictures, write_style
+from .windows import PLAN_FILE, check_worker
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,10 +44,12 @@ __all__ = ["Prediction", "predict_region", "run_prediction"]
 
 _RUN_FILE = "run.json"
 _CUBE = "cube.zarr"
-_MAPS = ("classes.tif", "confidence.tif")
 _COMPANIONS = (
-    "classes.tif.aux.xml", "classes.qml", "quicklook.png", "legend.json", "legend.csv", "item.json",
+    "classes.tif.aux.xml", "classes.qml", "qa.tif.aux.xml", "qa.qml", "quicklook.png",
+    "confidence.png", "qa.png", "legend.json", "legend.csv", "item.json", "report.html",
 )  # fmt: skip
+_SHARD_FILES = ("*.tif", "*.npy", "*.json")
+_OWN = (*(f"{layer.name}.tif" for layer in layers_for(OPTIONAL)), *_COMPANIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,10 @@ class Prediction:
     """Of the shards and the assembly, when they were made."""
     resumed_shards: int
     """Shards that an earlier call had finished."""
+    quality: dict[str, int]
+    """Pixels by the reason for which they have a class or none; see ``qa``."""
+    seam_audit: dict[str, Any] | None
+    """Share of labels that change with the lattice; None where nothing was compared."""
 
 
 def predict_region(
@@ -103,6 +113,9 @@ def predict_region(
     ------
     StclnGeoError
         If inputs do not fit together, or the folder holds another run.
+    TaskError
+        If shards failed for good. The others are done and in the map; calling again tries
+        those that failed.
     """
     out = Path(out)
     cube_path = _as_cube(cube, out)
@@ -145,21 +158,69 @@ def run_prediction(
         )
         for shard in plan.shards
     ]
+    aside: list[FailedTask] = []
+    check = partial(check_worker, str(out), plan.run_hash)
     manifests = run_tasks(
-        predict_shard, tasks, execution=execution, label="shard", progress=progress
-    )
-    labelled = time.monotonic()
-    histograms = {name: _total(plan, manifests, name) for name in LAYERS}
-    _assemble(plan, out, manifests, histograms)
-    run = _describe(
-        plan, manifests, histograms["classes"],
-        label_seconds=labelled - started, assemble_seconds=time.monotonic() - labelled,
+        predict_shard, tasks, execution=execution, label="shard", progress=progress,
+        check=check, failed=aside,
     )  # fmt: skip
-    run["maps"] = {name: _identity(out / name) for name in _MAPS}
+    labelled = time.monotonic()
+    audits = run_tasks(
+        audit_seams,
+        seam_tasks(plan, str(out), threads=threads),
+        execution=execution,
+        label="seam sample",
+        progress=progress,
+        check=check,
+        failed=[],
+    )
+    audited = time.monotonic()
+    failed = {
+        plan.shards[one.index]: write_failed(str(out), plan.run_hash, plan.shards[one.index])
+        for one in aside
+    }
+    histograms = assemble(plan, out, manifests, failed)
+    run = describe_run(
+        plan,
+        manifests,
+        histograms,
+        failed=[
+            {"shard": list(tasks[one.index].shard), "error": one.error, "attempts": one.attempts}
+            for one in aside
+        ],
+        seams=summarise_seams(audits, plan),
+        label_seconds=labelled - started,
+        assemble_seconds=time.monotonic() - audited,
+    )
+    run["seconds"]["seam_audit"] = round(audited - labelled, 3)
+    run["maps"] = {name: file_checksum(out / name) for name in _maps(plan)}
     _publish(plan, out, run)
+    if aside:
+        raise TaskError(_failure(plan, aside, out))
     if not plan.spec.keep_shards:
         _remove_rasters(out)
     return _prediction(out, run, resumed=sum("reused" in one for one in manifests))
+
+
+def _maps(plan: PredictionPlan) -> list[str]:
+    return [f"{layer.name}.tif" for layer in layers_for(plan.spec.outputs)]
+
+
+def _failure(plan: PredictionPlan, aside: Sequence[FailedTask], out: Path) -> str:
+    """Say which shards were set aside, where they lie, and what to do."""
+    first = aside[0]
+    named = "; ".join(
+        f"row {shard.row - plan.extent.row}, column {shard.col - plan.extent.col} of the map "
+        f"({shard.height} x {shard.width} px)"
+        for shard in (plan.shards[one.index] for one in aside[:5])
+    )
+    more = "" if len(aside) <= 5 else f" and {len(aside) - 5} more, in run.json"
+    return (
+        f"{len(aside)} of {len(plan.shards)} shards failed after {first.attempts} attempts: "
+        f"{named}{more}. The first error was {first.error}. The others are done: {out} holds a "
+        "map in which these shards have no class (quality code 5). Repair the cube, for example "
+        "with 'stcln-geo cube repair', and run the same command again: it labels only these."
+    )
 
 
 def _as_cube(cube: str | Location | xr.Dataset, out: Path) -> Location:
@@ -208,9 +269,11 @@ def _claim(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
 def _finished(plan: PredictionPlan, out: Path) -> Prediction | None:
     """Return the product if this run made its maps and they have not changed since."""
     run = _read_json(out / _RUN_FILE)
-    if run is None or run.get("run") != plan.run_hash:
+    if run is None or run.get("run") != plan.run_hash or run.get("failed_shards"):
         return None
-    if run.get("maps") != {name: _identity(out / name) for name in _MAPS}:
+    if run.get("maps") != {name: file_checksum(out / name) for name in _maps(plan)}:
+        return None
+    if EMBEDDINGS in plan.spec.outputs and not (out / EMBEDDING_STORE).is_dir():
         return None
     if not all((out / name).is_file() for name in _COMPANIONS):
         _publish(plan, out, run)
@@ -219,119 +282,14 @@ def _finished(plan: PredictionPlan, out: Path) -> Prediction | None:
 
 def _publish(plan: PredictionPlan, out: Path, run: dict[str, Any]) -> None:
     """Write what accompanies the maps; ``run.json``, the mark of a whole product, comes last."""
-    with writing(out):
-        write_names(out / "classes.tif", plan.legend)
+    write_all_names(plan, out)
     write_legend(out, plan.legend)
     write_style(out / "classes.qml", plan.legend)
-    write_quicklook(out / "quicklook.png", out / "classes.tif", plan.legend)
+    write_style(out / "qa.qml", QA_LEGEND)
+    write_pictures(out, plan.legend)
     write_item(out / "item.json", plan, run)
+    write_prediction_report(out / "report.html", run, title=out.name)
     write_json(out / _RUN_FILE, run)
-
-
-def _total(plan: PredictionPlan, manifests: list[dict[str, Any]], layer: str) -> dict[int, int]:
-    """Return the pixels by value of all shards, and of the extent beyond them."""
-    total: Counter[int] = Counter()
-    for manifest in manifests:
-        counts = manifest[layer]["histogram"]
-        total.update({int(value): int(count) for value, count in counts.items()})
-    beyond = plan.extent.area - sum(total.values())
-    if beyond:
-        total[CLASS_NODATA] += beyond
-    return dict(sorted(total.items()))
-
-
-def _assemble(
-    plan: PredictionPlan,
-    out: Path,
-    manifests: list[dict[str, Any]],
-    histograms: Mapping[str, Mapping[int, int]],
-) -> None:
-    """Write both COGs from the shards and check every pixel of them."""
-    for layer in LAYERS:
-        path = out / f"{layer}.tif"
-        legend = plan.legend if layer == "classes" else None
-        tags = {"STCLN_GEO_RUN": plan.run_hash, "STCLN_GEO_CHECKPOINT_SHA256": plan.sha256}
-        files = [(shard_path(out, shard, layer), shard) for shard in plan.shards]
-        if plan.parallel_cog:
-            segments = [
-                segment_of(manifest[layer], file, shard, plan)
-                for manifest, (file, shard) in zip(manifests, files, strict=True)
-            ]
-            assemble_cog(segments, path, geobox=plan.geobox, legend=legend, tags=tags)
-        else:
-            sources = [
-                Source(path=file, window=shard.relative_to(plan.extent)) for file, shard in files
-            ]
-            write_cog(sources, path, geobox=plan.geobox, legend=legend, tags=tags)
-        check_cog(
-            path,
-            kind="classes" if layer == "classes" else "confidence",
-            legend=legend,
-            histogram=histograms[layer],
-            geobox=plan.geobox,
-        )
-
-
-def _describe(
-    plan: PredictionPlan,
-    manifests: list[dict[str, Any]],
-    histogram: Mapping[int, int],
-    *,
-    label_seconds: float,
-    assemble_seconds: float,
-) -> dict[str, Any]:
-    """Return the content of ``run.json``: what ran on what, how, how fast, and what came out."""
-    fresh = [one for one in manifests if "reused" not in one]
-    pixels = sum(one["labelled_pixels"] for one in manifests)
-    worked = sum(one["seconds"] for one in fresh)
-    fresh_km2 = sum(one["labelled_pixels"] for one in fresh) * plan.resolution**2 / 1e6
-    spec = {key: value for key, value in asdict(plan.spec).items() if value is not None}
-    return {
-        "run": plan.run_hash,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cube": str(plan.cube),
-        "season": plan.season,
-        "checkpoint": str(plan.checkpoint),
-        "checkpoint_sha256": plan.sha256,
-        "spec": {
-            **spec,
-            "window": plan.lattice.window,
-            "halo": plan.lattice.halo,
-            "shard_size": plan.shard_size,
-            "cog_writer": "parallel" if plan.parallel_cog else "gdal",
-        },
-        "devices": sorted({one["device"] for one in manifests}),
-        "precisions": sorted({one["precision"] for one in manifests}),
-        "crs": plan.crs,
-        "shape": list(plan.extent.shape_yx),
-        "transform": [float(value) for value in tuple(plan.geobox.affine)[:6]],
-        "dates": list(plan.dates),
-        "legend": json.loads(plan.legend.to_json()),
-        "histogram": {str(value): count for value, count in histogram.items()},
-        "shards": len(manifests),
-        "resumed_shards": len(manifests) - len(fresh),
-        "windows": sum(one["windows"] for one in manifests),
-        "owned_pixels": pixels,
-        "owned_km2": round(pixels * plan.resolution**2 / 1e6, 6),
-        "seconds": {
-            "label": round(label_seconds, 3),
-            "assemble": round(assemble_seconds, 3),
-            "shards_total": round(worked, 3),
-            "read_total": round(sum(one["read_seconds"] for one in fresh), 3),
-        },
-        "km2_per_second": round(fresh_km2 / label_seconds, 6) if label_seconds > 0 else None,
-        "warnings": list(plan.warnings),
-        "notes": list(plan.notes),
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "numpy", "zarr", "rasterio", "odc-geo", "rio-cogeo")
-    found = {name: version(name) for name in names}
-    return {"stcln-geo": __version__, "python": platform.python_version(), **found}
 
 
 def _prediction(out: Path, run: Mapping[str, Any], *, resumed: int) -> Prediction:
@@ -345,16 +303,9 @@ def _prediction(out: Path, run: Mapping[str, Any], *, resumed: int) -> Predictio
         windows=int(run["windows"]),
         seconds=float(run["seconds"]["label"] + run["seconds"]["assemble"]),
         resumed_shards=resumed,
+        quality=dict(run["quality"]),
+        seam_audit=run["seam_audit"],
     )
-
-
-def _identity(path: Path) -> str | None:
-    """Return the checksum of a file, or None where there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -368,16 +319,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _remove_rasters(out: Path) -> None:
     """Remove the shards' rasters; their manifests stay as the record of the run."""
     with writing(out):
-        for path in (out / "shards").glob("*.tif"):
-            path.unlink()
+        for pattern in _SHARD_FILES[:-1]:
+            for path in (out / "shards").glob(pattern):
+                path.unlink()
 
 
 def _remove_run(out: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
     with writing(out):
-        for name in (_RUN_FILE, PLAN_FILE, *_MAPS, *_COMPANIONS):
+        for name in (_RUN_FILE, PLAN_FILE, *_OWN):
             (out / name).unlink(missing_ok=True)
-        for pattern in ("*.tif", "*.json"):
+        if (out / EMBEDDING_STORE).is_dir():
+            shutil.rmtree(out / EMBEDDING_STORE)
+        for pattern in _SHARD_FILES:
             for path in (out / "shards").glob(pattern):
                 path.unlink()
 
@@ -386,6 +340,6 @@ def _remove_leftovers(out: Path) -> None:
     """Remove temporary files of a call that was killed."""
     with writing(out):
         for folder in (out, out / "shards"):
-            for name in (PLAN_FILE, _RUN_FILE, *_MAPS, *_COMPANIONS, "*.tif", "*.json"):
+            for name in (PLAN_FILE, _RUN_FILE, *_OWN, EMBEDDING_STORE, *_SHARD_FILES):
                 for path in folder.glob(f".{name}.*"):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()

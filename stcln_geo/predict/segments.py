@@ -1,7 +1,8 @@
 """Shards as segments: what workers write so that the map is assembled without decoding.
 
 Where the shard size is a multiple of 4096 px, a shard's tiles and first overviews need nothing
-from its neighbours. Other shards are plain rasters, which GDAL assembles.
+from its neighbours. Other shards, and layers of several bands, are plain rasters, which GDAL
+assembles.
 """
 
 from __future__ import annotations
@@ -15,14 +16,27 @@ import numpy as np
 from ..cog import Segment, TileCodec, write_segment
 from ..cog.segment import LEVELS, is_whole
 from ..grid import Window, geobox_from_window
+from .outputs import Layer
 
 if TYPE_CHECKING:
     from .plan import PredictionPlan
 
-__all__ = ["SEGMENT_SIDE", "segment_of", "segment_whole", "write_layer_segment"]
+__all__ = [
+    "SEGMENT_SIDE",
+    "codec_of",
+    "segment_of",
+    "segment_whole",
+    "takes_segments",
+    "write_layer_segment",
+]
 
 SEGMENT_SIDE = TileCodec().size << LEVELS
 """Shards of this side, or a multiple, can be assembled by copying (pixels)."""
+
+
+def takes_segments(layer: Layer, shard_size: int) -> bool:
+    """Return True where a layer's shards of a size (pixels) are written as segments."""
+    return not layer.per_class and shard_size % SEGMENT_SIDE == 0
 
 
 def write_layer_segment(
@@ -30,7 +44,7 @@ def write_layer_segment(
     values: np.ndarray,
     window: Window,
     *,
-    layer: str,
+    layer: Layer,
     extent: Window,
     crs: str,
     resolution: float,
@@ -47,8 +61,9 @@ def write_layer_segment(
         values,
         path,
         window=window.relative_to(extent),
-        resampling="mode" if layer == "classes" else "average",
-        codec=_codec(layer),
+        resampling="mode" if layer.kind == "classes" else "average",
+        codec=codec_of(layer),
+        absent=layer.absent,
         geobox=geobox_from_window(window, crs=crs, resolution=resolution),
         threads=threads,
     )
@@ -62,10 +77,11 @@ def segment_of(
     return Segment.from_json(value, path=path, window=window.relative_to(plan.extent))
 
 
-def segment_whole(value: Mapping[str, Any], path: Path, window: Window, *, layer: str) -> bool:
+def segment_whole(value: Mapping[str, Any], path: Path, window: Window, *, layer: Layer) -> bool:
     """Return True where a shard's file is what its manifest says, byte for byte."""
-    return is_whole(Segment.from_json(value, path=path, window=window), _codec(layer))
+    return is_whole(Segment.from_json(value, path=path, window=window), codec_of(layer))
 
 
-def _codec(layer: str) -> TileCodec:
-    return TileCodec(predictor=layer != "classes")
+def codec_of(layer: Layer) -> TileCodec:
+    """Return how the tiles of a layer are compressed."""
+    return TileCodec(predictor=layer.kind != "classes")

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
+import torch
 
-from ..cube.store import Season, open_season, write_json, writing
-from ..data.reader import read_block
-from ..errors import CubeError, MissingFileError
+from ..cube.store import write_json
 from ..execution import available_cores
-from ..grid import Lattice, Window, geobox_from_window
+from ..grid import Window
 from ..legend import CLASS_NODATA
-from .forward import Network, Sample, load_network
-from .segments import SEGMENT_SIDE, segment_whole, write_layer_segment
-from .stitch import Piece, group_pieces, pieces_of, region_mask
+from .blend import Accumulator
+from .embeddings import EmbeddingFile
+from .files import checksum, file_checksum, read_raster, shard_path, write_raster
+from .forward import Network
+from .outputs import EMBEDDINGS, Layer, decide, layer_named, layers_for
+from .qa import COUNT_NODATA, LARGEST_COUNT, Quality, quality_of
+from .segments import segment_whole, takes_segments, write_layer_segment
+from .stitch import pieces_of
+from .windows import Job, Labelled, Tally, open_job, run_windows
 
-if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
-
-__all__ = ["LAYERS", "PLAN_FILE", "ShardTask", "predict_shard", "read_manifest", "shard_path"]
-
-PLAN_FILE = "plan.json"
-"""Name of the plan that workers read, in the output folder."""
-
-LAYERS = ("classes", "confidence")
-"""The rasters of a shard."""
-
-T = TypeVar("T")
-R = TypeVar("R")
+__all__ = ["ShardTask", "predict_shard", "read_manifest", "write_failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +43,6 @@ class ShardTask:
     """Windows that run side by side on a CPU; None = all cores of the worker."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A plan as a worker has read it."""
-
-    season: Season
-    checkpoint: str
-    identity: dict[str, Any]
-    aoi: BaseGeometry
-    lattice: Lattice
-    crs: str
-    resolution: float
-    block_size: int
-    batch_size: int | None
-
-
 def predict_shard(task: ShardTask) -> dict[str, Any]:
     """Label a shard and return its manifest; a shard that is done already is only checked.
 
@@ -78,59 +50,60 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
     that they are whole.
     """
     window = Window(*task.shard)
-    found = read_manifest(task.out, window, run=task.run)
+    job = open_job(task.out, task.run)
+    found = read_manifest(task.out, window, run=task.run, outputs=job.identity["outputs"])
     if found is not None:
         return {**found, "reused": True}
-    job = _job(task.out, task.run)
     started = time.monotonic()
-    network = load_network(
-        job.checkpoint,
-        sha256=job.identity["checkpoint"],
-        device=job.identity["device"],
-        precision=job.identity["precision"],
-    )
+    network = job.network()
     threads = task.threads or available_cores()
-    mask = region_mask(job.aoi, window, resolution=job.resolution)
-    layers, tally = _label(job, network, window, mask, threads)
+    work = _Shard(job, network, window, out=task.out)
+    tally = work.label(threads=threads)
     manifest: dict[str, Any] = {
         "run": task.run,
         "shard": list(task.shard),
-        "region_pixels": int(np.count_nonzero(mask)),
-        "labelled_pixels": int(np.count_nonzero(layers["classes"] != CLASS_NODATA)),
+        "region_pixels": int(np.count_nonzero(work.inside)),
+        "labelled_pixels": int(np.count_nonzero(work.layers["classes"] != CLASS_NODATA)),
         "windows": tally.windows,
         "seconds": round(time.monotonic() - started, 3),
         "read_seconds": round(tally.read_seconds, 3),
         "device": network.device,
         "precision": network.precision,
-        **{name: _summary(values) for name, values in layers.items()},
     }
-    for name, values in layers.items():
-        path = shard_path(task.out, window, name)
-        if job.identity["shard_size"] % SEGMENT_SIDE:
-            _write_raster(path, values, window, job)
-            continue
-        manifest[name] |= write_layer_segment(
-            path, values, window, layer=name, extent=Window(*job.identity["extent"]),
-            crs=job.crs, resolution=job.resolution, threads=threads,
-        )  # fmt: skip
+    for name, values in work.layers.items():
+        manifest[name] = _store(
+            job, layer_named(name), values, window, out=task.out, threads=threads
+        )
+    if work.embedding is not None:
+        manifest[EMBEDDINGS] = {"sha256": work.embedding.finish()}
     write_json(shard_path(task.out, window, "json"), manifest)
     return manifest
 
 
-def shard_path(out: str | Path, window: Window, what: str) -> Path:
-    """Return the file of a shard: its manifest ("json") or one of its rasters."""
-    stem = f"{window.row}_{window.col}_{window.height}x{window.width}"
-    name = f"{stem}.json" if what == "json" else f"{stem}.{what}.tif"
-    return Path(out) / "shards" / name
+def write_failed(out: str, run: str, window: Window) -> dict[str, Any]:
+    """Write the quality codes of a shard that could not be labelled.
+
+    Returns
+    -------
+    dict
+        What a manifest would say of them: checksum, histogram and the like.
+    """
+    job = open_job(out, run)
+    inside, kept = job.inside(window), job.kept(window)
+    codes = quality_of(inside, kept, np.ones(window.shape_yx), min_clear=1)
+    codes[codes == Quality.MAPPED] = Quality.FAILED
+    return _store(job, layer_named("qa"), codes, window, out=out, threads=1)
 
 
 def read_manifest(
-    out: str | Path, window: Window, *, run: str, rasters: bool = True
+    out: str, window: Window, *, run: str, outputs: list[str], rasters: bool = True
 ) -> dict[str, Any] | None:
     """Return the manifest of a shard that this run has finished, or None.
 
     Parameters
     ----------
+    outputs
+        Further layers of the run.
     rasters
         Check the pixels too, against the checksums; False trusts the manifest.
     """
@@ -140,194 +113,140 @@ def read_manifest(
             window.row, window.col, window.height, window.width,
         ]:  # fmt: skip
             return None
-        for name in LAYERS if rasters else ():
-            path = shard_path(out, window, name)
-            if "levels" in manifest[name]:
-                if not segment_whole(manifest[name], path, window, layer=name):
+        for layer in layers_for(outputs) if rasters else ():
+            path = shard_path(out, window, layer.name)
+            if "levels" in manifest[layer.name]:
+                if not segment_whole(manifest[layer.name], path, window, layer=layer):
                     return None
                 continue
-            values = _read_raster(path)
-            if values is None or _checksum(values) != manifest[name]["sha256"]:
+            values = read_raster(path)
+            if values is None or checksum(values) != manifest[layer.name]["sha256"]:
+                return None
+        if rasters and EMBEDDINGS in outputs:
+            path = shard_path(out, window, EMBEDDINGS)
+            if file_checksum(path) != manifest[EMBEDDINGS]["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent or damaged: the shard is labelled again
     return manifest
 
 
-@dataclass(slots=True)
-class _Tally:
-    windows: int = 0
-    read_seconds: float = 0.0
+class _Shard:
+    """A shard's rasters while they are filled."""
 
-
-def _label(
-    job: _Job, network: Network, shard: Window, mask: np.ndarray, threads: int
-) -> tuple[dict[str, np.ndarray], _Tally]:
-    """Return the shard's rasters, (H, W) uint8 with 255 where there is no label."""
-    layers = {name: np.full(shard.shape_yx, CLASS_NODATA, dtype=np.uint8) for name in LAYERS}
-    tally = _Tally()
-    min_dates = int(job.identity["min_dates"])
-    pieces = pieces_of(shard, job.lattice, mask)
-    groups = group_pieces(pieces, size=job.block_size, stride=job.lattice.stride)
-
-    def read(group: tuple[Window, list[Piece]]) -> tuple[list[Piece], list[Sample | None]]:
-        started = time.monotonic()
-        samples = _read_samples(job, *group)
-        tally.read_seconds += time.monotonic() - started
-        return group[1], samples
-
-    with closing(_read_ahead(read, groups)) as blocks:
-        for members, samples in blocks:
-            seen = [
-                (piece, one) for piece, one in zip(members, samples, strict=True) if one is not None
-            ]
-            labels = network.label(
-                [sample for _, sample in seen], threads=threads, batch_size=job.batch_size
+    def __init__(self, job: Job, network: Network, window: Window, *, out: str) -> None:
+        self.job = job
+        self.network = network
+        self.window = window
+        self.inside = job.inside(window)
+        self.kept = job.kept(window)
+        self.wanted = self.inside if self.kept is None else self.inside & self.kept
+        self.counts = np.zeros(window.shape_yx, dtype=np.int32)
+        self.decided = tuple(layer.name for layer in job.layers if layer.decided)
+        config = network.module.config
+        self.classes = config.classes
+        self.layers = {
+            layer.name: np.full(
+                (self.classes, *window.shape_yx) if layer.per_class else window.shape_yx,
+                CLASS_NODATA,
+                dtype=np.uint8,
             )
-            with closing(labels):
-                for (piece, sample), label in zip(seen, labels, strict=True):
-                    inside = piece.owned.relative_to(piece.seen)
-                    target = piece.owned.relative_to(shard)
-                    dates = np.count_nonzero(sample.valid[:, inside.rows, inside.cols], axis=0)
-                    wanted = mask[target.rows, target.cols] & (dates >= min_dates)
-                    for name in LAYERS:
-                        values = getattr(label, name)[inside.rows, inside.cols]
-                        layers[name][target.rows, target.cols][wanted] = values[wanted]
-            tally.windows += len(seen)
-    return layers, tally
+            for layer in job.layers
+            if layer.decided
+        }
+        self.embedding = None
+        if job.recipe.embedding:
+            path = shard_path(out, window, EMBEDDINGS)
+            self.embedding = EmbeddingFile(path, (config.dim, *window.shape_yx))
+
+    def label(self, *, threads: int) -> Tally:
+        """Run the windows and fill the rasters."""
+        job, tally = self.job, Tally()
+        pieces = pieces_of(self.window, job.lattice, self.wanted, blend=job.blend)
+        labelled = run_windows(job, self.network, pieces, job.recipe, threads=threads, tally=tally)
+        with closing(labelled):
+            if job.blend:
+                self._blend(labelled)
+            else:
+                for one in labelled:
+                    self._count(one)
+                    inside = one.piece.owned.relative_to(one.piece.seen)
+                    self._put(
+                        one.piece.owned,
+                        {
+                            name: values[..., inside.rows, inside.cols]
+                            for name, values in one.answer.layers.items()
+                        },
+                    )
+        self.layers["qa"] = quality_of(self.inside, self.kept, self.counts, min_clear=job.min_clear)
+        counts = np.minimum(self.counts, LARGEST_COUNT).astype(np.uint8)
+        counts[~self.wanted] = COUNT_NODATA
+        self.layers["observations"] = counts
+        return tally
+
+    def _blend(self, labelled: Any) -> None:
+        """Merge windows by weights; rows are decided as soon as no window can change them."""
+        lattice = self.job.lattice
+        side = max(self.job.block_size // lattice.stride, 1) * lattice.stride
+        sums = Accumulator(self.window, lattice, rows=side + 2 * lattice.halo, classes=self.classes)
+        for one in labelled:
+            self._decide(sums, one.cell.row - lattice.halo)
+            self._count(one)
+            sums.add(one.piece, one.answer.probability)
+        self._decide(sums, None)
+
+    def _decide(self, sums: Accumulator, row: int | None) -> None:
+        for window, probability in sums.finish(row):
+            made = decide(torch.from_numpy(probability)[None], self.decided)
+            self._put(window, {name: value[0].numpy() for name, value in made.items()})
+
+    def _count(self, one: Labelled) -> None:
+        """Note the clear dates of the core's pixels, and their embeddings."""
+        core = one.piece.core.intersection(self.window)
+        if core.is_empty:
+            return
+        inside, at = core.relative_to(one.piece.seen), core.relative_to(self.window)
+        clear = np.count_nonzero(one.sample.valid[:, inside.rows, inside.cols], axis=0)
+        self.counts[at.rows, at.cols] = clear
+        if self.embedding is not None and one.answer.embedding is not None:
+            self.embedding.put(
+                at,
+                one.answer.embedding[:, inside.rows, inside.cols],
+                where=self._mapped(at),
+            )
+
+    def _mapped(self, at: Window) -> np.ndarray:
+        enough: np.ndarray = self.counts[at.rows, at.cols] >= self.job.min_clear
+        mapped: np.ndarray = self.wanted[at.rows, at.cols] & enough
+        return mapped
+
+    def _put(self, place: Window, values: Mapping[str, np.ndarray]) -> None:
+        """Write the layers of an absolute rectangle, where its pixels are mapped."""
+        at = place.relative_to(self.window)
+        where = self._mapped(at)
+        for name, value in values.items():
+            np.copyto(self.layers[name][..., at.rows, at.cols], value, where=where)
 
 
-def _read_samples(job: _Job, area: Window, pieces: Sequence[Piece]) -> list[Sample | None]:
-    """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
-    season = job.season
-    origin = season.window
-    block = read_block(
-        season,
-        area.relative_to(origin),
-        bands=tuple(job.identity["bands"]),
-        dates=_dates_with_pixels(season, area.relative_to(origin)),
-    )
-    samples: list[Sample | None] = []
-    for piece in pieces:
-        part = piece.seen.relative_to(area)
-        valid = block.valid[:, part.rows, part.cols]
-        dates = np.flatnonzero(valid.any(axis=(1, 2)))
-        reflectance = block.reflectance[:, :, part.rows, part.cols]
-        sample = Sample(reflectance=reflectance, valid=valid, days=block.days, dates=dates)
-        samples.append(sample if dates.size else None)
-    return samples
-
-
-def _dates_with_pixels(season: Season, area: Window) -> np.ndarray:
-    """Return the dates with a valid pixel in the chunks that a rectangle touches, (N,) int."""
-    inside = area.intersection(Window(0, 0, *season.shape_yx))
-    chunk = season.layout.chunk
-    rows = slice(inside.row // chunk, -(-(inside.row + inside.height) // chunk))
-    cols = slice(inside.col // chunk, -(-(inside.col + inside.width) // chunk))
-    counts = season.coverage[:, rows, cols]
-    return np.flatnonzero(counts.reshape(len(counts), -1).any(axis=1))
-
-
-def _read_ahead(function: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
-    """Yield ``function(item)`` in order; a thread makes the next while the caller uses one."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-@lru_cache(maxsize=4)
-def _job(out: str, run: str) -> _Job:
-    """Read the plan and open the season, once per worker."""
-    import shapely
-
-    path = Path(out) / PLAN_FILE
-    try:
-        plan = json.loads(path.read_text())
-    except OSError as error:
-        raise MissingFileError(
-            f"Cannot read the plan {path}: {error.strerror}. Workers must see the output folder "
-            "under the same path. Choose a folder that all of them share."
-        ) from error
-    if plan["run"] != run:
-        raise CubeError(
-            f"Cannot follow {path}: it is the plan of another run. Do not run two predictions "
-            "into one folder at the same time; choose another --out."
-        )
-    identity = plan["identity"]
-    return _Job(
-        season=open_season(plan["cube"], identity["season"]),
-        checkpoint=plan["checkpoint"],
-        identity=identity,
-        aoi=shapely.from_wkb(identity["aoi"]),
-        lattice=Lattice(window=identity["window"], halo=identity["halo"]),
-        crs=plan["crs"],
-        resolution=plan["resolution"],
-        block_size=plan["block_size"],
-        batch_size=plan["batch_size"],
-    )
+def _store(
+    job: Job, layer: Layer, values: np.ndarray, window: Window, *, out: str, threads: int
+) -> dict[str, Any]:
+    """Write a layer of a shard, and return what its manifest keeps."""
+    path = shard_path(out, window, layer.name)
+    found = _summary(values)
+    if not takes_segments(layer, job.identity["shard_size"]):
+        write_raster(path, values, window, crs=job.crs, resolution=job.resolution)
+        return found
+    return found | write_layer_segment(
+        path, values, window, layer=layer, extent=Window(*job.identity["extent"]),
+        crs=job.crs, resolution=job.resolution, threads=threads,
+    )  # fmt: skip
 
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
-    """Return the checksum and the histogram of a raster."""
+    """Return the checksum and the histogram of a raster, all bands together."""
     counts = np.bincount(values.ravel(), minlength=256)
     return {
-        "sha256": _checksum(values),
+        "sha256": checksum(values),
         "histogram": {str(value): int(counts[value]) for value in np.flatnonzero(counts)},
     }
-
-
-def _checksum(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def _write_raster(path: Path, values: np.ndarray, window: Window, job: _Job) -> None:
-    import rasterio
-
-    geobox = geobox_from_window(window, crs=job.crs, resolution=job.resolution)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with rasterio.open(
-                part,
-                "w",
-                driver="GTiff",
-                height=window.height,
-                width=window.width,
-                count=1,
-                dtype="uint8",
-                nodata=CLASS_NODATA,
-                crs=geobox.crs.to_wkt() if geobox.crs is not None else None,
-                transform=geobox.affine,
-                tiled=True,
-                blockxsize=256,
-                blockysize=256,
-                compress="deflate",
-                zlevel=1,
-            ) as target:
-                target.write(values, 1)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _read_raster(path: Path) -> np.ndarray | None:
-    """Return a shard's pixels, (H, W) uint8, or None where they cannot be read."""
-    import rasterio
-    from rasterio.errors import RasterioError
-
-    try:
-        with rasterio.open(path) as source:
-            values: np.ndarray = source.read(1)
-    except (RasterioError, OSError):
-        return None
-    return values

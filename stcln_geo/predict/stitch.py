@@ -18,19 +18,34 @@ from ..grid import Lattice, Window
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["Piece", "cut_lines", "group_pieces", "pieces_of", "region_mask"]
+__all__ = ["Group", "Piece", "cut_lines", "group_pieces", "pieces_of", "region_mask"]
 
 _MASK_TILE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A window of the network and the part of a shard that it labels."""
+    """A window of the network and the part of a shard that it has a say in."""
 
+    core: Window
+    """Its square of the lattice (absolute pixels)."""
     seen: Window
     """What the network sees (absolute pixels)."""
     owned: Window
-    """The pixels it labels: its core, cut at the shard's edge (absolute pixels)."""
+    """The pixels it labels, cut at the shard's edge (absolute pixels): those of its core; where
+    windows are blended, all that it sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Windows that are read together."""
+
+    cell: Window
+    """The square of whole cores they belong to (absolute pixels)."""
+    area: Window
+    """What must be read (absolute pixels)."""
+    pieces: tuple[Piece, ...]
+    """Row by row."""
 
 
 def cut_lines(start: int, length: int, *, size: int, stride: int) -> list[int]:
@@ -97,48 +112,47 @@ def region_mask(geometry: BaseGeometry, window: Window, *, resolution: float) ->
     return mask
 
 
-def pieces_of(shard: Window, lattice: Lattice, wanted: np.ndarray) -> list[Piece]:
+def pieces_of(
+    shard: Window, lattice: Lattice, wanted: np.ndarray, *, blend: bool = False
+) -> list[Piece]:
     """Return the windows that label a shard, row by row.
 
     Parameters
     ----------
     shard
         Absolute pixels.
-    wanted : (H, W) bool, True where a label is asked for. Windows without such a pixel are
-        left out.
+    wanted : (H, W) bool, True where a label is asked for. Windows that have no say in such a
+        pixel are left out.
+    blend
+        True: windows have a say in all that they see, not in their cores only.
     """
     pieces = []
-    for core in lattice.cores(shard):
-        owned = core.intersection(shard)
+    for core in lattice.cores(shard.expand(lattice.halo) if blend else shard):
+        seen = lattice.window_of(core)
+        owned = (seen if blend else core).intersection(shard)
         inside = owned.relative_to(shard)
         if wanted[inside.rows, inside.cols].any():
-            pieces.append(Piece(seen=lattice.window_of(core), owned=owned))
+            pieces.append(Piece(core=core, seen=seen, owned=owned))
     return pieces
 
 
-def group_pieces(
-    pieces: Sequence[Piece], *, size: int, stride: int
-) -> list[tuple[Window, list[Piece]]]:
-    """Group windows that are read together.
+def group_pieces(pieces: Sequence[Piece], *, size: int, stride: int) -> list[Group]:
+    """Group windows that are read together; row by row.
 
     Parameters
     ----------
     size
         About the side of a group (pixels); at least one core.
-
-    Returns
-    -------
-    list
-        The absolute rectangle to read, and the windows that lie in it; row by row.
     """
     side = max(size // stride, 1) * stride
-    groups: dict[tuple[int, int], list[Piece]] = defaultdict(list)
+    members: dict[tuple[int, int], list[Piece]] = defaultdict(list)
     for piece in pieces:
-        groups[piece.owned.row // side, piece.owned.col // side].append(piece)
-    grouped = []
-    for key in sorted(groups):
-        area = groups[key][0].seen
-        for piece in groups[key]:
+        members[piece.core.row // side, piece.core.col // side].append(piece)
+    groups = []
+    for key in sorted(members):
+        area = members[key][0].seen
+        for piece in members[key]:
             area = area.union(piece.seen)
-        grouped.append((area, groups[key]))
-    return grouped
+        cell = Window(key[0] * side, key[1] * side, side, side)
+        groups.append(Group(cell=cell, area=area, pieces=tuple(members[key])))
+    return groups

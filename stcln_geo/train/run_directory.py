@@ -239,6 +239,9 @@ def describe_cube(season: Season, *, labels: bool) -> dict[str, Any]:
         "cube": str(season.cube.resolve()),
         "season": season.name,
         "fingerprint": fingerprint_season(season),
+        "resolution": season.resolution,
+        "dates": len(season.time),
+        "crs": str(season.geobox.crs) if season.geobox.crs is not None else None,
     }
     if labels:
         described["labels"] = fingerprint_labels(season)

@@ -22,6 +22,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from stcln_geo.cog import (
+    Bands,
     Segment,
     Source,
     TileCodec,
@@ -337,12 +338,14 @@ def test_names_colours_and_tags_are_read_back(
         "Wheat &amp; &lt;rye&gt;", "Maïs", "3", "4",
     ]  # fmt: skip
     percent = segments_of(ragged[0], tmp_path, percent=True)
-    confidence = make_map(
-        percent, tmp_path / "c.tif", RAGGED, legend=None, scale=0.01, description="sure"
-    )
+    bands = Bands(kind="scaled", names=("sure",), scale=0.01, unit="km", description="so it is")
+    confidence = make_map(percent, tmp_path / "c.tif", RAGGED, legend=None, bands=bands)
     with rasterio.open(confidence) as source:
         assert source.scales == (0.01,)
         assert source.descriptions == ("sure",)
+        assert source.units == ("km",)
+        assert source.tags()["TIFFTAG_IMAGEDESCRIPTION"] == "so it is"
+        assert source.tags()["STCLN_GEO_KIND"] == "scaled"
         assert source.colorinterp[0].name == "gray"
 
 
@@ -393,6 +396,37 @@ def test_shards_of_nodata_and_shards_that_are_absent_share_one_tile(tmp_path: Pa
     assert (levels_of(none)[-1] == 255).all()
     check_cog(none, legend=LEGEND, histogram={255: values.size})
     gdal_validates(none)
+
+
+@pytest.mark.parametrize("absent", [1, 3])
+def test_absent_pixels_may_have_a_value_that_counts(tmp_path: Path, absent: int) -> None:
+    """Such as a quality code; in overviews it hides what is rare, and empty tiles stay shared."""
+    values = np.full(RAGGED, absent, dtype=np.uint8)
+    values[STEP : 2 * STEP : 4, : 3 * STEP : 5] = 2  # a fifth of a quarter: gone one level up
+    values[-STEP - 17 : -40, 2 * STEP : 5 * STEP] = fields((STEP - 23, 3 * STEP))
+    values[values == 255] = 2
+    segments = segments_of(values, tmp_path, absent=absent)
+    path = make_map(segments, tmp_path / "map.tif", RAGGED, absent=absent)
+    held = [one for one in segments if set(one.histogram) != {absent}]
+    empty = [one for one in segments if one not in held]
+    assert empty
+    assert all(one.path.stat().st_size == one.head_bytes for one in empty), "no tile is stored"
+    few = make_map(held, tmp_path / "few.tif", RAGGED, absent=absent)
+    assert few.read_bytes() == path.read_bytes()
+
+    found = levels_of(path)
+    assert np.array_equal(found[0], values)
+    for fine, coarse in itertools.pairwise(found):
+        assert np.array_equal(coarse, halve(fine, "mode"))
+    assert (found[-1] == absent).any()
+    codes, counts = np.unique(values, return_counts=True)
+    check_cog(
+        path, legend=LEGEND, histogram=dict(zip(codes.tolist(), counts.tolist(), strict=True))
+    )
+    gdal_validates(path)
+    # GDAL's writer reads the same files, in which the tiles of absent pixels have no bytes.
+    again = write_cog(segments, tmp_path / "gdal.tif", geobox=grid(RAGGED), legend=LEGEND)
+    assert np.array_equal(levels_of(again)[0], values)
 
 
 def test_a_bigtiff_has_the_same_pixels(

@@ -12,7 +12,7 @@ import rasterio
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from stcln_geo.cog.write import LEGEND_TAG
+from stcln_geo.cog.names import LEGEND_TAG
 from stcln_geo.legend import Legend
 
 LEGEND = Legend.from_rows(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from stcln_geo.errors import CheckpointError, InputError
+from stcln_geo.errors import BrokenDeviceError, CheckpointError, InputError
 from stcln_geo.grid import Window
 from stcln_geo.model.checkpoint import read_metadata
-from stcln_geo.predict import forward
-from stcln_geo.predict.forward import Labels, Network, Sample, load_network
+from stcln_geo.predict.forward import Answer, Network, Recipe, Sample, load_network
+from stcln_geo.predict.outputs import decide
+
+RECIPE = Recipe(layers=("classes", "confidence"))
 
 
 def samples_of(world: Any, count: int) -> list[Sample]:
@@ -34,11 +39,12 @@ def network_of(world: Any, mode: str = "geo") -> Network:
     return Network(world.make_network(4, mode=mode), device="cpu", precision="float32")
 
 
-def agree(one: list[Labels], other: list[Labels]) -> bool:
+def agree(one: list[Answer], other: list[Answer]) -> bool:
     """Return True where classes are equal and confidences within a percent."""
     return all(
-        np.array_equal(a.classes, b.classes)
-        and np.abs(a.confidence.astype(int) - b.confidence.astype(int)).max() <= 1
+        np.array_equal(a.layers["classes"], b.layers["classes"])
+        and np.abs(np.subtract(a.layers["confidence"], b.layers["confidence"], dtype=int)).max()
+        <= 1
         for a, b in zip(one, other, strict=True)
     )
 
@@ -51,10 +57,10 @@ def test_batches_give_the_labels_in_order(
     """What a GPU does, done on a CPU: grouped by length, filled up, put back in order."""
     network = network_of(world, mode)
     samples = samples_of(world, 7)
-    alone = list(network.label(samples, threads=2))
+    alone = list(network.label(samples, RECIPE, threads=2))
     if mode == "geo":
         monkeypatch.setattr(network, "_padded", lambda dates: -(-dates // 5) * 5)
-    assert agree(list(network._label_in_batches(samples, batch_size)), alone)
+    assert agree(list(network._label_in_batches(samples, RECIPE, batch_size)), alone)
 
 
 def test_a_full_gpu_halves_the_batch_and_goes_on(
@@ -62,17 +68,17 @@ def test_a_full_gpu_halves_the_batch_and_goes_on(
 ) -> None:
     network = network_of(world)
     samples = [samples_of(world, 2)[0]] * 9
-    alone = next(network.label(samples[:1], threads=1))
+    alone = next(network.label(samples[:1], RECIPE, threads=1))
     run, sizes = network._run, []
 
-    def run_at_most_three(batch: list[Sample]) -> list[Labels]:
+    def run_at_most_three(batch: list[Sample], recipe: Recipe) -> list[Answer]:
         sizes.append(len(batch))
         if len(batch) > 3:
             raise torch.OutOfMemoryError
-        return run(batch)
+        return run(batch, recipe)
 
     monkeypatch.setattr(network, "_run", run_at_most_three)
-    labels = list(network._label_in_batches(samples, None))
+    labels = list(network._label_in_batches(samples, RECIPE, None))
     assert sizes == [9, 4, 2, 2, 2, 2, 1]
     assert agree(labels, [alone] * 9)
 
@@ -82,30 +88,84 @@ def test_a_gpu_without_room_for_one_window_is_an_error(
 ) -> None:
     network = network_of(world)
 
-    def run_never(batch: list[Sample]) -> list[Labels]:
+    def run_never(batch: list[Sample], recipe: Recipe) -> list[Answer]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(network, "_run", run_never)
     with pytest.raises(InputError, match="too little memory even for one"):
-        list(network._label_in_batches(samples_of(world, 2)[:1], None))
+        list(network._label_in_batches(samples_of(world, 2)[:1], RECIPE, None))
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+    ],
+    ids=["assert", "illegal-access", "cudnn", "memory", "shapes"],
+)
+def test_errors_that_poison_the_process_are_told_apart(
+    world: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, broken: bool
+) -> None:
+    network = network_of(world)
+
+    def fail(batch: list[Sample], recipe: Recipe) -> list[Answer]:
+        raise error
+
+    monkeypatch.setattr(network, "_run", fail)
+    expected = BrokenDeviceError if broken else type(error)
+    with pytest.raises(expected, match=re.escape(str(error))) as caught:
+        list(network._label_in_batches(samples_of(world, 2), RECIPE, None))
+    assert isinstance(caught.value, BrokenDeviceError) == broken
+
+
+BREAK_A_GPU = """
+import sys
+import torch
+from stcln_geo.errors import BrokenDeviceError, BrokenDeviceError
+from stcln_geo.predict.forward import Network, Recipe
+
+network = Network(torch.nn.Linear(1, 1), device="cuda", precision="float32")
+network._padded = lambda dates: dates
+def run(samples, recipe):
+    table = torch.zeros(2, device="cuda")
+    return table[torch.tensor([99], device="cuda")].cpu()
+network._run = run
+try:
+    list(network._label_in_batches([type("One", (), {"dates": [0]})()], Recipe(), None))
+except BrokenDeviceError:
+    sys.exit(71)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_broke_is_recognised() -> None:
+    """In a process of its own, as the device is of no use to it afterwards."""
+    assert subprocess.run([sys.executable, "-c", BREAK_A_GPU], check=False).returncode == 71
 
 
 def test_ties_take_the_lowest_code_and_halves_round_up() -> None:
     logits = torch.full((1, 8, 1, 2), -torch.inf)
     logits[0, [2, 5], 0, 0] = 1.0
     logits[0, :, 0, 1] = 0.0
-    (labels,) = forward._labels_of(logits)
-    assert labels.classes.tolist() == [[2, 0]]
-    assert labels.confidence.tolist() == [[50, 13]], "12.5 % rounds up"
-    assert labels.classes.dtype == labels.confidence.dtype == np.uint8
+    made = decide(torch.softmax(logits, 1), ("classes", "confidence"))
+    assert made["classes"].tolist() == [[[2, 0]]]
+    assert made["confidence"].tolist() == [[[50, 13]]], "12.5 % rounds up"
+    assert made["classes"].dtype == made["confidence"].dtype == torch.uint8
 
 
 def test_low_precision_gives_nearly_the_same_labels(world: Any) -> None:
     samples = samples_of(world, 6)
-    exact = list(network_of(world).label(samples, threads=1))
+    exact = list(network_of(world).label(samples, RECIPE, threads=1))
     low = Network(world.make_network(4), device="cpu", precision="bf16")
-    rough = list(low.label(samples, threads=1))
-    same = np.mean([a.classes == b.classes for a, b in zip(exact, rough, strict=True)])
+    rough = list(low.label(samples, RECIPE, threads=1))
+    same = np.mean(
+        [a.layers["classes"] == b.layers["classes"] for a, b in zip(exact, rough, strict=True)]
+    )
     assert same > 0.9
 
 

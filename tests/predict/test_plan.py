@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def test_the_plan_prints_itself(world: Any) -> None:
 
 def test_memory_bounds_what_is_read_at_once(world: Any) -> None:
     made = plan(world, memory=300_000)
-    assert made.memory_bytes - 4 * 101**2 <= 300_000
+    assert made.memory_bytes - 12 * 101**2 <= 300_000
     assert made.block_size < plan(world).block_size
+    blended = plan(world, memory=300_000, blend=True)
+    assert blended.memory_bytes - 12 * 101**2 <= 300_000
+    assert blended.block_size < made.block_size, "the sums take their share"
     assert plan(world, memory=1).block_size == made.lattice.stride, "one window at least"
 
 
@@ -76,7 +80,7 @@ def test_the_run_is_told_by_what_decides_the_map(world: Any) -> None:
     same = plan(world).run_hash
     assert plan(world, memory=10**6, keep_shards=True, batch_size=3).run_hash == same
     others = [
-        plan(world, min_dates=2), plan(world, halo=3), plan(world, precision="bf16"),
+        plan(world, min_clear=2), plan(world, halo=3), plan(world, precision="bf16"),
         plan(world, region=Region.from_projected(
             shapely.box(500_200, 5_600_000, 500_300, 5_600_100), world.crs, source="test")),
     ]  # fmt: skip
@@ -132,7 +136,16 @@ def test_a_region_elsewhere(world: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"min_dates": 0}, "min_dates=0"),
+        ({"min_clear": 0}, "min_clear=0"),
+        ({"min_clear": 9}, "8 date.*--min-clear 8"),
+        ({"smooth": "median"}, "majority, bayesian"),
+        ({"smooth": "majority", "smooth_window": 11}, "3 to 9 px"),
+        ({"smooth": "majority", "smooth_window": 4}, "odd"),
+        ({"smooth_window": 5}, "without --smooth"),
+        ({"smooth": "bayesian", "smoothness": 0.0}, "more than 0"),
+        ({"outputs": ("colours",)}, "probabilities, entropy, margin"),
+        ({"mask_values": (1,)}, "Give --mask too"),
+        ({"seam_audit": -1}, "--seam-audit"),
         ({"shard_size": 0}, "--shard-size"),
         ({"halo": -1}, "halo=-1"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
@@ -163,3 +176,22 @@ def test_windows_that_reach_beyond_the_cube_are_noted(world: Any) -> None:
     made = plan(world, window=48, halo=8)
     assert "reach beyond the cube" in made.notes[0]
     assert made.notes[0] in str(made)
+
+
+def test_seasons_that_differ_from_training_are_explained(world: Any, tmp_path: Path) -> None:
+    cube = {"resolution": 20.0, "dates": 12}
+    changes: dict[str, Any] = {"provenance": {"cubes": [cube]}, "trained_days": (5, 500)}
+    path = world.save(tmp_path / "n.safetensors", world.make_network(4), **changes)
+    texts = plan(world, checkpoint=path).warnings
+    for text, part in zip(
+        texts, ("a part of days 5 to 500", "10 m but .* pixels of 20 m"), strict=True
+    ):
+        assert re.search(part, text)
+
+    network = world.make_network(4, mode="reference")
+    path = world.save(
+        tmp_path / "r.safetensors", network, provenance={"cubes": [{**cube, "resolution": 10.0}]}
+    )
+    expects = network.config.positions == "index"
+    texts = plan(world, checkpoint=path).warnings
+    assert any("8 dates but the network was trained on 12" in text for text in texts) == expects

@@ -40,13 +40,13 @@ def test_predict_and_validate(
         )
     )
     out = tmp_path / "map"
-    more = ("--region", str(region), "--min-dates", "2", "--memory", "1MB", "--shard-size", "32")
+    more = ("--region", str(region), "--min-clear", "2", "--memory", "1MB", "--shard-size", "32")
     assert invoke(arguments(world, out, *more)) == 0
     shown = capsys.readouterr().out
     assert "Prediction of season 2018-09-01" in shown
     assert "Maïs" in shown
     assert "pixels labelled" in shown
-    assert json.loads((out / "run.json").read_text())["spec"]["min_dates"] == 2
+    assert json.loads((out / "run.json").read_text())["spec"]["min_clear"] == 2
 
     for name in ("classes.tif", "confidence.tif"):
         assert invoke(["cog", "validate", str(out / name)]) == 0

@@ -81,12 +81,13 @@ def test_groups_hold_every_window_once_and_all_it_sees(size: int) -> None:
     lattice = Lattice(window=16, halo=4)
     pieces = pieces_of(AREA, lattice, np.ones(AREA.shape_yx, dtype=bool))
     groups = group_pieces(pieces, size=size, stride=lattice.stride)
-    members = [piece for _, group in groups for piece in group]
+    members = [piece for group in groups for piece in group.pieces]
     assert sorted(members, key=lambda piece: (piece.seen.row, piece.seen.col)) == pieces
-    for area, group in groups:
-        assert all(area.contains(piece.seen) for piece in group)
+    for group in groups:
+        assert all(group.area.contains(piece.seen) for piece in group.pieces)
+        assert all(group.cell.contains(piece.core) for piece in group.pieces)
         side = max(size, lattice.stride) + 2 * lattice.halo
-        assert max(area.shape_yx) <= side
+        assert max(group.area.shape_yx) <= side
 
 
 def test_the_mask_asks_each_pixel_centre() -> None:

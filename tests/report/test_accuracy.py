@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 
 from stcln_geo import evaluate_map
 from stcln_geo.cli.main import invoke
-from stcln_geo.cog.write import LEGEND_TAG
+from stcln_geo.cog.names import LEGEND_TAG
 from stcln_geo.errors import InputError, LabelError
 from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map

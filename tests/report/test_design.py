@@ -12,7 +12,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from stcln_geo import evaluate_map
-from stcln_geo.cog.write import LEGEND_TAG
+from stcln_geo.cog.names import LEGEND_TAG
 from stcln_geo.errors import InputError, MissingFileError, OutputError
 from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map

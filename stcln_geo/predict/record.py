@@ -1,0 +1,114 @@
+"""Describe a run for ``run.json``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..legend import CLASS_NODATA
+from .qa import reasons
+
+if TYPE_CHECKING:
+    from .plan import PredictionPlan
+
+__all__ = ["describe_run"]
+
+
+def describe_run(
+    plan: PredictionPlan,
+    manifests: Sequence[Mapping[str, Any]],
+    histograms: Mapping[str, Mapping[int, int]],
+    *,
+    failed: Sequence[Mapping[str, Any]],
+    seams: Mapping[str, Any] | None,
+    label_seconds: float,
+    assemble_seconds: float,
+) -> dict[str, Any]:
+    """Return the content of ``run.json``: what ran on what, how, how fast, and what came out.
+
+    Parameters
+    ----------
+    manifests
+        Of the shards that are done.
+    histograms
+        Pixels by value, by layer.
+    failed
+        Shards that were set aside.
+    seams
+        What the seam audit found.
+    """
+    fresh = [one for one in manifests if "reused" not in one]
+    pixels = sum(one["labelled_pixels"] for one in manifests)
+    worked = sum(one["seconds"] for one in fresh)
+    fresh_km2 = sum(one["labelled_pixels"] for one in fresh) * plan.resolution**2 / 1e6
+    spec = {key: value for key, value in asdict(plan.spec).items() if value is not None}
+    if plan.smoothing is not None:
+        spec["smooth_window"] = plan.smoothing.window
+    return {
+        "run": plan.run_hash,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cube": str(plan.cube),
+        "season": plan.season,
+        "checkpoint": str(plan.checkpoint),
+        "checkpoint_sha256": plan.sha256,
+        "spec": {
+            **spec,
+            "window": plan.lattice.window,
+            "halo": plan.lattice.halo,
+            "shard_size": plan.shard_size,
+            "cog_writer": "parallel" if plan.parallel_cog else "gdal",
+        },
+        "devices": sorted({one["device"] for one in manifests}),
+        "precisions": sorted({one["precision"] for one in manifests}),
+        "crs": plan.crs,
+        "shape": list(plan.extent.shape_yx),
+        "transform": [float(value) for value in tuple(plan.geobox.affine)[:6]],
+        "dates": list(plan.dates),
+        "legend": json.loads(plan.legend.to_json()),
+        "histogram": _plain(histograms["classes"]),
+        "quality_codes": _plain(histograms["qa"]),
+        "quality": reasons(histograms["qa"]),
+        "layers": list(plan.layer_names),
+        "confidence_mean": _mean(histograms["confidence"]),
+        "seam_audit": seams,
+        "failed_shards": list(failed),
+        "shards": len(plan.shards),
+        "resumed_shards": len(manifests) - len(fresh),
+        "windows": sum(one["windows"] for one in manifests),
+        "owned_pixels": pixels,
+        "owned_km2": round(pixels * plan.resolution**2 / 1e6, 6),
+        "seconds": {
+            "label": round(label_seconds, 3),
+            "assemble": round(assemble_seconds, 3),
+            "shards_total": round(worked, 3),
+            "read_total": round(sum(one["read_seconds"] for one in fresh), 3),
+        },
+        "km2_per_second": round(fresh_km2 / label_seconds, 6) if label_seconds > 0 else None,
+        "warnings": list(plan.warnings),
+        "notes": list(plan.notes),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "numpy", "zarr", "rasterio", "odc-geo", "rio-cogeo")
+    found = {name: version(name) for name in names}
+    return {"stcln-geo": __version__, "python": platform.python_version(), **found}
+
+
+def _plain(histogram: Mapping[int, int]) -> dict[str, int]:
+    return {str(value): count for value, count in histogram.items()}
+
+
+def _mean(histogram: Mapping[int, int]) -> float | None:
+    """Return the mean of the values of mapped pixels, or None where there are none."""
+    mapped = {value: count for value, count in histogram.items() if value != CLASS_NODATA}
+    total = sum(mapped.values())
+    return round(sum(v * n for v, n in mapped.items()) / total, 2) if total else None

@@ -1,0 +1,270 @@
+"""Read windows of a cube and run the network on them, the next while one is at work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ..cube.store import Season, open_season
+from ..data.reader import read_block
+from ..errors import CheckpointError, CubeError, MissingFileError
+from ..grid import Lattice, Window
+from ..model.checkpoint import read_metadata
+from ..model.device import choose_device
+from .forward import Answer, Network, Recipe, Sample, load_network
+from .mask import SkipMask
+from .outputs import EMBEDDINGS, Layer, layers_for
+from .smooth import Smoothing
+from .stitch import Group, Piece, group_pieces, region_mask
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+__all__ = [
+    "PLAN_FILE",
+    "Job",
+    "Labelled",
+    "Tally",
+    "check_worker",
+    "open_job",
+    "run_windows",
+]
+
+PLAN_FILE = "plan.json"
+"""Name of the plan that workers read, in the output folder."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A plan as a worker has read it."""
+
+    season: Season
+    checkpoint: str
+    identity: dict[str, Any]
+    aoi: BaseGeometry
+    lattice: Lattice
+    crs: str
+    resolution: float
+    block_size: int
+    batch_size: int | None
+
+    @property
+    def min_clear(self) -> int:
+        """Clear dates that a class needs."""
+        return int(self.identity["min_clear"])
+
+    @property
+    def blend(self) -> bool:
+        """True where windows are merged by weights."""
+        return bool(self.identity["blend"])
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The rasters of each shard."""
+        return layers_for(self.identity["outputs"])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What to make of each window."""
+        decided = tuple(layer.name for layer in self.layers if layer.decided)
+        smoothing = self.identity["smoothing"]
+        return Recipe(
+            layers=() if self.blend else decided,
+            probability=self.blend,
+            embedding=EMBEDDINGS in self.identity["outputs"],
+            smoothing=None if smoothing is None else Smoothing(**smoothing),
+            min_clear=self.min_clear,
+        )
+
+    def network(self) -> Network:
+        """Return the checkpoint's network, loaded once per process."""
+        return load_network(
+            self.checkpoint,
+            sha256=self.identity["checkpoint"],
+            device=self.identity["device"],
+            precision=self.identity["precision"],
+        )
+
+    def inside(self, window: Window) -> np.ndarray:
+        """Return which pixels of an absolute window lie in the region, (H, W) bool."""
+        return region_mask(self.aoi, window, resolution=self.resolution)
+
+    def kept(self, window: Window) -> np.ndarray | None:
+        """Return which pixels the mask asks for, (H, W) bool; None without a mask."""
+        mask = self.identity["mask"]
+        if mask is None:
+            return None
+        values = mask["values"]
+        return SkipMask(
+            path=Path(mask["path"]),
+            values=None if values is None else tuple(values),
+            fingerprint=mask["fingerprint"],
+        ).read(window, crs=self.crs, resolution=self.resolution)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """A window on which the network ran."""
+
+    piece: Piece
+    cell: Window
+    """The group it was read with: groups come row by row (absolute pixels)."""
+    sample: Sample
+    answer: Answer
+
+
+@dataclass(slots=True)
+class Tally:
+    """What running cost."""
+
+    windows: int = 0
+    read_seconds: float = 0.0
+
+
+def run_windows(
+    job: Job,
+    network: Network,
+    pieces: Sequence[Piece],
+    recipe: Recipe,
+    *,
+    threads: int,
+    tally: Tally,
+) -> Generator[Labelled]:
+    """Yield what the network says of windows; those without any clear pixel are left out."""
+
+    def read(group: Group) -> tuple[Group, list[Sample | None]]:
+        started = time.monotonic()
+        samples = _read_samples(job, group)
+        tally.read_seconds += time.monotonic() - started
+        return group, samples
+
+    groups = group_pieces(pieces, size=job.block_size, stride=job.lattice.stride)
+    with closing(_read_ahead(read, groups)) as blocks:
+        for group, samples in blocks:
+            seen = [
+                (piece, one)
+                for piece, one in zip(group.pieces, samples, strict=True)
+                if one is not None
+            ]
+            answers = network.label(
+                [sample for _, sample in seen],
+                recipe,
+                threads=threads,
+                batch_size=job.batch_size,
+            )
+            with closing(answers):
+                for (piece, sample), answer in zip(seen, answers, strict=True):
+                    yield Labelled(piece=piece, cell=group.cell, sample=sample, answer=answer)
+            tally.windows += len(seen)
+
+
+def _read_samples(job: Job, group: Group) -> list[Sample | None]:
+    """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
+    season = job.season
+    origin = season.window
+    block = read_block(
+        season,
+        group.area.relative_to(origin),
+        bands=tuple(job.identity["bands"]),
+        dates=_dates_with_pixels(season, group.area.relative_to(origin)),
+    )
+    samples: list[Sample | None] = []
+    for piece in group.pieces:
+        part = piece.seen.relative_to(group.area)
+        valid = block.valid[:, part.rows, part.cols]
+        dates = np.flatnonzero(valid.any(axis=(1, 2)))
+        reflectance = block.reflectance[:, :, part.rows, part.cols]
+        sample = Sample(reflectance=reflectance, valid=valid, days=block.days, dates=dates)
+        samples.append(sample if dates.size else None)
+    return samples
+
+
+def _dates_with_pixels(season: Season, area: Window) -> np.ndarray:
+    """Return the dates with a valid pixel in the chunks that a rectangle touches, (N,) int."""
+    inside = area.intersection(Window(0, 0, *season.shape_yx))
+    chunk = season.layout.chunk
+    rows = slice(inside.row // chunk, -(-(inside.row + inside.height) // chunk))
+    cols = slice(inside.col // chunk, -(-(inside.col + inside.width) // chunk))
+    counts = season.coverage[:, rows, cols]
+    return np.flatnonzero(counts.reshape(len(counts), -1).any(axis=1))
+
+
+def _read_ahead(function: Callable[[T], R], items: Sequence[T]) -> Generator[R]:
+    """Yield ``function(item)`` in order; a thread makes the next while the caller uses one."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def check_worker(out: str, run: str) -> None:
+    """Raise unless this process can label shards of a run.
+
+    Raises
+    ------
+    StclnGeoError
+        If it does not see the plan of this run, the cube's season or the planned checkpoint, or
+        lacks the device.
+    """
+    job = open_job(out, run)
+    planned = job.identity["checkpoint"]
+    found = read_metadata(job.checkpoint).sha256
+    if found != planned:
+        raise CheckpointError(
+            f"Cannot use {job.checkpoint}: it has sha256 {found[:12]}..., and the run was planned "
+            f"with {planned[:12]}... Give all workers the same file, or plan again."
+        )
+    choose_device(job.identity["device"])
+
+
+@lru_cache(maxsize=4)
+def open_job(out: str, run: str) -> Job:
+    """Read the plan and open the season, once per worker."""
+    import shapely
+
+    path = Path(out) / PLAN_FILE
+    try:
+        plan = json.loads(path.read_text())
+    except OSError as error:
+        raise MissingFileError(
+            f"Cannot read the plan {path}: {error.strerror}. Workers must see the output folder "
+            "under the same path. Choose a folder that all of them share."
+        ) from error
+    if plan["run"] != run:
+        raise CubeError(
+            f"Cannot follow {path}: it is the plan of another run. Do not run two predictions "
+            "into one folder at the same time; choose another --out."
+        )
+    identity = plan["identity"]
+    return Job(
+        season=open_season(plan["cube"], identity["season"]),
+        checkpoint=plan["checkpoint"],
+        identity=identity,
+        aoi=shapely.from_wkb(identity["aoi"]),
+        lattice=Lattice(window=identity["window"], halo=identity["halo"]),
+        crs=plan["crs"],
+        resolution=plan["resolution"],
+        block_size=plan["block_size"],
+        batch_size=plan["batch_size"],
+    )
