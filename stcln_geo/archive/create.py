@@ -16,14 +16,8 @@ from ..cube.audit import SUSPECT, merge_audits
 from ..cube.build import date_provenance
 from ..cube.cost import DEFAULT_MEMORY
 from ..cube.lock import cube_lock
-from ..cube.stack import (
-    Stack,
-    create_stack,
-    finish_stack,
-    is_stack,
-    open_building_stack,
-    open_stack,
-)
+from ..cube.stack import Stack, is_stack, open_building_stack, open_stack
+from ..cube.stack_store import create_stack, finish_stack
 from ..cube.store import list_seasons, write_json, writing
 from ..cube.stored import LEDGER_FILE, manifest_folder, manifest_paths, read_manifest
 from ..errors import InputError, TaskError

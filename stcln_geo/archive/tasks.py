@@ -20,7 +20,8 @@ from ..cube.plan import crop_plan
 from ..cube.planned import CubePlan
 from ..cube.read import AssetReadError
 from ..cube.spec import OnError
-from ..cube.stack import Stack, open_building_stack, write_sites
+from ..cube.stack import Stack, open_building_stack
+from ..cube.stack_store import write_sites
 from ..cube.store import write_json
 from ..cube.stored import manifest_folder, read_manifest, shard_fingerprint
 from ..errors import CubeError, TaskError
