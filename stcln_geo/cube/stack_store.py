@@ -11,7 +11,17 @@ import zarr
 from .. import __version__
 from ..errors import CubeError, InputError
 from ..legend import Legend
-from ..storage import Location, S3Path, location, make_folder, remove_tree, writing
+from ..storage import (
+    Location,
+    S3Path,
+    copy_file,
+    copy_tree,
+    list_files,
+    location,
+    make_folder,
+    remove_tree,
+    writing,
+)
 from .contract import FILL, SCALE, check_bands, days_since
 from .layout import block_sum, create_array
 from .publish import recover_publications
@@ -19,9 +29,10 @@ from .stack import NO_DAY, Stack, StackLayout, open_stack_folder, plan_stack_lay
 from .store import finish_season, quiet_zarr
 from .zarr_store import zarr_store
 
-__all__ = ["create_stack", "finish_stack", "write_sites"]
+__all__ = ["create_stack", "finish_stack", "take_back_stack", "write_sites"]
 
 _TABLE_ROWS = 1024
+_MARK = "zarr.json"
 
 
 def create_stack(
@@ -171,6 +182,22 @@ def write_sites(
 def finish_stack(path: str | Location, name: str) -> None:
     """Give a wholly written stack its name: from now on it opens as complete."""
     finish_season(path, name)
+
+
+def take_back_stack(path: str | Location, name: str) -> None:
+    """Make a whole stack an unfinished one again, so that shards of it can be written anew."""
+    path = location(path)
+    building = f"{name}.building"
+    with writing(path):
+        remove_tree(path / building)
+        if not isinstance(path, S3Path):
+            (path / name).rename(path / building)
+            return
+        # The mark is copied last and removed first: one of the two is whole at any moment.
+        shards = [file for file in list_files(path / name) if file != _MARK]
+        copy_tree(path / name, path / building, shards)
+        copy_file(path / name / _MARK, path / building / _MARK)
+        remove_tree(path / name)
 
 
 def _check_sites(
