@@ -88,6 +88,7 @@ def test_an_archive_in_a_bucket_is_the_same(
     )
 
 
+@pytest.mark.slow
 def test_members_are_named_by_path_inside_and_by_address_outside(
     whole_plan: ArchivePlan, s3: str, tmp_path: Path
 ):
@@ -140,6 +141,7 @@ def stop(*_: Any, **__: Any) -> None:
     raise Stop
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_a_stack_gets_its_name_goes_on(
     whole_plan: ArchivePlan, planted: Any, s3: str, monkeypatch: pytest.MonkeyPatch
 ):
