@@ -19,12 +19,14 @@ app = typer.Typer(
     help="Assemble archives of many sites and seasons, and look after them.",
 )
 
-_ArchiveArgument = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Folder of the archive.")]
+_ArchiveArgument = Annotated[
+    Path, typer.Argument(metavar="ARCHIVE", help="Folder or s3:// address of the archive.")
+]
 
 
 @app.command()
 def create(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the archive.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder or s3:// address to write.")],
     sites: Annotated[
         Path,
         typer.Option("--sites", help="Points: GeoPackage, GeoJSON, GeoParquet, or CSV (lon, lat)."),
@@ -135,12 +137,12 @@ def create(
         made = plan_archive(points, spec, out, progress=progress)
     say(made.describe(workers=workers))
     if dry_run:
-        say(f"The searches are kept in {out / 'searches'}: the run repeats none of them.")
+        say(f"The searches are kept in {made.path / 'searches'}: the run repeats none of them.")
         return
     with progress_bar("archive") as progress:
         report = create_archive(made, execution=execution, memory=budget, progress=progress)
     if report.failures:
-        warn(f"{report.failures} assets were left out; see {out / 'ledger.jsonl'}.")
+        warn(f"{report.failures} assets were left out; see {report.path / 'ledger.jsonl'}.")
     if report.suspects:
         warn(
             f"The darkest pixels of {len(report.suspects)} scenes contradict the offset applied "
@@ -224,13 +226,14 @@ def info(archive: _ArchiveArgument) -> None:
 def validate(archive: _ArchiveArgument) -> None:
     """Check every member and every row of the index; exits with 1 if something is broken."""
     from ..archive.validate import validate_archive
+    from ..storage import location
 
     errors, warnings = validate_archive(archive)
     for text in warnings:
         warn(text)
     for text in errors:
         say(text)
-    say(f"{archive} {'is broken' if errors else 'is whole'}")
+    say(f"{location(archive)} {'is broken' if errors else 'is whole'}")
     if errors:
         raise typer.Exit(1)
 

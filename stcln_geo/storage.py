@@ -14,7 +14,7 @@ import fnmatch
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,12 @@ __all__ = [
     "list_files",
     "location",
     "make_folder",
+    "read_files",
     "read_version",
     "remove_files",
     "remove_tree",
     "replace_version",
+    "tree_bytes",
     "version_of",
     "write_file",
     "writing",
@@ -237,9 +239,33 @@ def list_files(folder: Location) -> list[str]:
     """Return all files below a folder, by path relative to it; none where it does not exist."""
     if isinstance(folder, Path):
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(entry["path"][len(folder.key) + 1 :] for entry in _objects(folder))
+
+
+def tree_bytes(folder: Location) -> int:
+    """Return the bytes of all files below a folder; none where it does not exist."""
+    if isinstance(folder, Path):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(int(entry["size"]) for entry in _objects(folder))
+
+
+def _objects(folder: S3Path) -> list[Any]:
     with clear_errors(folder):
-        batches = list(object_store(folder.bucket).list(folder.key))
-    return sorted(entry["path"][len(folder.key) + 1 :] for batch in batches for entry in batch)
+        return [e for batch in object_store(folder.bucket).list(folder.key) for e in batch]
+
+
+def read_files(files: Sequence[Location]) -> list[bytes]:
+    """Return the content of many files, in their order; several requests are under way at a time.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of them does not exist.
+    """
+    if not any(isinstance(file, S3Path) for file in files):
+        return [file.read_bytes() for file in files]
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        return list(pool.map(lambda file: file.read_bytes(), files))
 
 
 def remove_tree(folder: Location) -> None:

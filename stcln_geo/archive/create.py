@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,15 @@ from ..cube.audit import SUSPECT, merge_audits
 from ..cube.build import date_provenance
 from ..cube.cost import DEFAULT_MEMORY
 from ..cube.lock import cube_lock
-from ..cube.stack import (
-    Stack,
-    create_stack,
-    finish_stack,
-    is_stack,
-    open_building_stack,
-    open_stack,
-)
-from ..cube.store import list_seasons, write_json, writing
-from ..cube.stored import LEDGER_FILE, manifest_folder, manifest_paths, read_manifest
+from ..cube.replace import recover_swaps, stored_fingerprint
+from ..cube.stack import Stack, open_building_stack
+from ..cube.stack_store import create_stack, finish_stack, take_back_stack
+from ..cube.store import list_seasons, write_json
+from ..cube.stored import LEDGER_FILE, manifest_paths, read_manifest, read_manifests
+from ..cube.zarr_store import zarr_store
 from ..errors import InputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
+from ..storage import Location, writing
 from .index import write_index
 from .plan import ARCHIVE_FILE, ArchivePlan, StackPlan, check_folder, size_text
 from .tasks import (
@@ -50,7 +45,7 @@ _PER_DATE = ("platform", "orbit", "baseline", "offset_rule", "offset_dn", "item_
 class CreateReport:
     """What a run did."""
 
-    path: Path
+    path: Location
     site_seasons: int
     """In the index now."""
     written: int
@@ -107,6 +102,9 @@ def create_archive(
     with cube_lock(plan.path):
         _store(plan)
         try:
+            for folder in sorted({stack.folder for stack in plan.stacks}):
+                # A run that was stopped may have been giving a stack its name.
+                recover_swaps(plan.path / folder)
             run = _Run(plan, execution, memory, progress)
             for stack in run.missing_stacks:
                 done, problem, doubtful = run.build_stack(stack)
@@ -177,15 +175,13 @@ class _Run:
         path = self.plan.path / stack.folder
         if not (path / "zarr.json").is_file() or stack.season not in list_seasons(path):
             return False
-        if not is_stack(path, stack.season):
+        if stored_fingerprint(path, stack.season) != stack.fingerprint:
             return False
-        whole = open_stack(path, stack.season)
-        lacking = not self.skip and any(
+        return self.skip or not any(
             site["left_out"]
-            for file in manifest_paths(path, stack.season)
-            for site in read_manifest(file)["sites"]
+            for manifest in read_manifests(path, stack.season)
+            for site in manifest["sites"]
         )
-        return whole.attrs.get("fingerprint") == stack.fingerprint and not lacking
 
     def _cube_print(self, name: str) -> list[str]:
         return [group.fingerprint for group in self.plan.groups if name in group.sites]
@@ -196,8 +192,9 @@ class _Run:
         lacking = marker.get("left_out") and not self.skip
         return whole and marker.get("fingerprint") == self._cube_print(name) and not lacking
 
-    def _marker(self, name: str) -> Path:
-        return (self.plan.path / cube_folder(name)).with_suffix(".json")
+    def _marker(self, name: str) -> Location:
+        cube = self.plan.path / cube_folder(name)
+        return cube.with_name(f"{cube.stem}.json")
 
     def _run(self, function: Any, tasks: Sequence[Any], label: str) -> list[TaskResult]:
         def advance(finished: int, _: int, what: str) -> None:
@@ -239,17 +236,11 @@ class _Run:
         write_index(self.plan.path)
         return results, None, suspects
 
-    def _reopen(self, path: Path, stack: StackPlan) -> Stack | None:
+    def _reopen(self, path: Location, stack: StackPlan) -> Stack | None:
         """Take a whole stack that lacks scenes back to work: only its lacking shards are redone."""
-        whole = path / stack.season
-        if not (whole / "zarr.json").is_file():
+        if stored_fingerprint(path, stack.season) != stack.fingerprint:
             return None
-        if open_stack(path, stack.season).attrs.get("fingerprint") != stack.fingerprint:
-            return None
-        building = path / f"{stack.season}.building"
-        with writing(path):
-            shutil.rmtree(building, ignore_errors=True)
-            whole.rename(building)
+        take_back_stack(path, stack.season)
         return open_building_stack(path, stack.season)
 
     def _create(self, stack: StackPlan) -> Stack:
@@ -272,10 +263,9 @@ class _Run:
             masked, collection = masked and part.with_scl, part.collection
         cube = self.plan.spec.cube
         path = self.plan.path / stack.folder
-        stale = manifest_folder(path, stack.season)
         with writing(path):
             # Shards of other arrays are no longer there.
-            for file in stale.glob("*.json"):
+            for file in manifest_paths(path, stack.season):
                 file.unlink()
         return create_stack(
             path,
@@ -306,15 +296,16 @@ class _Run:
             },
         )
 
-    def _too_many_left_out(self, path: Path, stack: StackPlan) -> str | None:
+    def _too_many_left_out(self, path: Location, stack: StackPlan) -> str | None:
         """Return why a stack may not be finished; its shards that lack scenes are then not done."""
         share = self.plan.spec.cube.max_failed_fraction
         if share is None:
             return None
         failed: set[str] = set()
         lacking = []
-        for file in manifest_paths(path, stack.season):
-            items = {item for site in read_manifest(file)["sites"] for item in site["left_out"]}
+        files = manifest_paths(path, stack.season)
+        for file, manifest in zip(files, read_manifests(path, stack.season), strict=True):
+            items = {item for site in manifest["sites"] for item in site["left_out"]}
             failed |= items
             lacking += [file] if items else []
         scenes = sum(group.items for group in stack.groups)
@@ -373,11 +364,11 @@ def _check_memory(plan: ArchivePlan, stack: StackPlan, memory: int, execution: E
         )
 
 
-def _mark_suspects(path: Path, stack: Stack) -> set[str]:
+def _mark_suspects(path: Location, stack: Stack) -> set[str]:
     """Mark the dates that hold a suspect scene; a scene is judged by all sites that it shows."""
     import zarr
 
-    manifests = [read_manifest(file) for file in manifest_paths(path, stack.name)]
+    manifests = read_manifests(path, stack.name)
     offsets = {item: dn for manifest in manifests for item, dn in manifest["offsets"].items()}
     suspects = {
         item
@@ -386,7 +377,9 @@ def _mark_suspects(path: Path, stack: Stack) -> set[str]:
     }
     if suspects:
         with writing(path):
-            group: Any = zarr.open_group(path / stack.folder, mode="r+", use_consolidated=False)
+            group: Any = zarr.open_group(
+                zarr_store(path / stack.folder), mode="r+", use_consolidated=False
+            )
             held = [[not suspects.isdisjoint(str(ids).split()) for ids in row]
                     for row in group["item_ids"][:]]  # fmt: skip
             group[SUSPECT][:] = np.array(held)

@@ -1,25 +1,25 @@
 """The index of an archive: GeoParquet, one row per member, season and site.
 
-It holds nothing that the members do not: it is made anew from them, under a temporary name, and
+It holds nothing that the members do not: it is made anew from them and written as a whole, and
 rows of members that have not changed are taken over.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..cube.stack import is_stack, open_stack
-from ..cube.store import list_seasons, open_season, writing
+from ..cube.store import list_seasons, open_season
 from ..cube.stored import manifest_paths, read_manifest
 from ..errors import MissingFileError
 from ..region import footprint
+from ..storage import Location, S3Path, location, read_files, write_file, writing
 
 if TYPE_CHECKING:
     import geopandas
@@ -30,9 +30,12 @@ __all__ = [
     "Archive",
     "index_rows",
     "list_members",
+    "member_location",
     "member_sha",
     "open_archive",
+    "read_index",
     "season_rows",
+    "unfinished_seasons",
     "write_index",
 ]
 
@@ -46,7 +49,7 @@ _CRS84 = "OGC:CRS84"
 class Archive:
     """An opened archive."""
 
-    path: Path
+    path: Location
     index: geopandas.GeoDataFrame
     """One row per member, season and site: ``id``, ``path``, ``kind`` (stack or cube), ``season``,
     ``site`` (position in a stack, -1 for a cube), ``crs``, ``time_start`` and ``time_end`` (UTC),
@@ -63,12 +66,18 @@ class Archive:
         lists = [tuple(bands) for bands in self.index["bands"]]
         return tuple(band for band in lists[0] if all(band in other for other in set(lists)))
 
-    def member(self, path: str) -> Path:
+    def member(self, path: str) -> Location:
         """Return where a member lies, from the index's column ``path``."""
-        return self.path / path
+        return member_location(self.path, path)
 
 
-def open_archive(path: str | Path) -> Archive:
+def member_location(archive: Location, member: str) -> Location:
+    """Return where a member lies: below the archive, or where its path or address says."""
+    place = location(member)
+    return place if isinstance(place, S3Path) or place.is_absolute() else archive / member
+
+
+def open_archive(path: str | Location) -> Archive:
     """Open an archive by its index.
 
     Raises
@@ -76,31 +85,36 @@ def open_archive(path: str | Path) -> Archive:
     MissingFileError
         If there is no index at the path.
     """
-    import geopandas
-
-    path = Path(path)
+    path = location(path)
     if not (path / INDEX_FILE).is_file():
         raise MissingFileError(
             f"Cannot open the archive {path}: it has no {INDEX_FILE}. Check the path, assemble an "
             "archive with 'stcln-geo archive create', or make one of existing cubes with "
             "'stcln-geo archive add'."
         )
-    return Archive(path=path, index=geopandas.read_parquet(path / INDEX_FILE))
+    return Archive(path=path, index=read_index(path))
 
 
-def list_members(path: Path) -> list[str]:
+def read_index(path: Location) -> geopandas.GeoDataFrame:
+    """Read the index of an archive that has one."""
+    import geopandas
+
+    return geopandas.read_parquet(io.BytesIO((path / INDEX_FILE).read_bytes()))
+
+
+def list_members(path: Location) -> list[str]:
     """Return the paths of all members, relative to the archive where they lie in it."""
     own = [
-        str(child.relative_to(path).as_posix())
+        f"{folder}/{name}"
         for folder in _OWN
-        for child in sorted((path / folder).glob("*.zarr"))
-        if (child / "zarr.json").is_file()
+        for name in sorted(child.name for child in (path / folder).glob("*.zarr"))
+        if (path / folder / name / "zarr.json").is_file()
     ]
     added = [str(text) for text in read_manifest(path / MEMBERS_FILE).get("members", [])]
     return [*own, *(text for text in added if text not in own)]
 
 
-def write_index(path: Path, *, anew: bool = False) -> int:
+def write_index(path: Location, *, anew: bool = False) -> int:
     """Make the index from the members, and return its number of rows.
 
     Parameters
@@ -113,28 +127,28 @@ def write_index(path: Path, *, anew: bool = False) -> int:
 
     old: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     if not anew and (path / INDEX_FILE).is_file():
-        for row in geopandas.read_parquet(path / INDEX_FILE).to_dict("records"):
+        for row in read_index(path).to_dict("records"):
             old.setdefault((row["path"], row["season"], row["manifest_sha"]), []).append(row)
     rows = list(index_rows(path, old))
-    with writing(path):
-        if not rows:
+    if not rows:
+        with writing(path):
             (path / INDEX_FILE).unlink(missing_ok=True)
-            return 0
-        table = geopandas.GeoDataFrame(rows, geometry="geometry", crs=_CRS84)
-        for name in ("time_start", "time_end"):
-            table[name] = pandas.to_datetime(table[name], utc=True).astype("datetime64[ms, UTC]")
-        temporary = path / f".{INDEX_FILE}.{os.getpid()}"
-        table.to_parquet(temporary, index=False)
-        temporary.replace(path / INDEX_FILE)
+        return 0
+    table = geopandas.GeoDataFrame(rows, geometry="geometry", crs=_CRS84)
+    for name in ("time_start", "time_end"):
+        table[name] = pandas.to_datetime(table[name], utc=True).astype("datetime64[ms, UTC]")
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    write_file(path / INDEX_FILE, content.getvalue())
     return len(rows)
 
 
 def index_rows(
-    path: Path, old: dict[tuple[str, str, str], list[dict[str, Any]]] | None = None
+    path: Location, old: dict[tuple[str, str, str], list[dict[str, Any]]] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all finished seasons of all members that are there."""
     for member in list_members(path):
-        place = path / member
+        place = member_location(path, member)
         if not (place / "zarr.json").is_file():
             continue
         for season in list_seasons(place):
@@ -143,16 +157,22 @@ def index_rows(
             yield from known or season_rows(place, member, season, sha)
 
 
-def member_sha(place: Path, season: str) -> str:
+def unfinished_seasons(place: Location) -> list[str]:
+    """Return the names of the seasons of a member that are under construction."""
+    return sorted(child.name for child in place.glob("*.building"))
+
+
+def member_sha(place: Location, season: str) -> str:
     """Return the SHA-256 of a season's metadata and of the manifests of its shards."""
     digest = hashlib.sha256((place / season / "zarr.json").read_bytes())
-    for file in manifest_paths(place, season):
+    manifests = manifest_paths(place, season)
+    for file, content in zip(manifests, read_files(manifests), strict=True):
         digest.update(file.name.encode())
-        digest.update(file.read_bytes())
+        digest.update(content)
     return digest.hexdigest()
 
 
-def season_rows(place: Path, member: str, season: str, sha: str) -> list[dict[str, Any]]:
+def season_rows(place: Location, member: str, season: str, sha: str) -> list[dict[str, Any]]:
     """Return the rows of one season of a member: one of a cube, one per site of a stack."""
     common = {"path": member, "season": season, "manifest_sha": sha}
     return _of_stack(place, season, common) if is_stack(place, season) else [
@@ -160,7 +180,7 @@ def season_rows(place: Path, member: str, season: str, sha: str) -> list[dict[st
     ]  # fmt: skip
 
 
-def _of_cube(place: Path, season: str, common: dict[str, Any]) -> dict[str, Any]:
+def _of_cube(place: Location, season: str, common: dict[str, Any]) -> dict[str, Any]:
     cube = open_season(place, season)
     height, width = cube.shape_yx
     epsg = cube.geobox.crs.epsg if cube.geobox.crs is not None else None
@@ -182,7 +202,7 @@ def _of_cube(place: Path, season: str, common: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _of_stack(place: Path, season: str, common: dict[str, Any]) -> list[dict[str, Any]]:
+def _of_stack(place: Location, season: str, common: dict[str, Any]) -> list[dict[str, Any]]:
     from shapely import from_wkt
 
     stack = open_stack(place, season)

@@ -12,7 +12,8 @@ from ..cube.stack import is_stack, open_stack
 from ..cube.store import list_seasons, open_season, write_json
 from ..cube.stored import read_manifest
 from ..errors import CubeError, InputError, MissingFileError
-from .index import INDEX_FILE, MEMBERS_FILE, list_members, write_index
+from ..storage import Location, S3Path, location
+from .index import INDEX_FILE, MEMBERS_FILE, list_members, member_location, write_index
 
 __all__ = ["AddReport", "add_members"]
 
@@ -21,7 +22,7 @@ __all__ = ["AddReport", "add_members"]
 class AddReport:
     """What was added."""
 
-    path: Path
+    path: Location
     added: tuple[str, ...]
     known: tuple[str, ...]
     """Members that were there before."""
@@ -41,15 +42,15 @@ class _Form:
     resolution: float
 
 
-def add_members(path: str | Path, members: Sequence[str | Path]) -> AddReport:
+def add_members(path: str | Location, members: Sequence[str | Location]) -> AddReport:
     """Add cubes and stacks to the index of an archive; no pixel is copied.
 
     Parameters
     ----------
     path
-        Folder of the archive; a new one is made if there is none.
+        Folder or address of the archive; a new one is made if there is none.
     members
-        Folders of cubes and stacks; without any, the index is only made anew.
+        Folders or addresses of cubes and stacks; without any, the index is only made anew.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def add_members(path: str | Path, members: Sequence[str | Path]) -> AddReport:
     CubeError
         If a member has no complete season, or no band that all others have.
     """
-    path = Path(path)
+    path = location(path)
     if path.is_dir() and any(path.iterdir()) and not _is_archive(path):
         raise InputError(
             f"Cannot add to {path}: the folder holds other files and is no archive. Give the "
@@ -74,15 +75,20 @@ def add_members(path: str | Path, members: Sequence[str | Path]) -> AddReport:
     notes: list[str] = []
     with cube_lock(path):
         present = list_members(path)
-        forms = [form for text in present for form in _forms_of(path / text)]
+        forms = [form for text in present for form in _forms_of(member_location(path, text))]
         for member in members:
-            place = Path(member)
+            place = location(member)
             forms_of = _forms_of(place, strict=True)
             text = _reference(path, place)
             if text in present:
                 known.append(text)
                 continue
             notes += _compare(place, forms_of, forms)
+            if isinstance(path, S3Path) and not isinstance(place, S3Path):
+                notes.append(
+                    f"{place} lies on this machine alone: on others, the archive lacks it. Copy it "
+                    "into the bucket to share it."
+                )
             forms += forms_of
             present.append(text)
             added.append(text)
@@ -95,17 +101,21 @@ def add_members(path: str | Path, members: Sequence[str | Path]) -> AddReport:
     )
 
 
-def _is_archive(path: Path) -> bool:
+def _is_archive(path: Location) -> bool:
     return any((path / name).is_file() for name in (INDEX_FILE, MEMBERS_FILE, "archive.json"))
 
 
-def _reference(archive: Path, member: Path) -> str:
+def _reference(archive: Location, member: Location) -> str:
     """Return how the index names a member: relative to the archive where it lies inside."""
     place, root = member.resolve(), archive.resolve()
-    return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
+    if isinstance(place, S3Path):
+        return str(place).removeprefix(f"{root}/")
+    if isinstance(root, Path) and place.is_relative_to(root):
+        return place.relative_to(root).as_posix()
+    return place.as_posix()
 
 
-def _forms_of(place: Path, *, strict: bool = False) -> list[_Form]:
+def _forms_of(place: Location, *, strict: bool = False) -> list[_Form]:
     """Return bands and pixel size of a member's seasons."""
     if not strict and not (place / "zarr.json").is_file():
         return []
@@ -118,7 +128,7 @@ def _forms_of(place: Path, *, strict: bool = False) -> list[_Form]:
     return [_form(place, name) for name in names]
 
 
-def _form(place: Path, season: str) -> _Form:
+def _form(place: Location, season: str) -> _Form:
     opened: Any
     if is_stack(place, season):
         opened = open_stack(place, season)
@@ -127,7 +137,7 @@ def _form(place: Path, season: str) -> _Form:
     return _Form(opened.bands, opened.resolution)
 
 
-def _compare(place: Path, new: Sequence[_Form], others: Sequence[_Form]) -> list[str]:
+def _compare(place: Location, new: Sequence[_Form], others: Sequence[_Form]) -> list[str]:
     """Say in what a new member differs; refuse it where nothing is shared."""
     if not others:
         return []

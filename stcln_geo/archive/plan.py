@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..cube.stack import StackLayout, plan_stack_layout
 from ..cube.stored import read_manifest
 from ..errors import CubeError, InputError, OutputError, SearchError
 from ..execution import ProgressHook
+from ..storage import Location, location
 from .searches import (
     Group,
     GroupSummary,
@@ -87,7 +87,7 @@ class ArchivePlan:
     """All a run needs; ``str(plan)`` is for people."""
 
     spec: ArchiveSpec
-    path: Path
+    path: Location
     sites: tuple[Site, ...]
     bands: tuple[str, ...]
     groups: tuple[GroupSummary, ...]
@@ -220,7 +220,7 @@ class ArchivePlan:
 def plan_archive(
     sites: Sequence[Site],
     spec: ArchiveSpec,
-    path: str | Path,
+    path: str | Location,
     *,
     progress: ProgressHook | None = None,
 ) -> ArchivePlan:
@@ -232,7 +232,7 @@ def plan_archive(
     Parameters
     ----------
     path
-        Folder of the archive to be.
+        Folder of the archive to be, or its address in object storage.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def plan_archive(
     SearchError
         If the catalog cannot be searched, or nothing usable is found at all.
     """
-    path, sites = Path(path), tuple(sites)
+    path, sites = location(path), tuple(sites)
     _check_sites(sites, spec)
     check_folder(path, sites, spec)
     provider = Provider(spec)
@@ -261,7 +261,7 @@ def plan_archive(
     )
 
 
-def check_folder(path: Path, sites: Sequence[Site], spec: ArchiveSpec) -> None:
+def check_folder(path: Location, sites: Sequence[Site], spec: ArchiveSpec) -> None:
     """Raise unless the folder is new, or holds this archive, finished or not."""
     if path.exists() and not path.is_dir():
         raise OutputError(

@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..catalog import Catalog, load_catalog
@@ -32,6 +31,7 @@ from ..errors import NothingFoundError, SearchError
 from ..execution import ProgressHook
 from ..grid import Window, geobox_from_window
 from ..region import Region, footprint
+from ..storage import Location, location, make_folder
 from .sites import Site
 from .spec import ArchiveSpec
 
@@ -179,7 +179,7 @@ def make_groups(sites: Iterable[Site], spec: ArchiveSpec) -> list[Group]:
 def search_groups(
     groups: Sequence[Group],
     provider: Provider,
-    path: Path,
+    path: Location,
     *,
     progress: ProgressHook | None = None,
 ) -> int:
@@ -213,9 +213,9 @@ def search_groups(
     return len(missing)
 
 
-def _search(group: Group, provider: Provider, path: Path) -> None:
+def _search(group: Group, provider: Provider, path: Location) -> None:
     folder = path / SEARCHES / group.name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         snapshot = provider.search(group)
     except NothingFoundError as error:
@@ -234,7 +234,7 @@ def _search(group: Group, provider: Provider, path: Path) -> None:
     write_json(folder / "search.json", {"fingerprint": fingerprint, **content})
 
 
-def common_bands(groups: Sequence[Group], provider: Provider, path: Path) -> tuple[str, ...]:
+def common_bands(groups: Sequence[Group], provider: Provider, path: Location) -> tuple[str, ...]:
     """Return the bands of an archive: those asked for, or those that all searches have.
 
     Raises
@@ -265,7 +265,7 @@ def plan_groups(
     groups: Sequence[Group],
     bands: tuple[str, ...],
     provider: Provider,
-    path: Path,
+    path: Location,
     *,
     progress: ProgressHook | None = None,
 ) -> list[GroupSummary]:
@@ -282,11 +282,11 @@ def plan_groups(
 def load_group_plan(path: str, name: str, fingerprint: str) -> CubePlan:
     """Read the plan of a group, which a process keeps while it works on the group's sites."""
     del fingerprint  # Part of the cache's key alone.
-    content = json.loads((Path(path) / SEARCHES / name / "plan.json").read_text(encoding="utf-8"))
-    return CubePlan.from_json(content)
+    file = location(path) / SEARCHES / name / "plan.json"
+    return CubePlan.from_json(json.loads(file.read_text(encoding="utf-8")))
 
 
-def group_items(path: Path, name: str) -> list[dict[str, Any]]:
+def group_items(path: Location, name: str) -> list[dict[str, Any]]:
     """Return the items that a search found."""
     return read_items(path / SEARCHES / name / "items.parquet")
 
@@ -298,7 +298,7 @@ def sha256(content: Any) -> str:
 
 
 def _plan_group(
-    group: Group, bands: tuple[str, ...], provider: Provider, path: Path
+    group: Group, bands: tuple[str, ...], provider: Provider, path: Location
 ) -> GroupSummary:
     folder, record = path / SEARCHES / group.name, _record(path, group)
     asked = sha256(
@@ -330,7 +330,7 @@ def _make_plan(
     group: Group,
     bands: tuple[str, ...],
     provider: Provider,
-    folder: Path,
+    folder: Location,
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the group's plan and return the summary."""
@@ -356,7 +356,7 @@ def _make_plan(
     return {"fingerprint": plan.fingerprint, "keeps_scl": plan.keeps_scl, "sites": costs}
 
 
-def _record(path: Path, group: Group) -> dict[str, Any]:
+def _record(path: Location, group: Group) -> dict[str, Any]:
     return read_manifest(path / SEARCHES / group.name / "search.json")
 
 

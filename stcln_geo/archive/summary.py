@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .index import list_members, open_archive
+from ..storage import Location, location, tree_bytes
+from .index import list_members, open_archive, unfinished_seasons
 from .plan import size_text
 
 __all__ = ["describe_archive"]
 
 
-def describe_archive(path: str | Path) -> str:
+def describe_archive(path: str | Location) -> str:
     """Return a line per season: sites, hectares, dates, clear fraction and bytes on disk."""
-    path = Path(path)
+    path = location(path)
     archive = open_archive(path)
     index = archive.index
     heights, widths = (index["shape"].map(lambda shape, axis=axis: shape[axis]) for axis in (0, 1))
@@ -31,25 +30,19 @@ def describe_archive(path: str | Path) -> str:
     for season, rows in table.groupby("season"):
         few, many = int(rows["dates"].min()), int(rows["dates"].max())
         clear = (rows["clear_fraction"] * rows["weight"]).sum() / max(rows["weight"].sum(), 1)
-        size = sum(
-            _folder_bytes(archive.member(member) / str(season)) for member in set(rows["path"])
-        )
+        size = sum(tree_bytes(archive.member(member) / str(season)) for member in set(rows["path"]))
         dates = str(few) if few == many else f"{few}-{many}"
         lines.append(
             f"  {season:12}{len(rows):>8}{rows['hectares'].sum():>12,.0f}{dates:>12}{clear:>8.1%}"
             f"{size_text(size):>10}"
         )
     unfinished = [
-        f"{member}/{folder.name}"
+        f"{member}/{name}"
         for member in list_members(path)
-        for folder in sorted((path / member).glob("*.building"))
+        for name in unfinished_seasons(archive.member(member))
     ]
     if unfinished:
         lines.append(
             f"  unfinished: {', '.join(unfinished)}; run the same 'archive create' command again"
         )
     return "\n".join(lines)
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

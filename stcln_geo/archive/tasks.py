@@ -7,7 +7,6 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,14 @@ from ..cube.plan import crop_plan
 from ..cube.planned import CubePlan
 from ..cube.read import AssetReadError
 from ..cube.spec import OnError
-from ..cube.stack import Stack, open_building_stack, write_sites
+from ..cube.stack import Stack, open_building_stack
+from ..cube.stack_store import write_sites
 from ..cube.store import write_json
 from ..cube.stored import manifest_folder, read_manifest, shard_fingerprint
 from ..errors import CubeError, TaskError
 from ..execution import Execution
 from ..grid import Window
-from ..storage import Location
+from ..storage import Location, location
 from .plan import ARCHIVE_FILE, stack_folder
 from .searches import group_items, load_group_plan, sha256
 from .sites import Site
@@ -89,7 +89,7 @@ class TaskResult:
 class StoredArchive:
     """An archive's plan, as its tasks need it."""
 
-    path: Path
+    path: Location
     sites: tuple[Site, ...]
     groups: Mapping[tuple[str, str, str], tuple[str, str]]
     """Name and fingerprint of a group's plan by CRS, cell and season."""
@@ -103,14 +103,14 @@ class StoredArchive:
 @functools.lru_cache(maxsize=4)
 def stored_archive(path: str, fingerprint: str) -> StoredArchive:
     """Read an archive's plan once per process."""
-    content = read_manifest(Path(path) / ARCHIVE_FILE)
+    content = read_manifest(location(path) / ARCHIVE_FILE)
     if content.get("fingerprint") != fingerprint:
         raise CubeError(
             f"Cannot go on with the archive {path}: another run has replaced its plan. Run one "
             "'archive create' per path at a time."
         )
     return StoredArchive(
-        path=Path(path),
+        path=location(path),
         sites=tuple(
             Site(**{**site, "window": Window(**site["window"])}) for site in content["sites"]
         ),
@@ -126,14 +126,14 @@ def site_plan(plan: CubePlan, site: Site) -> CubePlan:
     return crop_plan(plan, site.window, region=f"site {site.id}")
 
 
-def shard_manifest(stack: Path, season: str, first: int) -> Location:
+def shard_manifest(stack: Location, season: str, first: int) -> Location:
     """Return where a stack shard's manifest lies."""
     return manifest_folder(stack, season) / f"{first}.json"
 
 
 def build_shard(task: ShardTask) -> TaskResult:
     """Build a shard of a stack, unless it is there from exactly these inputs."""
-    path = Path(task.archive)
+    path = location(task.archive)
     archive = stored_archive(task.archive, task.fingerprint)
     stack = open_building_stack(path / stack_folder(task.crs), task.season)
     if stack is None:
@@ -212,7 +212,7 @@ def build_shard(task: ShardTask) -> TaskResult:
 
 def build_site_cube(task: CubeTask) -> TaskResult:
     """Build the cube of a site, or what is missing of it."""
-    path = Path(task.archive)
+    path = location(task.archive)
     archive = stored_archive(task.archive, task.fingerprint)
     site = archive.sites[task.site]
     parts, items = [], {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..cube.contract import validate_cube
@@ -11,14 +10,15 @@ from ..cube.stack import is_stack
 from ..cube.stack_contract import stack_dataset, validate_stack
 from ..cube.store import list_seasons
 from ..errors import CubeError
-from .index import list_members, member_sha, open_archive, season_rows
+from ..storage import Location, location
+from .index import list_members, member_sha, open_archive, season_rows, unfinished_seasons
 
 __all__ = ["validate_archive"]
 
 _REMEDY = "Make the index anew with 'stcln-geo archive add' and the archive alone."
 
 
-def validate_archive(path: str | Path) -> tuple[list[str], list[str]]:
+def validate_archive(path: str | Location) -> tuple[list[str], list[str]]:
     """Compare members and index with their contracts and with each other.
 
     Returns
@@ -31,7 +31,7 @@ def validate_archive(path: str | Path) -> tuple[list[str], list[str]]:
     MissingFileError
         If there is no archive.
     """
-    path = Path(path)
+    path = location(path)
     archive = open_archive(path)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in archive.index.to_dict("records"):
@@ -40,7 +40,7 @@ def validate_archive(path: str | Path) -> tuple[list[str], list[str]]:
     warnings: list[str] = []
     seen: set[tuple[str, str]] = set()
     for member in list_members(path):
-        place = path / member
+        place = archive.member(member)
         if not (place / "zarr.json").is_file():
             errors.append(
                 f"{member} is not there any more. Bring it back, or take it out of members.json "
@@ -49,8 +49,8 @@ def validate_archive(path: str | Path) -> tuple[list[str], list[str]]:
             seen |= {key for key in rows if key[0] == member}
             continue
         warnings += [
-            f"{member}: {folder.name} is unfinished. Run the command that builds it again."
-            for folder in sorted(place.glob("*.building"))
+            f"{member}: {name} is unfinished. Run the command that builds it again."
+            for name in unfinished_seasons(place)
         ]
         for season in list_seasons(place):
             seen.add((member, season))
@@ -65,7 +65,7 @@ def validate_archive(path: str | Path) -> tuple[list[str], list[str]]:
 
 
 def _check_season(
-    place: Path,
+    place: Location,
     member: str,
     season: str,
     rows: list[dict[str, Any]] | None,

@@ -45,6 +45,7 @@ __all__ = [
     "open_old",
     "recover_swaps",
     "store_season_plan",
+    "stored_fingerprint",
 ]
 
 SEASON_FILE = "season.plan"
@@ -194,7 +195,7 @@ def current_seasons(path: Location, plan: CubePlan) -> set[str]:
         season.name
         for season in plan.seasons
         if season.name in whole
-        and _stored_fingerprint(path, season.name) == season_fingerprint(plan, season)
+        and stored_fingerprint(path, season.name) == season_fingerprint(plan, season)
     }
 
 
@@ -231,7 +232,7 @@ def recover_swaps(path: Location) -> None:
         if (path / folder.name).exists() or not (folder / SEASON_FILE).is_file():
             continue
         plan = CubePlan.from_json(json.loads((folder / SEASON_FILE).read_text(encoding="utf-8")))
-        if _stored_fingerprint(path, name) == season_fingerprint(plan, plan.season(name)):
+        if stored_fingerprint(path, name) == season_fingerprint(plan, plan.season(name)):
             _swap_manifests(path, name)
 
 
@@ -242,7 +243,8 @@ def _swap_manifests(path: Path, name: str) -> None:
         new.rename(old)
 
 
-def _stored_fingerprint(path: Location, name: str) -> str | None:
+def stored_fingerprint(path: Location, name: str) -> str | None:
+    """Return the fingerprint that a whole season was built with, or None where there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         attributes = json.loads((path / name / "zarr.json").read_text())["attributes"]
         return str(attributes["fingerprint"])

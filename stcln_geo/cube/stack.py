@@ -1,29 +1,28 @@
-"""Stacks on disk: a season of many small sites of one size, written by whole sites.
+"""Read stacks: a season of many small sites of one size, opened as raw Zarr arrays.
 
-A stack is a folder with one Zarr v3 group per season, as a cube is, but its arrays have a leading
-dimension ``site``. Each site has its own CRS, transform and dates: ``time (site, time)`` ends with
-NaT where a site has fewer dates than others. One inner chunk holds all dates and bands of a square
-of one site; one shard holds whole sites, so that a chip costs one read and a shard has one writer.
+A stack is a folder, on disk or in object storage, with one Zarr v3 group per season, as a cube is,
+but its arrays have a leading dimension ``site``. Each site has its own CRS, transform and dates:
+``time (site, time)`` ends with NaT where a site has fewer dates than others. One inner chunk holds
+all dates and bands of a square of one site; one shard holds whole sites, so that a chip costs one
+read and a shard has one writer.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 
-from .. import __version__
 from ..errors import CubeError, InputError
 from ..legend import Legend
-from .contract import FILL, SCALE, check_bands, days_since
-from .layout import block_sum, create_array, plan_layout
-from .store import choose_season, finish_season, quiet_zarr, writing
+from ..storage import Location, location
+from .layout import plan_layout
+from .season import choose_season, unchanged
+from .store import quiet_zarr
+from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -32,13 +31,11 @@ __all__ = [
     "NO_DAY",
     "Stack",
     "StackLayout",
-    "create_stack",
-    "finish_stack",
     "is_stack",
     "open_building_stack",
     "open_stack",
+    "open_stack_folder",
     "plan_stack_layout",
-    "write_sites",
 ]
 
 NO_DAY = -1
@@ -46,8 +43,6 @@ NO_DAY = -1
 
 _SHARD_BYTES = 128_000_000
 """Raw reflectance per shard: well below the 400 MB of cubes, since a stopped task starts anew."""
-
-_TABLE_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +65,7 @@ class StackLayout:
 class Stack:
     """An opened stack: raw Zarr arrays, the table of sites in memory."""
 
-    path: Path
+    path: Location
     """The stack's folder."""
     name: str
     """First day of the season, ``YYYY-MM-DD``."""
@@ -145,157 +140,13 @@ def plan_stack_layout(dates: int, bands: int, shape_yx: tuple[int, int]) -> Stac
     return StackLayout(chunk=chunk, sites=max(_SHARD_BYTES // site, 1))
 
 
-def create_stack(
-    path: str | Path,
-    name: str,
-    *,
-    site_id: Sequence[str],
-    crs: Sequence[str],
-    transform: np.ndarray,
-    shape_yx: tuple[int, int],
-    time: np.ndarray,
-    bands: Sequence[str],
-    layout: StackLayout | None = None,
-    days: np.ndarray | None = None,
-    fold: np.ndarray | None = None,
-    legend: Legend | None = None,
-    with_parcels: bool = False,
-    with_scl: bool = False,
-    with_observations: bool = False,
-    attrs: Mapping[str, Any] | None = None,
-    date_attrs: Mapping[str, np.ndarray] | None = None,
-) -> Stack:
-    """Create an empty stack under the name ``<name>.building``, ready for ``write_sites``.
-
-    Parameters
-    ----------
-    name
-        First day of the season, ``YYYY-MM-DD``.
-    transform : (S, 6) float64, affine order, north-up with square pixels.
-    time : (S, T) datetime64, UTC; the dates of a site increase strictly and end with NaT.
-    days : (S, T) int32, by default counted from ``name``; for sites whose season began elsewhen.
-    fold : (S,) small integers, if the sites belong to folds.
-    legend
-        Given, the stack has ``labels``; with ``with_parcels`` also ``parcels``.
-    date_attrs : (S, T) text or flags under each name, kept as coordinates.
-
-    Raises
-    ------
-    CubeError
-        If sites, bands or times break the contract.
-    OutputError
-        If the folder cannot be written.
-    """
-    bands = tuple(str(band) for band in bands)
-    check_bands(bands)
-    time = np.asarray(time).astype("datetime64[s]")
-    transform = np.asarray(transform, dtype=np.float64)
-    _check_sites(name, site_id, crs, transform, time)
-    sites, dates = time.shape
-    layout = layout or plan_stack_layout(dates, len(bands), shape_yx)
-    path = Path(path)
-    folder = path / f"{name}.building"
-    with writing(path), quiet_zarr():
-        path.mkdir(parents=True, exist_ok=True)
-        zarr.open_group(path, mode="a", zarr_format=3, attributes={"stcln_geo": __version__})
-        shutil.rmtree(folder, ignore_errors=True)
-        group = zarr.create_group(folder, zarr_format=3)
-        _create_arrays(
-            group, layout, (sites, dates, len(bands), *shape_yx),
-            scl=with_scl, observations=with_observations, labels=legend is not None,
-            parcels=legend is not None and with_parcels,
-        )  # fmt: skip
-        elapsed = _days(time, name) if days is None else np.asarray(days, dtype=np.int32)
-        columns: dict[str, np.ndarray] = {
-            "site_id": np.asarray(list(site_id), dtype=np.dtypes.StringDType()),
-            "crs": np.asarray(list(crs), dtype=np.dtypes.StringDType()),
-            "footprint": _footprints(crs, transform, shape_yx),
-            "transform": transform,
-            "time": time.astype("int64"),
-            "days": elapsed,
-            **{key: np.asarray(values) for key, values in (date_attrs or {}).items()},
-        }
-        if fold is not None:
-            columns["fold"] = np.asarray(fold, dtype=np.int8)
-        for key, values in columns.items():
-            _write_column(group, key, values, name)
-        group.create_array(
-            "band", data=np.asarray(bands, dtype=np.dtypes.StringDType()), chunks=(len(bands),),
-            dimension_names=("band",),
-        )  # fmt: skip
-        # Written last: a folder without them was left half-created.
-        group.attrs.put(
-            {
-                **(attrs or {}),
-                "kind": "stack",
-                "Conventions": "CF-1.11",
-                "coordinates": " ".join(columns),
-                "stcln_geo": __version__,
-                "season": name,
-                "bands": list(bands),
-                "layout": {"chunk": layout.chunk, "sites": layout.sites},
-                **({"legend": legend.to_json()} if legend is not None else {}),
-            }
-        )
-    return _open(path, name, folder.name, mode="r+")
-
-
-def write_sites(
-    stack: Stack,
-    first: int,
-    *,
-    reflectance: np.ndarray,
-    valid: np.ndarray,
-    scl: np.ndarray | None = None,
-    observations: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
-    parcels: np.ndarray | None = None,
-) -> None:
-    """Write one whole shard of a stack, with its coverage.
-
-    Parameters
-    ----------
-    first
-        Position of its first site, a multiple of the sites per shard.
-    reflectance : (N, T, C, Y, X) int16.
-    valid : (N, T, Y, X) bool, True where usable; False where the site has no such date.
-    scl, observations : (N, T, Y, X) uint8, if the stack keeps them.
-    labels, parcels : (N, Y, X) uint8 and int32, if the stack has them.
-    """
-    count = len(reflectance)
-    if first % stack.layout.sites or count != min(stack.layout.sites, len(stack) - first):
-        raise InputError(
-            f"Cannot write {count} sites from site {first} as a shard: shards of this stack are "
-            f"{stack.layout.sites} sites from its first, fewer only at its end. Write one whole "
-            "shard at a time."
-        )
-    here = slice(first, first + count)
-    height, width = stack.shape_yx
-    sums = block_sum(valid.reshape(-1, height, width), stack.layout.chunk)
-    with writing(stack.path):
-        stack.reflectance[here] = reflectance
-        stack.valid[here] = valid
-        stack.coverage[here] = sums.reshape(*valid.shape[:2], *sums.shape[1:]).astype(np.uint16)
-        for array, values in (
-            (stack.scl, scl), (stack.observations, observations), (stack.labels, labels),
-            (stack.parcels, parcels),
-        ):  # fmt: skip
-            if array is not None and values is not None:
-                array[here] = values
-
-
-def finish_stack(path: str | Path, name: str) -> None:
-    """Give a wholly written stack its name: from now on it opens as complete."""
-    finish_season(path, name)
-
-
-def is_stack(path: str | Path, season: str | None = None) -> bool:
+def is_stack(path: str | Location, season: str | None = None) -> bool:
     """Return True where a folder of seasons is a stack, False where it is a cube."""
     name = choose_season(path, season)
-    return _attributes(Path(path) / name).get("kind") == "stack"
+    return _attributes(location(path) / name).get("kind") == "stack"
 
 
-def open_stack(path: str | Path, season: str | None = None, *, mode: str = "r") -> Stack:
+def open_stack(path: str | Location, season: str | None = None, *, mode: str = "r") -> Stack:
     """Open one season of a stack; by default the only one.
 
     Raises
@@ -306,18 +157,20 @@ def open_stack(path: str | Path, season: str | None = None, *, mode: str = "r") 
         If the season does not exist, none was named among several, or it is a cube.
     """
     name = choose_season(path, season)
-    return _open(Path(path), name, name, mode=mode)
+    where = location(path)
+    with unchanged(where, name):
+        return open_stack_folder(where, name, name, mode=mode)
 
 
-def open_building_stack(path: str | Path, name: str) -> Stack | None:
+def open_building_stack(path: str | Location, name: str) -> Stack | None:
     """Open an unfinished stack for writing, or return None if there is none."""
     folder = f"{name}.building"
-    if "season" not in _attributes(Path(path) / folder):
+    if "season" not in _attributes(location(path) / folder):
         return None
-    return _open(Path(path), name, folder, mode="r+")
+    return open_stack_folder(location(path), name, folder, mode="r+")
 
 
-def _attributes(group: Path) -> dict[str, Any]:
+def _attributes(group: Location) -> dict[str, Any]:
     if not (group / "zarr.json").is_file():
         return {}
     content = json.loads((group / "zarr.json").read_text(encoding="utf-8"))
@@ -325,11 +178,12 @@ def _attributes(group: Path) -> dict[str, Any]:
     return found
 
 
-def _open(path: Path, name: str, folder: str, *, mode: str) -> Stack:
+def open_stack_folder(path: Location, name: str, folder: str, *, mode: str) -> Stack:
+    """Open a stack's group under whatever name it has."""
     # Consolidated metadata is for readers over a network; here it could be older than the arrays.
     with quiet_zarr():
         group: Any = zarr.open_group(
-            path / folder, mode="r" if mode == "r" else "r+", use_consolidated=False
+            zarr_store(path / folder), mode="r" if mode == "r" else "r+", use_consolidated=False
         )
     attrs = dict(group.attrs)
     if attrs.get("kind") != "stack":
@@ -360,109 +214,3 @@ def _open(path: Path, name: str, folder: str, *, mode: str) -> Stack:
         legend=Legend.from_json(attrs["legend"]) if "legend" in attrs else None,
         attrs=attrs,
     )
-
-
-def _check_sites(
-    name: str,
-    site_id: Sequence[str],
-    crs: Sequence[str],
-    transform: np.ndarray,
-    time: np.ndarray,
-) -> None:
-    sites = len(site_id)
-    if not sites or len(set(site_id)) != sites:
-        raise CubeError(
-            f"Cannot create the stack {name} of {sites} sites: there must be at least one, and "
-            "each needs an id of its own. Make the ids unique."
-        )
-    if len(crs) != sites or transform.shape != (sites, 6) or time.shape[:1] != (sites,):
-        raise CubeError(
-            f"Cannot create the stack {name}: {sites} ids come with {len(crs)} CRS, transforms of "
-            f"shape {transform.shape} and times of shape {time.shape}; they must be {sites}, "
-            f"({sites}, 6) and ({sites}, dates). Give one of each per site."
-        )
-    absent = np.isnat(time)
-    numbers = np.where(absent, np.iinfo(np.int64).max, time.astype("int64"))
-    later = np.diff(numbers, axis=1)
-    if time.shape[1] == 0 or absent[:, 0].any() or not ((later > 0) | absent[:, 1:]).all():
-        raise CubeError(
-            f"Cannot create the stack {name}: every site needs at least one date, its dates must "
-            "increase strictly, and NaT may only follow the last. Sort them, and leave out sites "
-            "without dates."
-        )
-
-
-def _create_arrays(
-    group: Any, layout: StackLayout, shape: tuple[int, int, int, int, int], **wanted: bool
-) -> None:
-    """Create the empty arrays; ``shape`` is sites, dates, bands, rows, columns."""
-    sites, dates, bands, height, width = shape
-    chunk, several = layout.chunk, min(layout.sites, sites)
-    down, across = -(-height // chunk), -(-width // chunk)
-    whole = (down * chunk, across * chunk)
-    create_array(
-        group, "reflectance", shape, (1, dates, bands, chunk, chunk),
-        (several, dates, bands, *whole), dtype="int16", fill=FILL,
-        dims=("site", "time", "band", "y", "x"),
-        attrs={"scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
-               "standard_name": "surface_bidirectional_reflectance", "units": "1"},
-    )  # fmt: skip
-    dated = {"scl": "uint8", "observations": "uint8"}
-    for name, dtype in {"valid": "bool", **dated}.items():
-        if name == "valid" or wanted[name]:
-            create_array(
-                group, name, (sites, dates, height, width), (1, dates, chunk, chunk),
-                (several, dates, *whole), dtype=dtype, fill=0, dims=("site", "time", "y", "x"),
-            )  # fmt: skip
-    create_array(
-        group, "coverage", (sites, dates, down, across), (several, dates, down, across), None,
-        dtype="uint16", fill=0, dims=("site", "time", "chunk_y", "chunk_x"),
-        attrs={"units": "valid pixels per chunk"},
-    )  # fmt: skip
-    for name, dtype, fill in (("labels", "uint8", 255), ("parcels", "int32", 0)):
-        if wanted[name]:
-            create_array(
-                group, name, (sites, height, width), (1, chunk, chunk), (several, *whole),
-                dtype=dtype, fill=fill, dims=("site", "y", "x"),
-            )  # fmt: skip
-
-
-def _write_column(group: Any, name: str, values: np.ndarray, season: str) -> None:
-    dims = {"transform": ("site", "affine")}.get(name, ("site", "time")[: values.ndim])
-    attrs: dict[str, dict[str, Any]] = {
-        "time": {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"},
-        "days": {"long_name": f"whole days elapsed after {season}; -1 where there is no date"},
-        "transform": {
-            "long_name": "a, b, c, d, e, f: x = a col + b row + c, y = d col + e row + f"
-        },
-        "footprint": {"long_name": "outline in OGC:CRS84, as WKT"},
-    }
-    if values.dtype.kind in "UO":
-        values = values.astype(np.dtypes.StringDType())
-    group.create_array(
-        name,
-        data=values,
-        chunks=(min(len(values), _TABLE_ROWS), *values.shape[1:]),
-        dimension_names=dims,
-        attributes=attrs.get(name, {}),
-    )
-
-
-def _days(time: np.ndarray, season: str) -> np.ndarray:
-    absent = np.isnat(time)
-    return np.where(
-        absent, NO_DAY, days_since(np.where(absent, np.datetime64(0, "s"), time), season)
-    )
-
-
-def _footprints(crs: Sequence[str], transform: np.ndarray, shape_yx: tuple[int, int]) -> np.ndarray:
-    from affine import Affine
-    from odc.geo.geobox import GeoBox
-
-    from ..region import footprint
-
-    outlines = [
-        footprint(GeoBox(shape_yx, Affine(*map(float, values)), system)).wkt
-        for system, values in zip(crs, transform, strict=True)
-    ]
-    return np.asarray(outlines, dtype=np.dtypes.StringDType())

@@ -15,16 +15,17 @@ A stack's season is an ``xr.Dataset`` with the dimensions ``site``, ``time``, ``
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import CubeError
+from ..storage import Location, location
 from .contract import FILL, SCALE, check_bands
 from .layout import block_sum
+from .season import choose_season
 from .stack import NO_DAY, is_stack
-from .store import choose_season
+from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -50,7 +51,7 @@ _LOOKED_AT = 5
 """Sites whose pixels are read."""
 
 
-def stack_dataset(path: str | Path, season: str | None = None) -> xr.Dataset:
+def stack_dataset(path: str | Location, season: str | None = None) -> xr.Dataset:
     """Open a season of a stack lazily, with its digital numbers; one Dask chunk per shard.
 
     Raises
@@ -66,7 +67,10 @@ def stack_dataset(path: str | Path, season: str | None = None) -> xr.Dataset:
             f"Cannot open season {name} of {path} as a stack: it is a cube. Open it with open_cube."
         )
     dataset: xr.Dataset = xr.open_zarr(
-        Path(path) / name, chunks=None, mask_and_scale=False, consolidated=False
+        zarr_store(location(path) / name),
+        chunks=None,
+        mask_and_scale=False,
+        consolidated=False,
     )
     return dataset.chunk({"site": int(dataset.attrs["layout"]["sites"])})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CubeError
 from ..grid import Window
-from ..storage import Location, location
+from ..storage import Location, location, read_files
 from .planned import CubePlan, SeasonPlan
 from .store import write_json
 
@@ -20,6 +20,7 @@ __all__ = [
     "manifest_path",
     "manifest_paths",
     "read_manifest",
+    "read_manifests",
     "read_plan_file",
     "season_fingerprint",
     "shard_fingerprint",
@@ -134,3 +135,8 @@ def read_manifest(manifest: Location) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_manifests(path: Location, season: str) -> list[dict[str, Any]]:
+    """Return the manifests of a season's finished shards, in the order of `manifest_paths`."""
+    return [json.loads(content) for content in read_files(manifest_paths(path, season))]

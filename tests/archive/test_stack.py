@@ -13,15 +13,13 @@ from stcln_geo.cube.contract import FILL
 from stcln_geo.cube.stack import (
     Stack,
     StackLayout,
-    create_stack,
-    finish_stack,
     is_stack,
     open_building_stack,
     open_stack,
     plan_stack_layout,
-    write_sites,
 )
 from stcln_geo.cube.stack_contract import stack_dataset, validate_stack
+from stcln_geo.cube.stack_store import create_stack, finish_stack, write_sites
 from stcln_geo.cube.store import open_season
 from stcln_geo.errors import CubeError, InputError
 from stcln_geo.legend import Legend
