@@ -16,6 +16,7 @@ from ..cube.audit import SUSPECT, merge_audits
 from ..cube.build import date_provenance
 from ..cube.cost import DEFAULT_MEMORY
 from ..cube.lock import cube_lock
+from ..cube.sky import prepare_sky
 from ..cube.stack import (
     Stack,
     create_stack,
@@ -99,6 +100,7 @@ def create_archive(
     started = time.monotonic()
     execution = execution or Execution()
     check_folder(plan.path, plan.sites, plan.spec)
+    prepare_sky(plan.spec.cube.clouds)
     for stack in plan.stacks:
         _check_memory(plan, stack, memory, execution)
     results: list[TaskResult] = []
@@ -269,7 +271,7 @@ class _Run:
             told = date_provenance(part, season)
             for name in _PER_DATE:
                 columns[name][number, dates] = told[name]
-            masked, collection = masked and part.with_scl, part.collection
+            masked, collection = masked and part.cloud_mask != "none", part.collection
         cube = self.plan.spec.cube
         path = self.plan.path / stack.folder
         stale = manifest_folder(path, stack.season)
