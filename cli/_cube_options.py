@@ -13,6 +13,7 @@ __all__ = [
     "BboxOption",
     "CatalogOption",
     "CloudMarginOption",
+    "CloudMaskOption",
     "CollectionOption",
     "CompositeOption",
     "CrsOption",
@@ -98,6 +99,14 @@ PeriodOption = Annotated[
 ResamplingOption = Annotated[
     str,
     typer.Option("--resampling", help="nearest, bilinear, cubic or average; scl is by nearest."),
+]
+CloudMaskOption = Annotated[
+    str,
+    typer.Option(
+        "--cloud-mask",
+        help="What finds clouds and shadows: scl (the provider's scene classes), or omnicloudmask "
+        "(a model; pip install 'stcln-geo[omnicloudmask]').",
+    ),
 ]
 CloudMarginOption = Annotated[
     int, typer.Option("--cloud-margin", help="Pixels around clouds that are not clear either.")

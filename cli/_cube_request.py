@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from ..cube.clouds import CloudSource
     from ..cube.planned import CubePlan
     from ..cube.selection import Selection
     from ..cube.snapshot import ItemSnapshot
@@ -30,6 +31,7 @@ def make_spec(
     bands: str | None,
     window: int,
     halo: int,
+    cloud_mask: str,
     cloud_margin: int,
     shadow_margin: int,
     **choices: Any,
@@ -40,7 +42,11 @@ def make_spec(
 
     return CubeSpec(
         bands=tuple(name.strip() for name in bands.split(",")) if bands is not None else None,
-        clouds=CloudSpec(cloud_margin=cloud_margin, shadow_margin=shadow_margin),
+        clouds=CloudSpec(
+            source=cast("CloudSource", cloud_mask),
+            cloud_margin=cloud_margin,
+            shadow_margin=shadow_margin,
+        ),
         lattice=Lattice(window=window, halo=halo),
         **choices,
     )

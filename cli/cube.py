@@ -16,6 +16,7 @@ from ._cube_options import (
     BboxOption,
     CatalogOption,
     CloudMarginOption,
+    CloudMaskOption,
     CollectionOption,
     CompositeOption,
     CrsOption,
@@ -87,6 +88,7 @@ def plan(
     composite: CompositeOption = "none",
     period: PeriodOption = None,
     resampling: ResamplingOption = "bilinear",
+    cloud_mask: CloudMaskOption = "scl",
     cloud_margin: CloudMarginOption = 2,
     shadow_margin: ShadowMarginOption = 2,
     offset: OffsetOption = None,
@@ -98,8 +100,9 @@ def plan(
     """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
     spec = make_spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
-        composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
-        shadow_margin=shadow_margin, offset=offset, window=window, halo=halo,
+        composite=composite, period=period, resampling=resampling, cloud_mask=cloud_mask,
+        cloud_margin=cloud_margin, shadow_margin=shadow_margin, offset=offset, window=window,
+        halo=halo,
     )  # fmt: skip
     search = SearchRequest(
         catalog=catalog, collection=collection, region=make_region(bbox, region), time=time,
@@ -129,6 +132,7 @@ def build(
     composite: CompositeOption = "none",
     period: PeriodOption = None,
     resampling: ResamplingOption = "bilinear",
+    cloud_mask: CloudMaskOption = "scl",
     cloud_margin: CloudMarginOption = 2,
     shadow_margin: ShadowMarginOption = 2,
     offset: OffsetOption = None,
@@ -156,9 +160,9 @@ def build(
 
     spec = make_spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
-        composite=composite, period=period, resampling=resampling, cloud_margin=cloud_margin,
-        shadow_margin=shadow_margin, offset=offset, window=window, halo=halo, on_error=on_error,
-        max_failed_fraction=max_failed_fraction,
+        composite=composite, period=period, resampling=resampling, cloud_mask=cloud_mask,
+        cloud_margin=cloud_margin, shadow_margin=shadow_margin, offset=offset, window=window,
+        halo=halo, on_error=on_error, max_failed_fraction=max_failed_fraction,
     )  # fmt: skip
     execution = execution_from(workers, scheduler)
     budget = parse_memory(memory)

@@ -39,6 +39,10 @@ def info(
         if season.observations is not None:
             say(f"  dates   {season.attrs['composite']} of each {season.attrs['period']}")
         say(f"  clear   {clear:.1%} of all pixels and dates")
+        if season.attrs.get("cloud_mask"):
+            weights = season.attrs.get("cloud_mask_weights")
+            version = f", weights {weights:g}" if weights is not None else ""
+            say(f"  clouds  {season.attrs['cloud_mask']}{version}")
         for key in ("catalog", "collection", "region"):
             if season.attrs.get(key):
                 say(f"  {key:7} {season.attrs[key]}")

@@ -15,6 +15,7 @@ from ..cube.build import date_provenance
 from ..cube.cost import DEFAULT_MEMORY
 from ..cube.lock import cube_lock
 from ..cube.replace import recover_swaps, stored_fingerprint
+from ..cube.sky import prepare_sky
 from ..cube.stack import Stack, open_building_stack
 from ..cube.stack_store import create_stack, finish_stack, take_back_stack
 from ..cube.store import list_seasons, write_json
@@ -94,6 +95,7 @@ def create_archive(
     started = time.monotonic()
     execution = execution or Execution()
     check_folder(plan.path, plan.sites, plan.spec)
+    prepare_sky(plan.spec.cube.clouds)
     for stack in plan.stacks:
         _check_memory(plan, stack, memory, execution)
     results: list[TaskResult] = []
@@ -260,7 +262,7 @@ class _Run:
             told = date_provenance(part, season)
             for name in _PER_DATE:
                 columns[name][number, dates] = told[name]
-            masked, collection = masked and part.with_scl, part.collection
+            masked, collection = masked and part.cloud_mask != "none", part.collection
         cube = self.plan.spec.cube
         path = self.plan.path / stack.folder
         with writing(path):

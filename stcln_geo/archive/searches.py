@@ -351,7 +351,7 @@ def _make_plan(
         part = crop_plan(plan, site.window, region=site.id)
         for season in part.seasons:
             scenes = [scene for date in season.dates for scene in date.scenes]
-            windows = sum(len(scene.bands) + (scene.scl is not None) for scene in scenes)
+            windows = sum(len(scene.assets) for scene in scenes)
             costs[site.id] = {"dates": len(season.dates), "windows": windows}
     return {"fingerprint": plan.fingerprint, "keeps_scl": plan.keeps_scl, "sites": costs}
 

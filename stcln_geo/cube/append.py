@@ -400,7 +400,7 @@ def _change(plan: CubePlan, season: SeasonPlan, stored: CubePlan) -> SeasonChang
         new_dates=len(new),
         changed_dates=len(changed),
         reads=sum(
-            len(scene.bands) + (plan.with_scl and scene.scl is not None)
+            len(scene.assets) - (scene.scl is not None and not plan.with_scl)
             for date in (*new, *changed)
             for scene in date.scenes
         ),

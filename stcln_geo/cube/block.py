@@ -18,11 +18,12 @@ from ..grid import Window, crop_geobox, tiles
 from ..storage import Location, location
 from .audit import SceneAudit, audit_scene
 from .cost import SCENES_AHEAD
-from .fuse import harmonise_scene
+from .fuse import ScenePixels, harmonise_scene
 from .merge import BlockArrays, make_merger
 from .planned import Asset, CubePlan, Scene, SeasonPlan
 from .read import AssetReader, AssetReadError, LedgerEntry, append_ledger
 from .replace import OldSeason, open_old
+from .sky import SKY_LATTICE, SkyModel, find_sky, omnicloudmask
 from .store import Season, open_building, write_json, write_shard
 from .stored import LEDGER_FILE, load_plan, manifest_path, read_manifest, shard_fingerprint
 
@@ -58,8 +59,14 @@ class BlockResult:
     """Shards taken over from the season that is replaced."""
 
 
-def build_block(task: BlockTask) -> BlockResult:
-    """Build the shards of a block that are missing."""
+def build_block(task: BlockTask, *, model: SkyModel | None = None) -> BlockResult:
+    """Build the shards of a block that are missing.
+
+    Parameters
+    ----------
+    model
+        In place of OmniCloudMask with its own weights.
+    """
     path = location(task.cube)
     plan = load_plan(task.cube, task.fingerprint)
     season_plan = plan.season(task.season)
@@ -92,7 +99,7 @@ def build_block(task: BlockTask) -> BlockResult:
     if old is not None and reused:
         for shard in missing:
             old.take_dates(reused, shard, **block.part(shard))
-    failed = _fill(block, plan, season_plan, readers, task, audit, reused)
+    failed = _fill(block, plan, season_plan, readers, task, audit, reused, model)
     kept_items = {scene.item for index in reused for scene in season_plan.dates[index].scenes}
     for number, shard in enumerate(missing):
         part = block.part(shard)
@@ -129,6 +136,7 @@ def read_block(
     folder: Location,
     skip_failures: bool,
     threads: int,
+    model: SkyModel | None = None,
 ) -> BlockPixels:
     """Read the whole grid of a plan, small enough for the memory, exactly as a cube's block.
 
@@ -138,6 +146,8 @@ def read_block(
         Where the ledger of failures lies.
     skip_failures
         True leaves a scene out where one of its assets cannot be read.
+    model
+        In place of OmniCloudMask with its own weights.
 
     Raises
     ------
@@ -151,7 +161,7 @@ def read_block(
     )  # fmt: skip
     arrays = BlockArrays(plan, season, whole)
     audit = _Audit([whole], {})
-    failed = _fill(arrays, plan, season, readers, task, audit, ())
+    failed = _fill(arrays, plan, season, readers, task, audit, (), model)
     counts = {item: audits[0].to_json() for item, audits in audit.by_item.items()}
     return BlockPixels(arrays=arrays, left_out=tuple(sorted(failed)), audit=counts)
 
@@ -258,8 +268,8 @@ class _Reading:
 
     date: int
     scene: Scene
-    bands: list[Future[np.ndarray]]
-    scl: Future[np.ndarray] | None
+    pixels: dict[str, Future[np.ndarray]]
+    """By asset key."""
 
 
 def _fill(
@@ -270,10 +280,11 @@ def _fill(
     task: BlockTask,
     audit: _Audit,
     reused: Collection[int],
+    model: SkyModel | None,
 ) -> set[str]:
     """Fill a block's arrays, date by date but for those reused; return the items left out."""
     path = location(task.cube)
-    clouds = plan.spec.clouds
+    model = model or omnicloudmask(plan.spec.clouds)
     absolute = block.area.shift(plan.window.row, plan.window.col)
     wanted = [
         (index, scene)
@@ -300,12 +311,7 @@ def _fill(
             if failures:
                 left_out.add(reading.scene.item)
                 continue
-            pixels = harmonise_scene(
-                reading.scene,
-                [future.result() for future in reading.bands],
-                reading.scl.result() if reading.scl is not None else None,
-                clouds,
-            )
+            pixels = _harmonised(reading, absolute, plan, model)
             audit.by_item[reading.scene.item] = audit_scene(pixels, plan.bands, audit.shards)
             merger.add(reading.date, reading.scene, pixels)
     merger.finish()
@@ -320,38 +326,63 @@ def _read_ahead(
     readers: Readers,
 ) -> Iterator[_Reading]:
     """Yield scenes in order, while the next ones are already being read."""
-    pad = plan.spec.clouds.padding
-    height, width = block.area.shape_yx
-    padded = crop_geobox(block.geobox, Window(0, 0, height, width).expand(pad))
+    absolute = block.area.shift(plan.window.row, plan.window.col)
 
-    def start(scene: Scene, asset: Asset, *, is_scl: bool) -> Future[np.ndarray]:
+    def start(scene: Scene, asset: Asset) -> Future[np.ndarray]:
+        around = _around(scene, asset, absolute, plan)
         return pool.submit(
             readers.of(scene).read,
             asset.href,
-            padded if is_scl else block.geobox,
-            resampling="nearest" if is_scl else plan.spec.resampling,
+            crop_geobox(block.geobox, around.relative_to(absolute)),
+            resampling="nearest" if asset == scene.scl else plan.spec.resampling,
             nodata=asset.radiometry.nodata,
         )
 
     ahead: deque[_Reading] = deque()
     for date, scene in wanted:
-        bands = [start(scene, asset, is_scl=False) for asset in scene.bands]
-        use_scl = scene.scl is not None and plan.with_scl
-        scl = start(scene, scene.scl, is_scl=True) if use_scl and scene.scl is not None else None
-        ahead.append(_Reading(date, scene, bands, scl))
+        used = [asset for asset in scene.assets if asset != scene.scl or plan.with_scl]
+        ahead.append(_Reading(date, scene, {asset.key: start(scene, asset) for asset in used}))
         if len(ahead) > SCENES_AHEAD:
             yield ahead.popleft()
     yield from ahead
 
 
+def _around(scene: Scene, asset: Asset, area: Window, plan: CubePlan) -> Window:
+    """Return what is read of an asset for an absolute area."""
+    near = area.expand(plan.spec.clouds.padding)
+    if asset in scene.sky:
+        return SKY_LATTICE.cover(near)
+    return near if asset == scene.scl else area
+
+
+def _harmonised(reading: _Reading, area: Window, plan: CubePlan, model: SkyModel) -> ScenePixels:
+    """Bring a scene that was read to the cube's numbers, in an absolute area."""
+    scene, clouds = reading.scene, plan.spec.clouds
+
+    def inner(asset: Asset) -> np.ndarray:
+        inside = area.relative_to(_around(scene, asset, area, plan))
+        return reading.pixels[asset.key].result()[inside.rows, inside.cols]
+
+    sky = None
+    if scene.sky:
+        near = area.expand(clouds.padding)
+        bands = []
+        for asset in scene.sky:
+            band = reading.pixels[asset.key].result()
+            bands.append(np.where(band == asset.radiometry.nodata, 0, band))
+        sky = find_sky(bands, SKY_LATTICE.cover(near), near, model)
+    scl = None
+    if scene.scl is not None and scene.scl.key in reading.pixels:
+        scl = reading.pixels[scene.scl.key].result()
+    return harmonise_scene(scene, [inner(asset) for asset in scene.bands], scl, clouds, sky)
+
+
 def _failures(reading: _Reading, area: Window) -> list[LedgerEntry]:
     """Wait for a scene's assets and return those that could not be read."""
-    futures = list(zip(reading.scene.bands, reading.bands, strict=True))
-    if reading.scl is not None and reading.scene.scl is not None:
-        futures.append((reading.scene.scl, reading.scl))
     entries = []
-    for asset, future in futures:
-        error = future.exception()
+    for asset in reading.scene.assets:
+        future = reading.pixels.get(asset.key)
+        error = future.exception() if future is not None else None
         if isinstance(error, AssetReadError):
             entries.append(
                 LedgerEntry(

@@ -28,6 +28,7 @@ from .planned import CubePlan, SeasonPlan
 from .publish import recover_publications
 from .read import LedgerEntry, entries_since, read_ledger
 from .replace import current_seasons, finish_replacement, recover_swaps, store_season_plan
+from .sky import prepare_sky
 from .snapshot import write_items
 from .store import (
     create_season,
@@ -118,7 +119,8 @@ def build_cube(
     """
     path = location(path)
     execution = execution or Execution()
-    # Both checks come before anything is written.
+    # These checks come before anything is written.
+    prepare_sky(plan.spec.clouds)
     for season in plan.seasons:
         plan_blocks(plan, season, memory=memory, workers=execution.workers)
     with cube_lock(path):
@@ -148,6 +150,7 @@ def carry_out(
         If assets could not be read, or more scenes were left out than the plan allows.
     """
     started = time.monotonic()
+    prepare_sky(plan.spec.clouds)
     recover_swaps(path)
     current = current_seasons(path, plan) - set(redo)
     whole = set(list_seasons(path)) if (path / "zarr.json").is_file() else set()
@@ -355,7 +358,13 @@ def _open_or_create(plan: CubePlan, season: SeasonPlan, path: Location, *, repla
             "collection": plan.collection,
             "region": plan.region,
             "fingerprint": fingerprint,
-            "clouds_masked": plan.with_scl,
+            "clouds_masked": plan.cloud_mask != "none",
+            "cloud_mask": plan.cloud_mask,
+            **(
+                {"cloud_mask_weights": plan.spec.clouds.weights}
+                if plan.cloud_mask == "omnicloudmask"
+                else {}
+            ),
             "level": plan.level,
             "composite": plan.spec.composite,
             "period": plan.spec.period,

@@ -1,18 +1,30 @@
-"""Which pixels show the ground: from Sentinel-2's scene classes, with a margin around clouds."""
+"""Which pixels show the ground: by scene classes or a cloud model, with margins."""
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ..errors import InputError
 from .contract import SCL_CLEAR, SCL_CLOUD, SCL_SHADOW
 
-__all__ = ["CloudSpec", "clear_sky"]
+__all__ = ["CloudSource", "CloudSpec", "clear_sky", "sky_classes"]
+
+CloudSource = Literal["scl", "omnicloudmask"]
+"""What finds clouds and shadows: the provider's scene classes, or the model OmniCloudMask."""
 
 _MAX_MARGIN = 50
 _CLASSES = range(12)
+_OLDEST_WEIGHTS = 4.0
+
+_SCL_SKY = (2, *SCL_SHADOW, *SCL_CLOUD)
+"""Scene classes that a cloud model decides anew: dark areas, shadow, clouds."""
+
+_THICK, _THIN, _SHADOW = 9, 10, 3
+"""Scene classes that a cloud model's classes 1, 2 and 3 stand for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,20 +33,38 @@ class CloudSpec:
 
     Parameters
     ----------
+    source
+        What finds clouds and shadows: ``scl`` or ``omnicloudmask``.
+    weights
+        Version of OmniCloudMask's weights, where it is the source.
     clear
         Scene classes that show the ground: by default vegetation, bare soil, water,
-        unclassified and snow.
+        unclassified and snow. OmniCloudMask's thick cloud, thin cloud and shadow count as the
+        classes 9, 10 and 3.
     cloud_margin, shadow_margin
         Pixels of the cube (not metres) around clouds and around shadows that are not clear
         either. The default 2 is one pixel of the scene classes on a 10 m grid.
     """
 
+    source: CloudSource = "scl"
+    weights: float = _OLDEST_WEIGHTS
     clear: tuple[int, ...] = SCL_CLEAR
     cloud_margin: int = 2
     shadow_margin: int = 2
 
     def __post_init__(self) -> None:
-        """Check classes and margins."""
+        """Check source, classes and margins."""
+        sources = typing.get_args(CloudSource)
+        if self.source not in sources:
+            raise InputError(
+                f"Cannot mask clouds with {self.source!r}: the cloud mask must be "
+                f"{' or '.join(sources)}. Choose one of these with --cloud-mask."
+            )
+        if self.weights < _OLDEST_WEIGHTS:
+            raise InputError(
+                f"Cannot use version {self.weights:g} of OmniCloudMask's weights: it must be "
+                f"{_OLDEST_WEIGHTS:g} or newer, as older ones need other packages. Leave it out."
+            )
         if not self.clear or not set(self.clear) <= set(_CLASSES):
             raise InputError(
                 f"Cannot take the scene classes {self.clear} as clear: they must be among 0 to 11, "
@@ -76,6 +106,29 @@ def clear_sky(scl: np.ndarray, spec: CloudSpec) -> np.ndarray:
         if margin and hiding:
             clear &= ~_near(np.isin(scl, hiding), margin)[inner]
     return clear
+
+
+def sky_classes(found: np.ndarray, scl: np.ndarray | None, spec: CloudSpec) -> np.ndarray:
+    """Return scene classes that say what a cloud model found.
+
+    Parameters
+    ----------
+    found : (H, W) uint8: 0 clear, 1 thick cloud, 2 thin cloud, 3 shadow.
+    scl : (H, W) uint8, the provider's scene classes, or None. What they say of clouds, shadows and
+        dark areas is not used; what they say of the ground, of missing data (0) and of saturated
+        pixels (1) is.
+
+    Returns
+    -------
+    (H, W) uint8, for ``clear_sky``.
+    """
+    ground = spec.clear[0]
+    classes = np.full(found.shape, ground, dtype=np.uint8)
+    if scl is not None:
+        np.copyto(classes, scl, where=~np.isin(scl, _SCL_SKY))
+    for code, scene_class in ((1, _THICK), (2, _THIN), (3, _SHADOW)):
+        classes[found == code] = scene_class
+    return classes
 
 
 def _near(hidden: np.ndarray, margin: int) -> np.ndarray:

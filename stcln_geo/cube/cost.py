@@ -10,6 +10,7 @@ from ..grid import Window, tiles
 from .composite import STRIP_VALUES
 from .granules import Dropped
 from .planned import CubePlan, Scene, SeasonPlan
+from .sky import SKY_BANDS, SKY_BYTES, SKY_LATTICE
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -79,7 +80,25 @@ def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
     shard = min(side, season.layout.shard) ** 2 * dates * 2 * bands
     merging = MERGE_BYTES * STRIP_VALUES if composite else 0
     arrays = height * width * (kept + passing) + 1.5 * shard + merging
-    return round(arrays / _SHARE) + _FIXED_BYTES
+    sky = 0
+    if _has_sky(plan):
+        # Three bands, at the worst place on the model's lattice, of the scenes in flight, and of
+        # one without what is no data; its classes.
+        wide = _seen_side(height, plan) * _seen_side(width, plan)
+        arrays += wide * 3 * 2 * (SCENES_AHEAD + 2) + 2 * height * width
+        sky = SKY_BYTES
+    return round(arrays / _SHARE) + _FIXED_BYTES + sky
+
+
+def _has_sky(plan: CubePlan) -> bool:
+    return plan.cloud_mask == "omnicloudmask"
+
+
+def _seen_side(side: int, plan: CubePlan) -> int:
+    """Return how many pixels, at most, are read along an axis for a block of some side."""
+    stride = SKY_LATTICE.stride
+    cores = -(-(side + 2 * plan.spec.clouds.padding - 1) // stride) + 1
+    return cores * stride + 2 * SKY_LATTICE.halo
 
 
 def count_reads(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:
@@ -89,7 +108,7 @@ def count_reads(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) ->
     reads: Counter[tuple[int, int, int, int] | None] = Counter()
     example: dict[tuple[int, int, int, int] | None, Scene] = {}
     for scene in (scene for date in season.dates for scene in date.scenes):
-        reads[scene.place] += len(scene.bands) + (scene.scl is not None)
+        reads[scene.place] += len(scene.assets)
         example[scene.place] = scene
     return sum(
         count * sum(example[place].meets(area) for area in areas) for place, count in reads.items()
@@ -102,7 +121,8 @@ def read_bytes(plan: CubePlan, season: SeasonPlan) -> int:
     for scene in (scene for date in season.dates for scene in date.scenes):
         place = Window(*scene.place) if scene.place is not None else plan.window
         pixels = place.intersection(plan.window).area * plan.spec.resolution**2
-        total += sum(2 * pixels / _native(band) ** 2 for band in plan.bands)
+        names = {*plan.bands, *(SKY_BANDS if scene.sky else ())}
+        total += sum(2 * pixels / _native(band) ** 2 for band in sorted(names))
         total += pixels / 400 if scene.scl is not None else 0
     return round(total)
 
@@ -158,12 +178,18 @@ def _native(band: str) -> int:
 
 def _sky(plan: CubePlan) -> str:
     clouds = plan.spec.clouds
+    margins = f"{clouds.cloud_margin} px from clouds, {clouds.shadow_margin} px from shadows"
+    if _has_sky(plan):
+        codes = ", ".join(map(str, clouds.clear))
+        scl = f"; scene classes {codes} of the ground" if plan.with_scl else "; no scene classes"
+        return (
+            f"clear = neither cloud nor shadow by OmniCloudMask (weights {clouds.weights:g}), "
+            f"{margins}{scl}; it reads {', '.join(SKY_BANDS)} up to "
+            f"{SKY_LATTICE.stride + SKY_LATTICE.halo} px beyond each block"
+        )
     if not plan.with_scl:
         return "no scene classes: clouds are NOT masked, valid says only that there is data"
-    return (
-        f"clear = scene classes {', '.join(map(str, clouds.clear))}, {clouds.cloud_margin} px from "
-        f"clouds, {clouds.shadow_margin} px from shadows"
-    )
+    return f"clear = scene classes {', '.join(map(str, clouds.clear))}, {margins}"
 
 
 def _offsets(scenes: Sequence[Scene]) -> str:

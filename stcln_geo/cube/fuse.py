@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clouds import CloudSpec, clear_sky
+from .clouds import CloudSpec, clear_sky, sky_classes
 from .contract import FILL
 from .planned import Scene
 from .radiometry import harmonise
@@ -35,15 +35,19 @@ class ScenePixels:
 
 
 def harmonise_scene(
-    scene: Scene, raw: list[np.ndarray], scl: np.ndarray | None, clouds: CloudSpec
+    scene: Scene,
+    raw: list[np.ndarray],
+    scl: np.ndarray | None,
+    clouds: CloudSpec,
+    sky: np.ndarray | None = None,
 ) -> ScenePixels:
     """Bring a scene's numbers to one scale and say how good each pixel is.
 
     Parameters
     ----------
     raw : one (H, W) array per band, as read.
-    scl : (H + 2p, W + 2p) uint8 with ``p = clouds.padding``, or None where there is none: then
-        every sky counts as clear.
+    scl : (H + 2p, W + 2p) uint8 with ``p = clouds.padding``, or None where there is none.
+    sky : the classes of a cloud model, likewise. With neither, every sky counts as clear.
     """
     some = np.zeros(raw[0].shape, dtype=bool)
     every = np.ones(raw[0].shape, dtype=bool)
@@ -59,8 +63,11 @@ def harmonise_scene(
     rank = some.astype(np.uint8) * _PARTLY
     rank[every] = _MEASURED
     inner = None
-    if scl is not None:
+    if sky is not None:
+        usable &= clear_sky(sky_classes(sky, scl, clouds), clouds)
+    elif scl is not None:
         usable &= clear_sky(scl, clouds)
+    if scl is not None:
         pad = clouds.padding
         inner = scl[pad : scl.shape[0] - pad, pad : scl.shape[1] - pad]
     rank[every & usable] = _CLEAR

@@ -31,6 +31,7 @@ from .granules import SCL, Dropped, Granule, band_assets, newest_first
 from .layout import plan_layout
 from .planned import Asset, CubePlan, DatePlan, Scene, SeasonPlan
 from .radiometry import Radiometry, resolve_offset
+from .sky import SKY_BANDS, SKY_RESOLUTIONS
 from .snapshot import ItemSnapshot
 from .spec import DEFAULT_BANDS, CubeSpec
 
@@ -63,7 +64,8 @@ def plan_cube(
     """
     spec = spec or CubeSpec()
     bands, lacking = _choose_bands(snapshot, spec)
-    granules, unusable = _with_assets(snapshot, bands)
+    sky = _sky_bands(snapshot, spec)
+    granules, unusable = _with_assets(snapshot, tuple(dict.fromkeys((*bands, *sky))))
     region = region or _union_of(granules)
     crs = _choose_crs(spec.crs, region, granules)
     aoi = region.to_crs(crs)
@@ -77,7 +79,7 @@ def plan_cube(
     longitude = region.centre[0]
     for granule in granules:
         day = _solar_day(granule.time, longitude)
-        scene = _make_scene(granule, items[granule.item], day, snapshot, bands, crs, spec)
+        scene = _make_scene(granule, items[granule.item], day, snapshot, (bands, sky), crs, spec)
         if scene.meets(window):
             days[day].append((granule, scene))
         else:
@@ -206,6 +208,27 @@ def _choose_bands(
     return spec.bands, ()
 
 
+def _sky_bands(snapshot: ItemSnapshot, spec: CubeSpec) -> tuple[str, ...]:
+    """Return the bands that the cloud model is shown; none where there is no such model."""
+    if spec.clouds.source != "omnicloudmask":
+        return ()
+    offered = set().union(*(band_assets(item, snapshot.profile) for item in snapshot.items))
+    missing = [band for band in SKY_BANDS if band not in offered]
+    if missing:
+        raise InputError(
+            f"Cannot mask clouds with OmniCloudMask: no item of '{snapshot.catalog.name}' has the "
+            f"bands {', '.join(missing)}, and the model is shown {', '.join(SKY_BANDS)}, whether "
+            "the cube has them or not. Use --cloud-mask scl."
+        )
+    finest, coarsest = SKY_RESOLUTIONS
+    if not finest <= spec.resolution <= coarsest:
+        raise InputError(
+            f"Cannot mask clouds with OmniCloudMask at {spec.resolution:g} m: it knows pixels of "
+            f"{finest:g} to {coarsest:g} m. Choose such a --resolution, or --cloud-mask scl."
+        )
+    return SKY_BANDS
+
+
 def _with_assets(
     snapshot: ItemSnapshot, bands: tuple[str, ...]
 ) -> tuple[list[Granule], list[Dropped]]:
@@ -284,10 +307,11 @@ def _make_scene(
     item: Mapping[str, Any],
     day: np.datetime64,
     snapshot: ItemSnapshot,
-    bands: tuple[str, ...],
+    bands_and_sky: tuple[tuple[str, ...], tuple[str, ...]],
     crs: str,
     spec: CubeSpec,
 ) -> Scene:
+    bands, sky = bands_and_sky
     keys = band_assets(item, snapshot.profile)
     access = asset_access(snapshot.catalog, snapshot.collection)
 
@@ -295,6 +319,12 @@ def _make_scene(
         what = f"asset {keys[name]} of item {granule.item}"
         href = check_asset(item["assets"][keys[name]], access, what=what)
         return Asset(key=keys[name], href=href, radiometry=radiometry)
+
+    def measured(band: str) -> Asset:
+        rule = resolve_offset(
+            item, keys[band], snapshot.profile, override=spec.offset, baseline=granule.baseline
+        )
+        return asset(band, rule)
 
     return Scene(
         item=granule.item,
@@ -305,24 +335,13 @@ def _make_scene(
         baseline=granule.baseline,
         crs=granule.crs,
         place=_place(granule, crs, spec.resolution),
-        bands=tuple(
-            asset(
-                band,
-                resolve_offset(
-                    item,
-                    keys[band],
-                    snapshot.profile,
-                    override=spec.offset,
-                    baseline=granule.baseline,
-                ),
-            )
-            for band in bands
-        ),
+        bands=tuple(measured(band) for band in bands),
         scl=asset(SCL, Radiometry(offset=0)) if SCL in keys else None,
         cloud_cover=_cloud_cover(item) if spec.composite == "least-cloudy" else None,
         tile=granule.tile,
         sensing=str(granule.sensing),
         processed=granule.generation,
+        sky=tuple(measured(band) for band in sky),
     )
 
 

@@ -73,15 +73,31 @@ class Scene:
     """When the product was made, as the item says; empty if unknown."""
     substitute: Substitute | None = None
     """Set where the assets are another catalog's."""
+    sky: tuple[Asset, ...] = ()
+    """Red, green and near infrared for the cloud model, where one finds the clouds."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the scene's pixels: what it is, not the addresses where it lies."""
-        content = asdict(self)
-        for asset in (*content["bands"], *([content["scl"]] if content["scl"] else [])):
+        content = self.to_json()
+        scl = [content["scl"]] if content["scl"] else []
+        for asset in (*content["bands"], *scl, *content.get("sky", ())):
             del asset["href"]
         if content["substitute"] is not None:
             del content["substitute"]["access"]
+        return content
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        """The files to read, each once."""
+        scl = (self.scl,) if self.scl is not None else ()
+        return (*self.bands, *scl, *(asset for asset in self.sky if asset not in self.bands))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scene as JSON values."""
+        content = asdict(self)
+        if not self.sky:
+            del content["sky"]
         return content
 
     def meets(self, area: Window) -> bool:
@@ -169,6 +185,12 @@ class CubePlan:
         return all(scene.scl is not None for scene in self.scenes)
 
     @property
+    def cloud_mask(self) -> str:
+        """What finds clouds: ``scl``, ``omnicloudmask``, or ``none`` where nothing does."""
+        source = self.spec.clouds.source
+        return "none" if source == "scl" and not self.with_scl else source
+
+    @property
     def keeps_scl(self) -> bool:
         """True where scene classes are stored: they are of a day, so composites have none."""
         return self.with_scl and self.spec.keep_scl and self.spec.composite == "none"
@@ -224,7 +246,7 @@ class CubePlan:
                     "dates": [
                         {
                             "time": str(date.time),
-                            "scenes": [asdict(scene) for scene in date.scenes],
+                            "scenes": [scene.to_json() for scene in date.scenes],
                         }
                         for date in season.dates
                     ],
@@ -282,6 +304,7 @@ def _scene_from_json(content: Mapping[str, Any]) -> Scene:
             "substitute": Substitute(**content["substitute"])
             if content.get("substitute")
             else None,
+            "sky": tuple(_asset_from_json(asset) for asset in content.get("sky", ())),
         }
     )
 

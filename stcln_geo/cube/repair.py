@@ -261,6 +261,7 @@ def _substituted(scene: Scene, best: Scene, offered: CubePlan, plan: CubePlan) -
         scene,
         bands=best.bands,
         scl=best.scl,
+        sky=best.sky,
         substitute=Substitute(
             catalog=offered.catalog,
             item=best.item,

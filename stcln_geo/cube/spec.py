@@ -148,7 +148,11 @@ class CubeSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
         layout = self.layout.to_json() if self.layout is not None else None
-        return {**dataclasses.asdict(self), "layout": layout}
+        content = {**dataclasses.asdict(self), "layout": layout}
+        if self.clouds.source == "scl":
+            # As before there was a choice, so that cubes of that time are still complete.
+            del content["clouds"]["source"], content["clouds"]["weights"]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> CubeSpec:
