@@ -9,6 +9,8 @@ folder or a checkpoint that it does not see) is sent away before it has touched 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import time
 import uuid
@@ -80,6 +82,8 @@ class Assignment:
             # Nothing on this device works any more until the process that broke it is gone. The
             # nanny starts a new worker, and the scheduler gives it the task again.
             os._exit(_BROKEN_DEVICE_EXIT)
+        finally:
+            _give_back_memory()
 
     def check_worker(self) -> None:
         """Raise unless this process can do the work.
@@ -105,6 +109,26 @@ class Assignment:
 
 _fit: set[str] = set()
 """Runs that this worker process has been found fit for."""
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return glibc's ``malloc_trim``; None on other systems."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
+    return trim
+
+
+def _give_back_memory() -> None:
+    """Give freed memory back to the system, so that one task's leavings are not in the next's way.
+
+    Arrays below 32 MB otherwise stay in the heaps of the threads that made them.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 def run_on_dask(
