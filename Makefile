@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/stcln-geo demo --out $(OUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --cov --cov-report= $(PYTEST_ARGS)
 	$(BIN)/coverage report --sort=cover | tail -n 25
 
 test-slow: $(VENV)/.installed
