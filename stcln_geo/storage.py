@@ -18,13 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .bucket import object_store, refusal
 from .errors import InputError, OutputError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Location",
@@ -169,8 +166,9 @@ def location(path: str | Path | S3Path) -> Location:
     bucket, _, key = text[scheme.end() :].lstrip("/").partition("/")
     parts = [part for part in key.split("/") if part]
     if scheme[1].lower() != "s3" or not bucket or not parts or {".", ".."} & set(parts):
+        given = f"{scheme[0]}/{text[scheme.end() :].lstrip('/')}"
         raise InputError(
-            f"Cannot use the location {text!r}: it must be a local path or an address such as "
+            f"Cannot use the location {given!r}: it must be a local path or an address such as "
             "s3://bucket/prefix/cube.zarr. Correct the address; for Google or Azure, give the "
             "S3-compatible endpoint in AWS_ENDPOINT_URL."
         )

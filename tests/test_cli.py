@@ -224,6 +224,8 @@ def test_ctrl_c_says_one_line_even_within_the_demo(tmp_path):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # In the background of a shell Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Once the first file of the archive is begun, the demo is within a command.
     deadline = time.monotonic() + 60
