@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -422,39 +423,101 @@ def test_an_interrupted_build_goes_on(
     assert_equal(whole, open_season(path))
 
 
+BUILD = """
+import dataclasses, json, sys
+from stcln_geo.cube.build import build_cube
+from stcln_geo.cube.plan import CubePlan
+from stcln_geo.cube.snapshot import read_items
+from stcln_geo.execution import Execution
+
+if __name__ == "__main__":
+    plan, path, items, memory, workers = sys.argv[1:]
+    plan = CubePlan.from_json(json.load(open(plan)))
+    plan = dataclasses.replace(plan, items=tuple(read_items(items)))
+    build_cube(plan, path, memory=int(memory), execution=Execution(workers=int(workers)))
+"""
+SLOW = """
+import time
+from stcln_geo.cube import block
+
+# Dask loads this for the worker and for its nanny.
+original = block.at_full_speed = getattr(block, "at_full_speed", block.write_shard)
+
+def slow(*args, **options):
+    original(*args, **options)
+    time.sleep(0.5)
+
+block.write_shard = slow
+"""
+
+
+def start_slow_build(
+    plan: CubePlan, items: Path, path: Path, *, workers: int
+) -> subprocess.Popen[bytes]:
+    """Begin to build in a process group of its own, with a pause after every shard."""
+    folder = path.parent
+    (folder / "plan.json").write_text(json.dumps(plan.to_json()))
+    (folder / "slow.py").write_text(SLOW)
+    (folder / "build.py").write_text(BUILD if workers else SLOW + BUILD)
+    memory = one_shard(plan) * max(workers, 1)
+    return subprocess.Popen(
+        [sys.executable, folder / "build.py", folder / "plan.json", path, items, str(memory),
+         str(workers)],
+        env={**os.environ, "DASK_DISTRIBUTED__WORKER__PRELOAD": str(folder / "slow.py")},
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_shards(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list((path / "manifests" / "2018-09-01").glob("*.json"))) < count:
+        assert time.monotonic() < deadline, "no shard in a minute"
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_a_killed_process_goes_on(plan: CubePlan, whole: Season, tmp_path: Path):
     path = tmp_path / "k.zarr"
-    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
-    script = (
-        "import json, sys, time\n"
-        "from stcln_geo.cube import block, build\n"
-        "from stcln_geo.cube.plan import CubePlan\n"
-        "import dataclasses\n"
-        "from stcln_geo.cube.snapshot import read_items\n"
-        "original = block.write_shard\n"
-        "def slow(*args, **options):\n"
-        "    original(*args, **options); time.sleep(0.3)\n"
-        "block.write_shard = slow\n"
-        "plan = CubePlan.from_json(json.load(open(sys.argv[1])))\n"
-        "plan = dataclasses.replace(plan, items=tuple(read_items(sys.argv[3])))\n"
-        "build.build_cube(plan, sys.argv[2], memory=int(sys.argv[4]))\n"
-    )
-    items = whole.cube / "items.parquet"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "plan.json"), str(path), str(items),
-         str(one_shard(plan))],
-    )  # fmt: skip
-    manifests = path / "manifests" / "2018-09-01"
-    deadline = time.monotonic() + 60
-    while len(list(manifests.glob("*.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = start_slow_build(plan, whole.cube / "items.parquet", path, workers=0)
+    wait_for_shards(path, 2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list_seasons(path) == []
     report = build_cube(plan, path)
     assert 2 <= report.shards_kept < 9
     assert_equal(whole, open_season(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("all_at_once", [False, True], ids=["a-worker", "a-worker-then-all"])
+def test_a_killed_worker_and_a_killed_tree_go_on(
+    plan: CubePlan, whole: Season, tmp_path: Path, all_at_once: bool
+):
+    import psutil
+
+    path = tmp_path / "w.zarr"
+    process = start_slow_build(plan, whole.cube / "items.parquet", path, workers=2)
+    wait_for_shards(path, 2)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("spawn_main" in part for part in child.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[0].kill()
+    if all_at_once:
+        wait_for_shards(path, 4)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert list_seasons(path) == []
+    else:
+        # Its task runs again on the other worker, and nobody has to do anything.
+        assert process.wait(120) == 0
+    report = build_cube(plan, path)
+    assert 4 <= report.shards_kept <= 9
+    assert report.shards_kept < 9 or not all_at_once
+    assert_equal(whole, open_season(path))
+    assert not list(path.glob("*.building"))
 
 
 def test_a_killed_build_goes_on_with_the_items_it_began_with(
