@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "SPLITS",
     "check_bands",
     "check_cube",
+    "check_variables",
     "days_since",
     "parse_season_start",
     "season_name",
@@ -139,7 +141,7 @@ def validate_cube(dataset: xr.Dataset) -> tuple[list[str], list[str]]:
     """
     errors: list[str] = []
     warnings: list[str] = []
-    _check_variables(dataset, errors)
+    errors += check_variables(dataset, _VARIABLES, _OPTIONAL, what="a cube", writer="write_cube")
     _check_coordinates(dataset, errors, warnings)
     if not errors:
         _check_content(dataset, errors, warnings)
@@ -161,14 +163,28 @@ _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def _check_variables(dataset: xr.Dataset, errors: list[str]) -> None:
-    for name, (dims, dtypes) in {**_VARIABLES, **_OPTIONAL}.items():
+Layouts = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""Dimensions and allowed dtypes of variables, by name."""
+
+
+def check_variables(
+    dataset: xr.Dataset, required: Layouts, optional: Layouts, *, what: str, writer: str
+) -> list[str]:
+    """Return what is wrong with the names, dimensions and dtypes of variables.
+
+    Parameters
+    ----------
+    what, writer
+        What the dataset is, "a cube", and the functions that write one, for the messages.
+    """
+    errors = [
+        f"The variable '{name}' is missing: {what} has {' and '.join(required)}. "
+        f"Write it with {writer}."
+        for name in required
+        if name not in dataset
+    ]
+    for name, (dims, dtypes) in {**required, **optional}.items():
         if name not in dataset:
-            if name in _VARIABLES:
-                errors.append(
-                    f"The variable '{name}' is missing: a cube has {' and '.join(_VARIABLES)}. "
-                    "Write it with write_cube."
-                )
             continue
         variable = dataset[name]
         if tuple(variable.dims) != dims:
@@ -181,6 +197,7 @@ def _check_variables(dataset: xr.Dataset, errors: list[str]) -> None:
                 f"'{name}' has the dtype {variable.dtype.name}; it must be {' or '.join(dtypes)}. "
                 "Convert it."
             )
+    return errors
 
 
 def _check_coordinates(dataset: xr.Dataset, errors: list[str], warnings: list[str]) -> None:

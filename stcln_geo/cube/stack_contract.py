@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import CubeError
 from ..storage import Location, location
-from .contract import FILL, SCALE, check_bands
+from .contract import FILL, SCALE, check_bands, check_variables
 from .layout import block_sum
 from .season import choose_season
 from .stack import NO_DAY, is_stack
@@ -87,7 +87,10 @@ def validate_stack(dataset: xr.Dataset) -> tuple[list[str], list[str]]:
     """
     errors: list[str] = []
     warnings: list[str] = []
-    _check_variables(dataset, errors)
+    errors += check_variables(
+        dataset, _VARIABLES, _OPTIONAL, what="a stack", writer="create_stack and write_sites"
+    )
+    _check_coordinates(dataset, errors)
     if not errors:
         _check_table(dataset, errors)
     if not errors:
@@ -96,26 +99,7 @@ def validate_stack(dataset: xr.Dataset) -> tuple[list[str], list[str]]:
     return errors, warnings
 
 
-def _check_variables(dataset: xr.Dataset, errors: list[str]) -> None:
-    for name, (dims, dtypes) in {**_VARIABLES, **_OPTIONAL}.items():
-        if name not in dataset:
-            if name in _VARIABLES:
-                errors.append(
-                    f"The variable '{name}' is missing: a stack has {' and '.join(_VARIABLES)}. "
-                    "Write it with create_stack and write_sites."
-                )
-            continue
-        variable = dataset[name]
-        if tuple(variable.dims) != dims:
-            errors.append(
-                f"'{name}' has the dimensions {tuple(variable.dims)}; they must be {dims}. "
-                "Transpose it."
-            )
-        if variable.dtype.name not in dtypes:
-            errors.append(
-                f"'{name}' has the dtype {variable.dtype.name}; it must be {' or '.join(dtypes)}. "
-                "Convert it."
-            )
+def _check_coordinates(dataset: xr.Dataset, errors: list[str]) -> None:
     for name, dims in _COORDINATES.items():
         if name not in dataset.coords:
             errors.append(f"The coordinate '{name}' is missing. Assign it.")
