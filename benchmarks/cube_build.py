@@ -18,6 +18,7 @@ from pathlib import Path
 from _measure import measure_process
 
 CHUNKINGS = (512, 1024, 2048)
+OURS, AGAIN = "stcln-geo", "stcln-geo again"
 GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_INGESTED_BYTES_AT_OPEN": "32768"}
 
 
@@ -28,11 +29,13 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         return {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         folder = Path(scratch)
-        archive = folder / "archive"
-        simulate(archive, options)
-        names = ["stcln-geo", *(f"odc-stac-{chunk}" for chunk in CHUNKINGS)]
+        archive = options.archive or folder / "archive"
+        if not archive.exists():
+            simulate(archive, options)
+        # Ours comes first and last, so that a machine that grows busier or quieter shows.
+        names = [OURS, *(f"odc-stac-{chunk}" for chunk in CHUNKINGS), AGAIN]
         figures = {name: measure(name, archive, folder / f"{name}.zarr", options) for name in names}
-        check_equal(folder, names)
+        check_equal(folder, names[:-1])
     report(figures, options)
     return figures
 
@@ -44,8 +47,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="8GB", help="budget given to stcln-geo")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the data")
+    parser.add_argument("--archive", type=Path, help="simulated before, or to simulate and keep")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
-    parser.add_argument("--archive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -72,7 +75,7 @@ def run_contender(options: argparse.Namespace) -> None:
     import os
 
     os.environ.update(GDAL)
-    if options.contender == "stcln-geo":
+    if options.contender in (OURS, AGAIN):
         told = build_ours(options)
     else:
         told = build_theirs(options, int(options.contender.rsplit("-", 1)[1]))
@@ -202,17 +205,18 @@ def check_equal(folder: Path, names: list[str]) -> None:
 
 
 def report(figures: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
-    ours = figures["stcln-geo"]
-    best = min(
-        (name for name in figures if name != "stcln-geo"), key=lambda n: figures[n]["seconds"]
-    )
+    ours = [figures[OURS], figures[AGAIN]]
+    slower = max(told["seconds"] for told in ours)
+    larger = max(told["memory"] for told in ours)
+    best = min((name for name in figures if name not in (OURS, AGAIN)),
+               key=lambda name: figures[name]["seconds"])  # fmt: skip
     print(f"{options.size} px, {options.dates} dates, {options.workers} workers")
     print(f"{'contender':16} {'seconds':>8} {'GB':>6} {'tasks':>7}")
     for name, told in figures.items():
         print(f"{name:16} {told['seconds']:8.1f} {told['memory'] / 1e9:6.2f} {told['tasks']:7.0f}")
     print(
-        f"Against {best}: {figures[best]['seconds'] / ours['seconds']:.2f} x as fast, "
-        f"{ours['memory'] / figures[best]['memory']:.2f} x its memory."
+        f"Against {best}, by the worse of our two: {figures[best]['seconds'] / slower:.2f} x as "
+        f"fast, {larger / figures[best]['memory']:.2f} x its memory."
     )
 
 
