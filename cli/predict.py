@@ -66,6 +66,10 @@ def predict(
     smoothness: Annotated[
         float, typer.Option(metavar="X", help="Bayesian: more smooths more.")
     ] = 20.0,
+    min_mapping_unit: Annotated[
+        float | None,
+        typer.Option(metavar="HA", help="Merge smaller patches of a class (hectares)."),
+    ] = None,
     mask: Annotated[
         Path | None,
         typer.Option(metavar="RASTER", help="Map only where it holds a value, as of cropland."),
@@ -125,6 +129,7 @@ def predict(
     from ..maps import check_target, read_parcels, write_parcels, write_polygons
     from ..model.checkpoint import read_metadata
     from ..predict.plan import plan_prediction
+    from ..predict.qa import QA_LEGEND, Quality
     from ..predict.run import run_prediction
     from ..predict.spec import PredictSpec
     from ..region import Region
@@ -137,6 +142,7 @@ def predict(
         smooth=smooth,  # type: ignore[arg-type]
         smooth_window=smooth_window,
         smoothness=smoothness,
+        min_mapping_unit=min_mapping_unit,
         mask=mask,
         mask_values=None if mask_values is None else _codes(mask_values),
         outputs=() if outputs is None else tuple(part.strip() for part in outputs.split(",")),
@@ -182,7 +188,8 @@ def predict(
         say(f"  {entry.name:24} {count:12,} px {100 * count / total:6.2f} %")
     for name, count in product.quality.items():
         if name != "mapped":
-            say(f"  {name:24} {count:12,} px without a class")
+            without = "" if name == QA_LEGEND.names[Quality.MERGED] else " without a class"
+            say(f"  {name:24} {count:12,} px{without}")
     seams = product.seam_audit
     if seams is not None:
         say(

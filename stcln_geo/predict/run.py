@@ -32,6 +32,7 @@ from .qa import QA_LEGEND
 from .record import describe_run
 from .seam import audit_seams, seam_tasks, summarise_seams
 from .shard import ShardTask, predict_shard, write_failed
+from .sieved import sieve_shard, sieve_tasks
 from .spec import PredictSpec
 from .style import write_legend, write_pictures, write_style
 from .windows import PLAN_FILE, check_worker
@@ -164,6 +165,13 @@ def run_prediction(
         predict_shard, tasks, execution=execution, label="shard", progress=progress,
         check=check, failed=aside,
     )  # fmt: skip
+    if plan.sieve is not None:
+        sieved = run_tasks(
+            sieve_shard,
+            sieve_tasks(plan, str(out), manifests, threads=threads),
+            execution=execution, label="sieved shard", progress=progress, check=check,
+        )  # fmt: skip
+        manifests = [{**one, **other} for one, other in zip(manifests, sieved, strict=True)]
     labelled = time.monotonic()
     audits = run_tasks(
         audit_seams,
