@@ -257,7 +257,8 @@ def _claim(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
     path = out / PLAN_FILE
     before = _read_json(path)
     same = before is not None and before.get("run") == plan.run_hash
-    foreign = before is None and (path.exists() or (out / "classes.tif").exists())
+    maps = (out / "classes.tif", out / "classes.vrt")  # of one cube, or of several zones
+    foreign = before is None and any(one.exists() for one in (path, *maps))
     if not same and not overwrite and (before is not None or foreign):
         changed = "its plan cannot be read"
         if before is not None:

@@ -1,11 +1,11 @@
 """Map a region that lies in several UTM zones: one map per zone, and one mosaic over them.
 
 ``cube build --per-zone`` makes a cube for each zone, which reaches a little beyond the zone's line
-so that every pixel near it gets a whole window. Here each map takes what its zone owns, and the
-rule is the pixel's centre: the zone that `stcln_geo.grid.utm_zone_at` names there. So each
-place belongs to one map; along the line, where the pixels of two zones lie askew, they overlap or
-leave a gap by less than one pixel. Each map is a product of its own, in its zone's CRS, made and
-resumed like any other. The mosaic shows them in the CRS of the zone that holds most of the region.
+so that every pixel near it gets a whole window. Here each map takes the pixels that touch what its
+zone owns, as `stcln_geo.grid.utm_zone_at` has it. So every place is mapped, and twice only where
+it lies in a pixel that the line cuts: the pixels of two zones lie askew there. Each map is a
+product of its own, in its zone's CRS, made and resumed like any other. The mosaic shows them in the
+CRS of the zone that holds most of the region.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def _by_zone(seasons: Sequence[Season]) -> dict[str, Season]:
 
 
 def _owned(season: Season, zone: str, region: Region | None) -> BaseGeometry:
-    """Return the part of a season's region that its zone owns, in the zone's CRS."""
+    """Return where the centres lie of the pixels that a zone maps, in the zone's CRS."""
+    import shapely
+    from shapely.affinity import translate
     from shapely.geometry import Polygon, box
 
     west, south, east, north = utm_zone_bounds(zone)
@@ -186,8 +188,11 @@ def _owned(season: Season, zone: str, region: Region | None) -> BaseGeometry:
     south, north = max(south, low_y - _BEYOND), min(north, high_y + _BEYOND)
     if not (west < east and south < north):
         return Polygon()
-    band = Region(geometry=box(west, south, east, north), source=zone)
-    owned = season.aoi.intersection(band.to_crs(zone))
+    band = Region(geometry=box(west, south, east, north), source=zone).to_crs(zone)
+    # A pixel touches the band where its centre lies in the band grown by half a pixel each way.
+    half = season.resolution / 2
+    grown = shapely.union_all([translate(band, x, y) for x in (-half, half) for y in (-half, half)])
+    owned = season.aoi.intersection(grown)
     return owned if region is None else owned.intersection(region.to_crs(zone))
 
 

@@ -28,7 +28,7 @@ from stcln_geo.cube.store import (
     write_shard,
 )
 from stcln_geo.errors import InputError, OutputError
-from stcln_geo.grid import snapped_geobox, utm_zone_at
+from stcln_geo.grid import snapped_geobox
 from stcln_geo.maps import open_class_map
 from stcln_geo.model.checkpoint import read_metadata
 from stcln_geo.predict import PredictSpec, predict_region
@@ -88,13 +88,20 @@ def read(path: Path) -> np.ndarray:
         return source.read(1)
 
 
-def centres(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return longitude and latitude of a raster's pixel centres, (H, W) each."""
+def places(path: Path, right: float = 0.5, down: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Return longitude and latitude of a place in each of a raster's pixels, (H, W) each."""
     with rasterio.open(path) as source:
-        rows, cols = np.indices(source.shape) + 0.5
+        rows, cols = np.indices(source.shape)
         affine, crs = source.transform, source.crs
-    x, y = affine.c + affine.a * cols, affine.f + affine.e * rows
+    x, y = affine.c + affine.a * (cols + right), affine.f + affine.e * (rows + down)
     return Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+
+
+def touches_its_zone(path: Path) -> np.ndarray:
+    """Return which pixels of a zone's map have a corner in the zone, (H, W) bool."""
+    west_zone = path.parent.name == "32631"
+    corners = [places(path, right, down)[0] for right in (0, 1) for down in (0, 1)]
+    return np.any([(lon < 6.0) if west_zone else (lon >= 6.0) for lon in corners], axis=0)
 
 
 def at(path: Path, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,35 +120,42 @@ def at(path: Path, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.nda
     return found, np.minimum(np.abs(cols - np.rint(cols)), np.abs(rows - np.rint(rows)))
 
 
-def test_each_pixel_belongs_to_the_zone_of_its_centre(product: Path) -> None:
+def test_a_zone_maps_the_pixels_that_touch_it(product: Path) -> None:
     west, south, east, north = REGION.geometry.bounds
     for code in CODES:
-        lon, lat = centres(product / code / "qa.tif")
-        mapped = read(product / code / "qa.tif") != 1
-        owner = np.array([utm_zone_at(*place) for place in zip(lon.flat, lat.flat, strict=True)])
-        owned = (owner == f"EPSG:{code}").reshape(lon.shape)
+        path = product / code / "qa.tif"
+        lon, lat = places(path)
+        owned = touches_its_zone(path)
         owned &= (lon > west) & (lon < east) & (lat > south) & (lat < north)
-        assert np.array_equal(mapped, owned)
-        assert mapped.sum() > 3000
-        assert (~mapped).any()
+        assert np.array_equal(read(path) != 1, owned)
+        assert 3000 < owned.sum() < owned.size
 
 
-def test_the_maps_partition_the_region(product: Path) -> None:
+def test_the_maps_share_the_region_out(product: Path) -> None:
+    """Every place is mapped by its zone; by the other only in a pixel that the line cuts."""
     generator = np.random.default_rng(4)
     west, south, east, north = REGION.geometry.bounds
     lon, lat = generator.uniform(west, east, 60_000), generator.uniform(south, north, 60_000)
-    times = sum(at(product / code / "qa.tif", lon, lat)[0] >= 0 for code in CODES)
-    assert (times > 0).all()
-    mapped = [np.isin(at(product / code / "qa.tif", lon, lat)[0], (0, 2, 3)) for code in CODES]
-    times = sum(one.astype(int) for one in mapped)
-    # A pixel is 10 m; half its diagonal is 7.1 m, which is 0.0001 degrees of longitude here.
-    line = np.abs(lon - 6.0) < 0.000101
-    rim = np.minimum.reduce([lon - west, east - lon]) < 0.000101
-    rim |= np.minimum.reduce([lat - south, north - lat]) < 0.000065
-    assert (times[~line & ~rim] == 1).all()
-    assert set(times[line & ~rim].tolist()) == {0, 1, 2}, "pixels of two zones lie askew"
-    assert abs(times[line & ~rim].mean() - 1.0) < 0.1
-    assert np.array_equal(mapped[1][~line & ~rim], (lon >= 6.0)[~line & ~rim])
+    lon[:20_000] = generator.uniform(5.9997, 6.0003, 20_000)
+    # The rim of the region goes by centres: half the diagonal of a pixel of 10 m.
+    rim = np.minimum(lon - west, east - lon) < 0.000101
+    rim |= np.minimum(lat - south, north - lat) < 0.000065
+    for code, own in zip(CODES, (lon < 6.0, lon >= 6.0), strict=True):
+        path = product / code / "qa.tif"
+        mapped = np.isin(at(path, lon, lat)[0], (0, 2, 3))
+        assert mapped[own & ~rim].all()
+        with rasterio.open(path) as source:
+            crs, affine = source.crs, source.transform
+        x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat)
+        col, row = np.floor((x - affine.c) / 10), np.floor((affine.f - y) / 10)
+        back = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        corners = [
+            back.transform(affine.c + 10 * (col + right), affine.f - 10 * (row + down))[0]
+            for right in (0, 1) for down in (0, 1)
+        ]  # fmt: skip
+        cut = (np.min(corners, axis=0) < 6.0) & (np.max(corners, axis=0) >= 6.0)
+        assert np.array_equal(mapped[~own & ~rim], cut[~own & ~rim])
+        assert (mapped & ~own).any()
 
 
 def test_each_map_is_that_of_its_cube(
@@ -174,7 +188,7 @@ def test_the_mosaic_shows_the_zones_pixels(product: Path, layer: str) -> None:
         assert mosaic.nodata == nothing
         assert mosaic.res == (10, 10)
         found = mosaic.read(1)
-    lon, lat = centres(path)
+    lon, lat = places(path)
     own, _ = at(product / "32631" / f"{layer}.tif", lon, lat)
     other, edge = at(product / "32632" / f"{layer}.tif", lon, lat)
     own, other = (np.where(one < 0, nothing, one) for one in (own, other))
@@ -183,6 +197,11 @@ def test_the_mosaic_shows_the_zones_pixels(product: Path, layer: str) -> None:
     assert np.array_equal(found[sure], expected[sure])
     assert sure.mean() > 0.9
     assert (found[(own == nothing) & sure] != nothing).sum() > 2000, "the other zone is shown"
+    if layer == "qa":
+        west, south, east, north = REGION.geometry.bounds
+        inner = (lon > west + 2e-4) & (lon < east - 2e-4) & (lat > south + 1e-4)
+        inner &= lat < north - 1e-4
+        assert (found[inner] != nothing).all(), "no gap along the line"
 
 
 def test_names_colours_and_legend_come_through(world: Any, product: Path) -> None:
@@ -370,6 +389,13 @@ def test_what_does_not_fit_together_is_refused(
     (tmp_path / "map" / "classes.tif").write_bytes(b"of one cube")
     with pytest.raises(OutputError, match=r"holds the map of one cube.*another --out"):
         run_zone_maps(plan, tmp_path / "map")
+
+
+def test_what_takes_one_map_says_so(world: Any, cubes: dict[str, Season], product: Path) -> None:
+    with pytest.raises(InputError, match=r"a VRT holds no pixels.*folders of the zones"):
+        validate_cog(product / "classes.vrt")
+    with pytest.raises(OutputError, match="holds another run"):
+        predict_region(cubes["32631"].cube, world.checkpoint, product, spec=SPEC)
 
 
 def test_cubes_are_found_by_the_name_they_were_built_under(tmp_path: Path) -> None:
