@@ -13,7 +13,10 @@ __all__ = ["predict"]
 
 
 def predict(
-    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="Cube to map.")],
+    cubes: Annotated[
+        list[Path],
+        typer.Argument(metavar="CUBE...", help="Cube to map; or one for each UTM zone."),
+    ],
     checkpoint: Annotated[
         Path, typer.Option(help="Fine-tuned network: a run directory or a checkpoint file.")
     ],
@@ -66,6 +69,10 @@ def predict(
     smoothness: Annotated[
         float, typer.Option(metavar="X", help="Bayesian: more smooths more.")
     ] = 20.0,
+    min_mapping_unit: Annotated[
+        float | None,
+        typer.Option(metavar="HA", help="Merge smaller patches of a class (hectares)."),
+    ] = None,
     mask: Annotated[
         Path | None,
         typer.Option(metavar="RASTER", help="Map only where it holds a value, as of cropland."),
@@ -116,7 +123,8 @@ def predict(
     Writes classes.tif, confidence.tif, qa.tif (why a pixel has no class), observations.tif, a
     STAC item, a quick-look, legends, QGIS styles, report.html and run.json. The map is the same
     for any number of workers and any size of shard. Run the same command again after an
-    interruption: finished shards are kept.
+    interruption: finished shards are kept. Given the cubes of several UTM zones, it writes a map
+    for each into a folder of its own, VRTs over all of them and a STAC collection.
     """
     import warnings
 
@@ -125,9 +133,12 @@ def predict(
     from ..maps import check_target, read_parcels, write_parcels, write_polygons
     from ..model.checkpoint import read_metadata
     from ..predict.plan import plan_prediction
+    from ..predict.qa import QA_LEGEND, Quality
     from ..predict.run import run_prediction
     from ..predict.spec import PredictSpec
+    from ..predict.zones import find_zone_cubes, plan_zone_maps
     from ..region import Region
+    from ._zones import predict_zones
 
     spec = PredictSpec(
         window=window,
@@ -137,6 +148,7 @@ def predict(
         smooth=smooth,  # type: ignore[arg-type]
         smooth_window=smooth_window,
         smoothness=smoothness,
+        min_mapping_unit=min_mapping_unit,
         mask=mask,
         mask_values=None if mask_values is None else _codes(mask_values),
         outputs=() if outputs is None else tuple(part.strip() for part in outputs.split(",")),
@@ -149,12 +161,16 @@ def predict(
         keep_shards=keep_shards,
         cog_writer=cog_writer,  # type: ignore[arg-type]
     )
-    plan = plan_prediction(
-        open_season(cube, season),
-        read_metadata(checkpoint),
-        spec,
-        region=None if region is None else Region.from_file(region),
-    )
+    seasons = [open_season(cube, season) for cube in find_zone_cubes(cubes)]
+    wanted = None if region is None else Region.from_file(region)
+    if len(seasons) > 1:
+        predict_zones(
+            plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), out,
+            execution=execution_from(workers, scheduler), parcels=parcels, polygons=polygons,
+            dry_run=dry_run, overwrite=overwrite,
+        )  # fmt: skip
+        return
+    plan = plan_prediction(seasons[0], read_metadata(checkpoint), spec, region=wanted)
     say(str(plan))
     # Mistakes in what is done with the map are better known before it is made.
     if parcels is not None:
@@ -182,7 +198,8 @@ def predict(
         say(f"  {entry.name:24} {count:12,} px {100 * count / total:6.2f} %")
     for name, count in product.quality.items():
         if name != "mapped":
-            say(f"  {name:24} {count:12,} px without a class")
+            without = "" if name == QA_LEGEND.names[Quality.MERGED] else " without a class"
+            say(f"  {name:24} {count:12,} px{without}")
     seams = product.seam_audit
     if seams is not None:
         say(

@@ -23,6 +23,7 @@ __all__ = [
     "LEGEND_TAG",
     "Bands",
     "map_tags",
+    "names_xml",
     "palette",
     "read_legend",
     "removed",
@@ -129,12 +130,16 @@ def _attribute_table(legend: Legend) -> str:
     return "".join(parts)
 
 
+def names_xml(legend: Legend) -> str:
+    """Return category names and attribute table as GDAL's XML has them in a band."""
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in legend.names)
+    return f"<CategoryNames>{names}</CategoryNames>\n{_attribute_table(legend)}"
+
+
 def _sidecar_xml(legend: Legend) -> str:
     """Return the ``.aux.xml`` with category names and attribute table."""
-    names = "".join(f"<Category>{escape(name)}</Category>" for name in legend.names)
     return (
-        '<PAMDataset>\n<PAMRasterBand band="1">\n'
-        f"<CategoryNames>{names}</CategoryNames>\n{_attribute_table(legend)}\n"
+        f'<PAMDataset>\n<PAMRasterBand band="1">\n{names_xml(legend)}\n'
         "</PAMRasterBand>\n</PAMDataset>\n"
     )
 

@@ -70,6 +70,11 @@ def validate_cog(
         raise MissingFileError(
             f"Cannot validate {path}: there is no such file. Give the path of a GeoTIFF."
         )
+    if path.suffix.lower() == ".vrt":
+        raise InputError(
+            f"Cannot validate {path}: a VRT holds no pixels, it shows those of other files. "
+            "Validate these, such as the maps in the folders of the zones."
+        )
     try:
         _, layout_errors, layout_warnings = cog_validate(str(path), strict=True, quiet=True)
     except RasterioIOError as error:

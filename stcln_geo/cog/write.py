@@ -22,6 +22,7 @@ from .names import (
     CONFIDENCE_NODATA,
     Bands,
     map_tags,
+    names_xml,
     palette,
     removed,
     table_item,
@@ -32,7 +33,7 @@ from .tiles import Compression, TileCodec
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-__all__ = ["Source", "write_cog"]
+__all__ = ["Source", "mosaic_xml", "write_cog"]
 
 _HEADER_BYTES = 1 << 24  # the metadata stands before the first pixel
 _PLACEHOLDER = "STCLN_GEO_RESERVED"
@@ -116,7 +117,7 @@ def write_cog(
     }
     with removed(vrt, part, part.with_name(f"{part.name}.aux.xml")):
         vrt.write_text(
-            _mosaic_xml(
+            mosaic_xml(
                 sources,
                 vrt.parent,
                 geobox,
@@ -144,7 +145,7 @@ def write_cog(
     return path
 
 
-def _mosaic_xml(
+def mosaic_xml(
     sources: Sequence[Source],
     folder: Path,
     geobox: GeoBox,
@@ -152,11 +153,18 @@ def _mosaic_xml(
     legend: Legend | None,
     bands: Bands,
     tags: Mapping[str, str],
-    reserve: str | None,
+    reserve: str | None = None,
+    absent: int | None = None,
 ) -> str:
     """Return a VRT of the sources, with paths relative to the VRT's folder.
 
-    ``reserve`` is text for which the TIFF's metadata must leave room.
+    Parameters
+    ----------
+    reserve
+        Text for which the TIFF's metadata must leave room.
+    absent
+        For sources that overlap: the value that leaves what another source shows, and the
+        mosaic's nodata. None: they do not overlap.
     """
     height, width = (int(side) for side in geobox.shape)
     affine = geobox.affine
@@ -170,7 +178,9 @@ def _mosaic_xml(
         "</Metadata>",
     ]
     for band in range(1, len(bands.names) + 1):
-        lines += _band_xml(sources, folder, band, legend=legend, bands=bands, reserve=reserve)
+        lines += _band_xml(
+            sources, folder, band, legend=legend, bands=bands, reserve=reserve, absent=absent
+        )
     lines.append("</VRTDataset>")
     return "\n".join(lines)
 
@@ -183,12 +193,14 @@ def _band_xml(
     legend: Legend | None,
     bands: Bands,
     reserve: str | None,
+    absent: int | None,
 ) -> list[str]:
     """Return one band of a VRT, line by line."""
+    nodata = CLASS_NODATA if legend is not None else CONFIDENCE_NODATA
     lines = [
         f'<VRTRasterBand dataType="Byte" band="{band}">',
         f"<Description>{escape(bands.names[band - 1])}</Description>",
-        f"<NoDataValue>{CLASS_NODATA if legend is not None else CONFIDENCE_NODATA}</NoDataValue>",
+        f"<NoDataValue>{nodata if absent is None else absent}</NoDataValue>",
     ]
     if reserve is not None:
         room = "x" * len(reserve.encode())
@@ -206,18 +218,22 @@ def _band_xml(
             for red, green, blue, alpha in palette(legend)
         ]
         lines.append("</ColorTable>")
+        if absent is not None:
+            lines.append(names_xml(legend))
+    kind = "SimpleSource" if absent is None else "ComplexSource"
     for source in sources:
         name = os.path.relpath(source.path.resolve(), folder.resolve())
         size = f'xSize="{source.window.width}" ySize="{source.window.height}"'
         lines += [
-            "<SimpleSource>",
+            f"<{kind}>",
             f'<SourceFilename relativeToVRT="1">{escape(name)}</SourceFilename>',
             f"<SourceBand>{band}</SourceBand>",
             f'<SourceProperties RasterXSize="{source.window.width}" '
             f'RasterYSize="{source.window.height}" DataType="Byte"/>',
             f'<SrcRect xOff="0" yOff="0" {size}/>',
             f'<DstRect xOff="{source.window.col}" yOff="{source.window.row}" {size}/>',
-            "</SimpleSource>",
+            *([] if absent is None else [f"<NODATA>{absent}</NODATA>"]),
+            f"</{kind}>",
         ]
     lines.append("</VRTRasterBand>")
     return lines

@@ -26,7 +26,9 @@ WINDOW = 2048
 """Side of the windows a map is read by (pixels), unless a caller chooses."""
 
 _STRIP_PIXELS = 1 << 25
-_CLASSES = "classes.tif"
+_CLASSES = ("classes.tif", "classes.vrt")
+"""A product of one CRS, and the mosaic of one of several."""
+
 _SUFFIXES = {".tif", ".tiff", ".vrt"}
 
 
@@ -142,7 +144,7 @@ class ClassMap:
     @property
     def name(self) -> str:
         """Name for people: the product's folder, or the file."""
-        product = self.path.name == _CLASSES and self.confidence is not None
+        product = self.path.name in _CLASSES and self.confidence is not None
         return self.path.parent.name if product else self.path.name
 
 
@@ -212,7 +214,7 @@ def is_class_map(path: str | Path) -> bool:
     """Tell whether a path names a map rather than a run or a checkpoint."""
     path = Path(path)
     if path.is_dir():
-        return (path / _CLASSES).is_file()
+        return any((path / name).is_file() for name in _CLASSES)
     return path.suffix.lower() in _SUFFIXES
 
 
@@ -236,11 +238,14 @@ def open_class_map(path: str | Path, *, legend: Legend | str | Path | None = Non
     from rasterio.errors import RasterioIOError
 
     folder = Path(path)
-    file = folder / _CLASSES if folder.is_dir() else folder
+    file = folder
+    if folder.is_dir():
+        held = [folder / name for name in _CLASSES if (folder / name).is_file()]
+        file = held[0] if held else folder / _CLASSES[0]
     if not file.is_file():
         raise MissingFileError(
             f"Cannot open the map {path}: there is no "
-            f"{_CLASSES + ' in it' if folder.is_dir() else 'such file'}. Give the folder that "
+            f"{_CLASSES[0] + ' in it' if folder.is_dir() else 'such file'}. Give the folder that "
             "`stcln-geo predict` wrote, or a GeoTIFF of classes."
         )
     try:
@@ -248,10 +253,10 @@ def open_class_map(path: str | Path, *, legend: Legend | str | Path | None = Non
             _check_raster(file, source)
             own = read_legend(file) if legend is None else None
             values, chosen = _meaning(file, source, own, legend)
-            beside = file.with_name("confidence.tif")
+            beside = file.with_name(f"confidence{file.suffix}")
             return ClassMap(
                 path=file,
-                confidence=beside if file.name == _CLASSES and beside.is_file() else None,
+                confidence=beside if file.name in _CLASSES and beside.is_file() else None,
                 legend=chosen,
                 values=values,
                 nodata=None if source.nodata is None else int(source.nodata),

@@ -3,8 +3,9 @@
 ``spec`` holds the options and ``plan`` decides what will be done; ``stitch`` says which window owns
 which pixel, ``windows`` reads them, ``forward`` runs the network, ``smooth`` and ``blend`` turn its
 probabilities into those of the map, ``outputs`` and ``qa`` name the layers; ``shard`` labels one
-square, ``assemble`` joins them, ``seam`` measures the seams, ``style`` and ``product`` write what
-people and catalogs open, ``run`` is the whole.
+square, ``sieve`` merges small patches across them, ``assemble`` joins them, ``seam`` measures the
+seams, ``style`` and ``product`` write what people and catalogs open, ``run`` is the whole, and
+``zones`` makes it once per UTM zone.
 """
 
 from __future__ import annotations

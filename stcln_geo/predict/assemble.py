@@ -65,12 +65,15 @@ def assemble(
         }
         if plan.parallel_cog and takes_segments(layer, plan.shard_size):
             segments = [
-                segment_of(one, shard_path(out, shard, layer.name), shard, plan)
+                segment_of(one, _file(out, shard, layer, one), shard, plan)
                 for shard, one in written.items()
             ]
             assemble_cog(segments, path, absent=layer.absent, codec=codec_of(layer), **common)
         else:
-            sources = [_source(plan, out, shard, layer) for shard in written]
+            sources = [
+                Source(path=_file(out, shard, layer, one), window=shard.relative_to(plan.extent))
+                for shard, one in written.items()
+            ]
             if layer.absent != CLASS_NODATA:
                 sources += _blank_sources(plan, out, layer)
             write_cog(sources, path, **common)
@@ -114,8 +117,8 @@ def write_all_names(plan: PredictionPlan, out: Path) -> None:
         write_names(out / "qa.tif", QA_LEGEND)
 
 
-def _source(plan: PredictionPlan, out: Path, shard: Window, layer: Layer) -> Source:
-    return Source(path=shard_path(out, shard, layer.name), window=shard.relative_to(plan.extent))
+def _file(out: Path, shard: Window, layer: Layer, written: Mapping[str, Any]) -> Path:
+    return shard_path(out, shard, written.get("file", layer.name))
 
 
 def _blank_sources(plan: PredictionPlan, out: Path, layer: Layer) -> list[Source]:

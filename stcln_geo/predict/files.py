@@ -17,9 +17,9 @@ __all__ = ["checksum", "file_checksum", "read_raster", "shard_path", "write_rast
 
 
 def shard_path(out: str | Path, window: Window, what: str) -> Path:
-    """Return the file of a shard: its manifest ("json") or one of its layers."""
+    """Return the file of a shard: a manifest ("json", "sieved") or one of its layers."""
     stem = f"{window.row}_{window.col}_{window.height}x{window.width}"
-    endings = {"json": ".json", EMBEDDINGS: f".{EMBEDDINGS}.npy"}
+    endings = {"json": ".json", "sieved": ".sieved.json", EMBEDDINGS: f".{EMBEDDINGS}.npy"}
     return Path(out) / "shards" / (stem + endings.get(what, f".{what}.tif"))
 
 

@@ -24,6 +24,7 @@ from .checks import check_dates, fingerprint, legend_of, mismatches
 from .mask import SkipMask, open_mask
 from .outputs import EMBEDDINGS, layers_for
 from .segments import SEGMENT_SIDE, takes_segments
+from .sieve import SIEVED, Sieve, sieve_for
 from .smooth import Smoothing
 from .spec import PredictSpec
 from .stitch import cut_lines
@@ -66,6 +67,7 @@ class PredictionPlan:
     """The region, in the CRS; pixels whose centre lies outside are nodata."""
     lattice: Lattice
     smoothing: Smoothing | None
+    sieve: Sieve | None
     mask: SkipMask | None
     embedding_dim: int
     """Length of an embedding."""
@@ -107,6 +109,11 @@ class PredictionPlan:
         ]
         if self.smoothing is not None:
             lines.append(f"  smoothing   {self.smoothing.method}, {self.smoothing.window} px")
+        if self.sieve is not None:
+            lines.append(
+                f"  patches     of fewer than {self.sieve.pixels} px ({self.sieve.hectares:g} ha) "
+                f"are merged, each as the {self.sieve.reach} px around it say"
+            )
         if self.mask is not None:
             values = self.mask.values
             wanted = "all but 0 and nodata" if values is None else ", ".join(map(str, values))
@@ -221,7 +228,8 @@ class PredictionPlan:
     def _layer_bytes(self) -> int:
         """Bytes of a pixel in all layers."""
         layers = layers_for(self.spec.outputs)
-        return sum(len(self.legend) if layer.per_class else 1 for layer in layers)
+        twice = 0 if self.sieve is None else len(SIEVED)
+        return sum(len(self.legend) if layer.per_class else 1 for layer in layers) + twice
 
     @property
     def _line_bytes(self) -> int:
@@ -253,6 +261,7 @@ class PredictionPlan:
             "min_clear": self.spec.min_clear,
             "blend": self.spec.blend,
             "smoothing": None if self.smoothing is None else self.smoothing.to_json(),
+            "sieve": None if self.sieve is None else self.sieve.to_json(),
             "mask": None if self.mask is None else self.mask.to_json(),
             "outputs": sorted(set(self.spec.outputs)),
             "shard_size": self.shard_size,
@@ -319,6 +328,9 @@ def plan_prediction(
         aoi=aoi,
         lattice=lattice,
         smoothing=spec.smoothing(lattice.halo),
+        sieve=None
+        if spec.min_mapping_unit is None
+        else sieve_for(spec.min_mapping_unit, resolution=season.resolution),
         mask=None if spec.mask is None else open_mask(spec.mask, spec.mask_values),
         embedding_dim=checkpoint.config.dim,
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),

@@ -54,6 +54,11 @@ def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
                 f"{plan.lattice.halo} px, "
                 + ("blended where they overlap" if plan.spec.blend else "merged by their cores")
                 + ("" if plan.smoothing is None else f", {plan.smoothing.method} smoothing")
+                + (
+                    ""
+                    if plan.sieve is None
+                    else f", patches below {plan.sieve.hectares:g} ha merged"
+                )
             ),
             "stcln_geo:checkpoint_sha256": plan.sha256,
             "stcln_geo:run": plan.run_hash,

@@ -36,6 +36,8 @@ class Quality(IntEnum):
     """The mask leaves it out."""
     FAILED = 5
     """Its shard could not be labelled; running the command again tries it again."""
+    MERGED = 6
+    """It has the class of its surroundings: its patch was smaller than ``min_mapping_unit``."""
 
 
 QA_LEGEND = Legend.from_rows(
@@ -48,6 +50,7 @@ QA_LEGEND = Legend.from_rows(
             (Quality.FEW_DATES, "too few clear dates", "#d98a2b"),
             (Quality.SKIPPED, "skipped by the mask", "#9fb3c8"),
             (Quality.FAILED, "failed shard", "#c0262d"),
+            (Quality.MERGED, "merged into its surroundings", "#7fb08f"),
         )
     ],
     source="the quality codes",

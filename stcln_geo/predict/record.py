@@ -75,6 +75,13 @@ def describe_run(
         "quality": reasons(histograms["qa"]),
         "layers": list(plan.layer_names),
         "confidence_mean": _mean(histograms["confidence"]),
+        "sieve": None
+        if plan.sieve is None
+        else {
+            **plan.sieve.to_json(),
+            "reach": plan.sieve.reach,
+            "merged_pixels": sum(one["merged_pixels"] for one in manifests),
+        },
         "seam_audit": seams,
         "failed_shards": list(failed),
         "shards": len(plan.shards),

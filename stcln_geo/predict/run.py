@@ -32,6 +32,7 @@ from .qa import QA_LEGEND
 from .record import describe_run
 from .seam import audit_seams, seam_tasks, summarise_seams
 from .shard import ShardTask, predict_shard, write_failed
+from .sieved import sieve_shard, sieve_tasks
 from .spec import PredictSpec
 from .style import write_legend, write_pictures, write_style
 from .windows import PLAN_FILE, check_worker
@@ -164,6 +165,13 @@ def run_prediction(
         predict_shard, tasks, execution=execution, label="shard", progress=progress,
         check=check, failed=aside,
     )  # fmt: skip
+    if plan.sieve is not None:
+        sieved = run_tasks(
+            sieve_shard,
+            sieve_tasks(plan, str(out), manifests, threads=threads),
+            execution=execution, label="sieved shard", progress=progress, check=check,
+        )  # fmt: skip
+        manifests = [{**one, **other} for one, other in zip(manifests, sieved, strict=True)]
     labelled = time.monotonic()
     audits = run_tasks(
         audit_seams,
@@ -249,7 +257,8 @@ def _claim(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
     path = out / PLAN_FILE
     before = _read_json(path)
     same = before is not None and before.get("run") == plan.run_hash
-    foreign = before is None and (path.exists() or (out / "classes.tif").exists())
+    maps = (out / "classes.tif", out / "classes.vrt")  # of one cube, or of several zones
+    foreign = before is None and any(one.exists() for one in (path, *maps))
     if not same and not overwrite and (before is not None or foreign):
         changed = "its plan cannot be read"
         if before is not None:

@@ -26,7 +26,14 @@ from .segments import segment_whole, takes_segments, write_layer_segment
 from .stitch import pieces_of
 from .windows import Job, Labelled, Tally, open_job, run_windows
 
-__all__ = ["ShardTask", "predict_shard", "read_manifest", "write_failed"]
+__all__ = [
+    "ShardTask",
+    "layer_whole",
+    "predict_shard",
+    "read_manifest",
+    "store_layer",
+    "write_failed",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,7 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
         "precision": network.precision,
     }
     for name, values in work.layers.items():
-        manifest[name] = _store(
+        manifest[name] = store_layer(
             job, layer_named(name), values, window, out=task.out, threads=threads
         )
     if work.embedding is not None:
@@ -92,7 +99,7 @@ def write_failed(out: str, run: str, window: Window) -> dict[str, Any]:
     inside, kept = job.inside(window), job.kept(window)
     codes = quality_of(inside, kept, np.ones(window.shape_yx), min_clear=1)
     codes[codes == Quality.MAPPED] = Quality.FAILED
-    return _store(job, layer_named("qa"), codes, window, out=out, threads=1)
+    return store_layer(job, layer_named("qa"), codes, window, out=out, threads=1)
 
 
 def read_manifest(
@@ -114,13 +121,7 @@ def read_manifest(
         ]:  # fmt: skip
             return None
         for layer in layers_for(outputs) if rasters else ():
-            path = shard_path(out, window, layer.name)
-            if "levels" in manifest[layer.name]:
-                if not segment_whole(manifest[layer.name], path, window, layer=layer):
-                    return None
-                continue
-            values = read_raster(path)
-            if values is None or checksum(values) != manifest[layer.name]["sha256"]:
+            if not layer_whole(out, window, layer, manifest[layer.name]):
                 return None
         if rasters and EMBEDDINGS in outputs:
             path = shard_path(out, window, EMBEDDINGS)
@@ -129,6 +130,15 @@ def read_manifest(
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent or damaged: the shard is labelled again
     return manifest
+
+
+def layer_whole(out: str, window: Window, layer: Layer, stored: Mapping[str, Any]) -> bool:
+    """Return True where a shard's layer is on disk as ``store_layer`` wrote it."""
+    path = shard_path(out, window, stored.get("file", layer.name))
+    if "levels" in stored:
+        return segment_whole(stored, path, window, layer=layer)
+    values = read_raster(path)
+    return values is not None and checksum(values) == stored["sha256"]
 
 
 class _Shard:
@@ -228,12 +238,25 @@ class _Shard:
             np.copyto(self.layers[name][..., at.rows, at.cols], value, where=where)
 
 
-def _store(
-    job: Job, layer: Layer, values: np.ndarray, window: Window, *, out: str, threads: int
+def store_layer(
+    job: Job,
+    layer: Layer,
+    values: np.ndarray,
+    window: Window,
+    *,
+    out: str,
+    threads: int,
+    file: str | None = None,
 ) -> dict[str, Any]:
-    """Write a layer of a shard, and return what its manifest keeps."""
-    path = shard_path(out, window, layer.name)
-    found = _summary(values)
+    """Write a layer of a shard, and return what its manifest keeps.
+
+    Parameters
+    ----------
+    file
+        What the file is called instead of by the layer's name.
+    """
+    path = shard_path(out, window, file or layer.name)
+    found = _summary(values) | ({} if file is None else {"file": file})
     if not takes_segments(layer, job.identity["shard_size"]):
         write_raster(path, values, window, crs=job.crs, resolution=job.resolution)
         return found

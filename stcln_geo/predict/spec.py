@@ -22,8 +22,8 @@ CogWriter = Literal["auto", "parallel", "gdal"]
 class PredictSpec:
     """How to predict.
 
-    The classes depend on ``window``, ``halo``, ``min_clear``, ``blend``, the smoothing and the
-    mask, and on nothing else here.
+    The classes depend on ``window``, ``halo``, ``min_clear``, ``blend``, the smoothing, the
+    minimum mapping unit and the mask, and on nothing else here.
 
     Parameters
     ----------
@@ -43,6 +43,9 @@ class PredictSpec:
         Side of the neighbourhood (pixels), odd; None = 7, or what the halo allows.
     smoothness
         Bayesian smoothing: variance of the logits that is taken for noise.
+    min_mapping_unit
+        Patches of one class of less area (hectares) take the class of their surroundings; None =
+        all stay. See ``sieve``.
     mask
         Raster that says which pixels are mapped.
     mask_values
@@ -76,6 +79,7 @@ class PredictSpec:
     smooth: SmoothingMethod | None = None
     smooth_window: int | None = None
     smoothness: float = 20.0
+    min_mapping_unit: float | None = None
     mask: Path | None = None
     mask_values: tuple[int, ...] | None = None
     outputs: tuple[str, ...] = ()

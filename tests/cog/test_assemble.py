@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 import shutil
-import subprocess
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,6 +39,8 @@ from stcln_geo.errors import InputError, MissingFileError, OutputError
 from stcln_geo.grid import Window, crop_geobox, geobox_from_window, tiles
 from stcln_geo.legend import Legend
 
+from ..gdal_python import gdal_names, gdal_validates
+
 LEGEND = Legend.from_rows(
     [{"value": "1", "name": "Wheat & <rye>"}, {"value": "2", "name": "Maïs", "color": "#00ff10"},
      {"value": "3"}, {"value": "4"}],
@@ -49,7 +50,6 @@ CODEC = TileCodec(size=16)
 LEVELS = 2
 STEP = 64  # 16 x 2^2: shards are multiples of this
 RAGGED = (5 * STEP + 17, 9 * STEP + 33)
-GDAL_PYTHON = "/usr/bin/python3"
 
 
 def grid(shape: tuple[int, int], crs: str = "EPSG:32631", pixel: float = 10.0) -> GeoBox:
@@ -129,26 +129,6 @@ def mode_by_hand(values: np.ndarray) -> np.ndarray:
 def mean_by_hand(values: np.ndarray) -> np.ndarray:
     blocks = np.ma.masked_equal(blocks_of(values).astype(np.float64), 255)
     return np.floor(blocks.mean(-1) + 0.5).filled(255).astype(np.uint8)
-
-
-def gdal_validates(path: Path) -> None:
-    """Run GDAL's own validator where it is installed."""
-    script = "osgeo_utils.samples.validate_cloud_optimized_geotiff"
-    if (
-        not Path(GDAL_PYTHON).exists()
-        or subprocess.run(
-            [GDAL_PYTHON, "-c", f"import {script}"], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("GDAL's validator is absent: install the Debian package python3-gdal")
-    finished = subprocess.run(
-        [GDAL_PYTHON, "-m", script, "--full-check=yes", str(path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    said = finished.stdout + finished.stderr
-    assert finished.returncode == 0, said
-    assert "is a valid cloud optimized GeoTIFF" in said
-    assert "warning" not in said.lower(), said
 
 
 @pytest.mark.parametrize("resampling", ["mode", "average"])
@@ -337,6 +317,11 @@ def test_names_colours_and_tags_are_read_back(
     assert [row.split("<F>")[2].split("</F>")[0] for row in rows] == [
         "Wheat &amp; &lt;rye&gt;", "Maïs", "3", "4",
     ]  # fmt: skip
+    told = gdal_names(path)
+    assert told["categories"] == list(LEGEND.names)
+    assert told["table"] == [[entry.code, entry.name] for entry in LEGEND.classes]
+    assert told["colors"] == [list(palette[code]) for code in range(256)]
+    assert told["nodata"] == 255
     percent = segments_of(ragged[0], tmp_path, percent=True)
     bands = Bands(kind="scaled", names=("sure",), scale=0.01, unit="km", description="so it is")
     confidence = make_map(percent, tmp_path / "c.tif", RAGGED, legend=None, bands=bands)

@@ -12,11 +12,14 @@ import pytest
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from rio_cogeo.cogeo import cog_validate
 
 from stcln_geo.cog import Source, check_cog, read_legend, validate_cog, write_cog
 from stcln_geo.errors import InputError, MissingFileError, OutputError
 from stcln_geo.grid import Window, crop_geobox, geobox_from_window, tiles
 from stcln_geo.legend import Legend
+
+from ..gdal_python import gdal_names, gdal_validates
 
 SHAPE = (1301, 775)
 CRS = "EPSG:32631"
@@ -150,6 +153,17 @@ def test_a_good_map_has_no_fault(class_map: Path, codes: np.ndarray) -> None:
     assert validate_cog(class_map) == ([], [])
     assert validate_cog(class_map, legend=LEGEND, **expected) == ([], [])
     check_cog(class_map, **expected)
+
+
+def test_gdal_reads_names_and_colours_and_finds_no_fault(class_map: Path) -> None:
+    told = gdal_names(class_map)
+    assert told["categories"] == list(LEGEND.names)
+    assert told["table"] == [[entry.code, entry.name] for entry in LEGEND.classes]
+    for code, color in LEGEND.colormap().items():
+        assert told["colors"][code] == list(color)
+    assert told["colors"][255][3] == 0
+    gdal_validates(class_map)
+    assert cog_validate(str(class_map), strict=True, quiet=True) == (True, [], [])
 
 
 def test_missing_parts_become_nodata(tmp_path: Path, codes: np.ndarray) -> None:

@@ -68,7 +68,7 @@ def mapped_by_hand(path: Path, extent: Window, values: tuple[int, ...] | None) -
 def test_codes_are_fixed() -> None:
     assert {entry.name: int(entry.value) for entry in QA_LEGEND.classes} == {
         "mapped": 0, "outside the region": 1, "no clear date": 2, "too few clear dates": 3,
-        "skipped by the mask": 4, "failed shard": 5,
+        "skipped by the mask": 4, "failed shard": 5, "merged into its surroundings": 6,
     }  # fmt: skip
     assert len(QA_LEGEND) == len(Quality)
 

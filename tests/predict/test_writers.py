@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import rasterio
@@ -22,7 +23,7 @@ from stcln_geo.cube.store import (
     shards_of,
     write_shard,
 )
-from stcln_geo.errors import TaskError
+from stcln_geo.errors import OutputError, TaskError
 from stcln_geo.grid import snapped_geobox
 from stcln_geo.model.checkpoint import read_metadata
 from stcln_geo.predict import Prediction, PredictSpec, plan_prediction, predict_region
@@ -82,6 +83,28 @@ def test_both_writers_give_the_same_layers(world: Any, tmp_path: Path) -> None:
             assert [ours.tags().get(one) for one in names] == [
                 theirs.tags().get(one) for one in names
             ]
+
+
+@pytest.mark.parametrize("failure", ["raises", "returns nothing"])
+def test_a_compressor_that_fails_fails_the_run(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """No map is written of tiles that were lost, and the next call makes it."""
+    spec = PredictSpec(cog_writer="parallel", min_clear=1, **CPU)
+
+    def fail(self: Any, data: Any) -> bytes:
+        if failure == "raises":
+            raise RuntimeError("out of memory")
+        return b""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(numcodecs.Zstd, "encode", fail)
+        with pytest.raises(OutputError, match="Cannot compress a tile"):
+            predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert not list(tmp_path.glob("*.tif"))
+    assert not (tmp_path / "run.json").exists()
+    made = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert validate_cog(made.classes, histogram=made.histogram) == ([], [])
 
 
 def test_the_plan_says_what_gdal_writes(world: Any) -> None:

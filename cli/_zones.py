@@ -1,0 +1,63 @@
+"""Predict several zones: print the plan, run it, say what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._common import progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from ..execution import Execution
+    from ..predict.zones import ZonesPlan
+
+__all__ = ["predict_zones"]
+
+
+def predict_zones(
+    plan: ZonesPlan,
+    out: Path,
+    *,
+    execution: Execution,
+    parcels: Path | None,
+    polygons: Path | None,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    import warnings
+
+    from ..errors import StclnGeoWarning
+    from ..maps import check_target, read_parcels, write_parcels, write_polygons
+    from ..predict.zones import run_zone_maps
+
+    say(str(plan))
+    if parcels is not None:
+        read_parcels(parcels)
+    if polygons is not None:
+        check_target(polygons)
+    if dry_run:
+        return
+    for text in plan.warnings:
+        warn(text)
+    with progress_bar("predict") as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", StclnGeoWarning)  # printed above
+        made = run_zone_maps(plan, out, execution=execution, progress=progress, overwrite=overwrite)
+    for zone, product in made.zones.items():
+        if product.resumed_shards:
+            say(f"{product.resumed_shards} of the shards in EPSG:{zone} were done before.")
+    legend = next(iter(plan.plans.values())).legend
+    total = max(sum(product.pixels for product in made.zones.values()), 1)
+    for entry in legend.classes:
+        counts = [product.histogram.get(entry.code, 0) for product in made.zones.values()]
+        say(f"  {entry.name:24} {sum(counts):12,} px {100 * sum(counts) / total:6.2f} %")
+    for zone, product in made.zones.items():
+        say(f"{product.classes}: {product.pixels:,} pixels labelled in EPSG:{zone}")
+    say(f"{made.classes}: all zones in EPSG:{plan.main}; {made.collection}: the STAC collection")
+    if parcels is not None:
+        suffix = ".parquet" if parcels.suffix in (".parquet", ".geoparquet") else ".gpkg"
+        table = write_parcels(out, parcels, out / f"parcels{suffix}")
+        for line in table.lines(legend):
+            say(line)
+    if polygons is not None:
+        for line in write_polygons(out, polygons).lines():
+            say(line)
