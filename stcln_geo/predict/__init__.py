@@ -5,10 +5,14 @@ which pixel, ``windows`` reads them, ``forward`` runs the network, ``smooth`` an
 probabilities into those of the map, ``outputs`` and ``qa`` name the layers; ``shard`` labels one
 square, ``assemble`` joins them, ``seam`` measures the seams, ``style`` and ``product`` write what
 people and catalogs open, ``run`` is the whole.
+
+Without a cube, ``direct`` plans a map from a search and ``source`` keeps it; ``fetch`` builds the
+pixels ahead of the windows, in ``blocks``, into ``scratch``.
 """
 
 from __future__ import annotations
 
+from .direct import plan_search, predict_search
 from .plan import PredictionPlan, plan_prediction
 from .run import Prediction, predict_region
 from .spec import PredictSpec
@@ -18,5 +22,7 @@ __all__ = [
     "Prediction",
     "PredictionPlan",
     "plan_prediction",
+    "plan_search",
     "predict_region",
+    "predict_search",
 ]
