@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..cube.cost import MAX_BLOCK, task_bytes
+from ..cube.cost import MAX_BLOCK, count_reads, read_bytes, task_bytes
 from ..cube.layout import Layout, plan_layout
 from ..cube.planned import CubePlan
 from ..errors import InputError
 from ..grid import Window
 
-__all__ = ["Block", "cut_blocks", "fetch_layout", "plan_fetch"]
+__all__ = ["Block", "FetchCost", "cut_blocks", "fetch_cost", "fetch_layout", "plan_fetch"]
 
 _SHARD = 256
 _WIDEST = MAX_BLOCK + _SHARD
@@ -134,6 +135,52 @@ def cut_blocks(
                 Block(area=area, cells=cells, first=int(begins), last=int(last[part].max()))
             )
     return sorted(blocks, key=lambda block: (block.first, block.area.row, block.area.col))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchCost:
+    """What it costs to fetch the pixels of shards; of regions with gaps, at most."""
+
+    windows: int = 0
+    """Asset windows to read."""
+    bytes: int = 0
+    """About how many bytes of pixels, uncompressed."""
+    overlap: float = 1.0
+    """Pixels that are read, as a multiple of those that any shard needs."""
+    scratch_bytes: int = 0
+    """The most that one task holds at a time, before compression."""
+
+
+def fetch_cost(plan: CubePlan, areas: Sequence[Window], *, memory: int) -> FetchCost:
+    """Return what fetching costs.
+
+    Parameters
+    ----------
+    areas
+        What each shard needs (absolute pixels).
+    memory
+        As in ``plan_fetch``.
+    """
+    (season,) = plan.seasons
+    grids = [area.intersection(plan.window) for area in areas]
+    windows = 0
+    for grid in grids:
+        layout = fetch_layout(plan, grid.shape_yx)
+        shape = plan_fetch(plan, grid.shape_yx, layout=layout, memory=memory)
+        blocks = [
+            block.area.shift(grid.row - plan.window.row, grid.col - plan.window.col)
+            for block in cut_blocks([grid], grid, shape_yx=shape, shard=layout.shard)
+        ]
+        windows += count_reads(plan, season, blocks)
+    read = sum(grid.area for grid in grids)
+    together = functools.reduce(Window.union, grids)
+    pixel = len(season.dates) * (2 * len(plan.bands) + 1)
+    return FetchCost(
+        windows=windows,
+        bytes=round(read_bytes(plan, season) * read / plan.window.area),
+        overlap=read / min(together.area, read),
+        scratch_bytes=max(grid.area for grid in grids) * pixel,
+    )
 
 
 def _cost(plan: CubePlan, height: int, width: int, layout: Layout) -> int:

@@ -97,7 +97,7 @@ def plan_search(
     recipe = _recipe(cube, checkpoint, spec)
     folder = out.resolve() / SEARCH_FOLDER
     request = {**request_of(search, recipe), "season": season}
-    found = None if overwrite else read_search(folder, request)
+    found = before = None if overwrite else read_search(folder, request)
     if found is None:
         made = plan_request(search, recipe)
         found = dataclasses.replace(one_season(made, season), request=request)
@@ -110,6 +110,7 @@ def plan_search(
         folder=folder,
         scratch=None if scratch is None else scratch.resolve(),
         memory=(spec.memory or DEFAULT_MEMORY) // 2,
+        kept=before is not None,
     )
     return plan_prediction(planned_season(source), checkpoint, spec, source=source)
 
@@ -125,6 +126,8 @@ def describe_source(plan: PredictionPlan) -> str:
         f"Season      {season.name}: {len(season.dates)} dates, {plan.dates[0]} to "
         f"{plan.dates[1]}, from {len(found.scenes)} scenes"
     )
+    if plan.source.kept:
+        lines.insert(0, f"Continuing {plan.source.folder.parent} with the images it began with.")
     lines += [f"            no date for {days} days: {a} to {b}" for a, b, days in season.gaps]
     return "\n".join(lines)
 

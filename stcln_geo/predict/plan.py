@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from ..cube.cost import count_reads
 from ..cube.store import Season
 from ..data.reader import band_indices
 from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
 from ..storage import Location
-from .blocks import cut_blocks, fetch_layout, plan_fetch
+from .blocks import FetchCost, fetch_cost
 from .checks import check_dates, fingerprint, legend_of, mismatches
 from .mask import SkipMask, open_mask
 from .outputs import EMBEDDINGS, layers_for
@@ -123,11 +122,13 @@ class PredictionPlan:
             wanted = "all but 0 and nodata" if values is None else ", ".join(map(str, values))
             lines.append(f"  mask        {self.mask.path}: mapped where it holds {wanted}")
         if self.source is not None:
-            windows, size = self.fetching
+            work = self.fetching
             lines += [
-                f"  fetching    at most {windows:,} asset windows, by shards and their margins; "
-                f"about {_size(self.source.memory)} of memory per worker",
-                f"  scratch     at most {_size(size)} per worker, before compression, in "
+                f"  fetching    at most {work.windows:,} asset windows, about {_size(work.bytes)} "
+                f"of pixels ({work.overlap:.3g} times the region's, for the shards' margins); at "
+                f"most {_size(self.source.memory)} of memory per worker",
+                f"  scratch     at most {_size(work.scratch_bytes)} per worker, before "
+                "compression, in "
                 f"{self.source.scratch or 'the folder for temporary files'}; nothing stays",
                 f"  search      kept in {self.source.folder}, for resuming",
             ]
@@ -207,24 +208,15 @@ class PredictionPlan:
         return float(self.aoi.area) / 1e6
 
     @cached_property
-    def fetching(self) -> tuple[int, int]:
-        """At most how many asset windows are read, and how many bytes scratch holds at a time."""
+    def fetching(self) -> FetchCost:
+        """What fetching the shards' pixels costs."""
         if self.source is None:
-            return 0, 0
-        plan, windows, largest = self.source.plan, 0, 0
-        (season,) = plan.seasons
-        for shard in self.shards:
-            seen = shard.expand(self.lattice.halo) if self.spec.blend else shard
-            grid = self.lattice.cover(seen).intersection(plan.window)
-            layout = fetch_layout(plan, grid.shape_yx)
-            shape = plan_fetch(plan, grid.shape_yx, layout=layout, memory=self.source.memory)
-            blocks = [
-                block.area.shift(grid.row - plan.window.row, grid.col - plan.window.col)
-                for block in cut_blocks([grid], grid, shape_yx=shape, shard=layout.shard)
-            ]
-            windows += count_reads(plan, season, blocks)
-            largest = max(largest, grid.area)
-        return windows, largest * self._pixel_bytes
+            return FetchCost()
+        seen = [
+            self.lattice.cover(shard.expand(self.lattice.halo) if self.spec.blend else shard)
+            for shard in self.shards
+        ]
+        return fetch_cost(self.source.plan, seen, memory=self.source.memory)
 
     @property
     def block_size(self) -> int:

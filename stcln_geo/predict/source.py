@@ -62,6 +62,8 @@ class PixelSource:
     """Where workers keep pixels for a moment; None = their folder for temporary files."""
     memory: int
     """Bytes that a worker may use to fetch."""
+    kept: bool = False
+    """True where the search is that of an earlier call."""
 
     @property
     def fingerprint(self) -> str:

@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +13,20 @@ import rasterio
 from shapely.geometry import Polygon
 
 from stcln_geo.cube.build import build_cube
-from stcln_geo.cube.read import read_ledger
 from stcln_geo.cube.request import SearchRequest, plan_request
 from stcln_geo.cube.spec import CubeSpec
-from stcln_geo.errors import InputError, OutputError, TaskError
-from stcln_geo.execution import Execution
-from stcln_geo.grid import Window
 from stcln_geo.predict import Prediction, PredictSpec, predict_region, predict_search
 from stcln_geo.predict import blocks as blocks_module
-from stcln_geo.predict import fetch as fetch_module
-from stcln_geo.predict.blocks import cut_blocks
-from stcln_geo.predict.scratch import scratch_folder, sweep_scratch
 from stcln_geo.region import Region
 
 from ..cube.conftest import Archive
-from ..dask_cluster import Cluster
 
 LEFT, TOP = 600_000, 5_600_040
 BANDS = {"red": 10, "nir": 10, "green": 20}
-DAYS = ("2018-10-01", "2018-11-20", "2019-01-05", "2019-03-01", "2019-04-11", "2019-05-30", "2019-06-08")
+DAYS = (
+    "2018-10-01", "2018-11-20", "2019-01-05", "2019-03-01", "2019-04-11", "2019-05-30",
+    "2019-06-08",
+)  # fmt: skip
 CPU = {"device": "cpu", "precision": "float32", "min_clear": 1, "seam_audit": 0}
 LAYERS = ("classes", "confidence", "qa", "observations")
 
