@@ -7,7 +7,7 @@ square, ``assemble`` joins them, ``seam`` measures the seams, ``style`` and ``pr
 people and catalogs open, ``run`` is the whole.
 
 Without a cube, ``direct`` plans a map from a search and ``source`` keeps it; ``fetch`` builds the
-pixels ahead of the windows, in ``blocks``, into ``scratch``.
+pixels ahead of the windows, in ``blocks``, in a folder that does not stay.
 """
 
 from __future__ import annotations

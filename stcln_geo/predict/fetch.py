@@ -26,11 +26,11 @@ from ..catalog import Access
 from ..cube.block import Readers, read_block
 from ..cube.planned import Scene
 from ..cube.read import AssetReader
+from ..cube.scratch import scratch_folder, sweep_scratch
 from ..cube.store import Season, create_season, write_shard
 from ..errors import OutputError
 from ..grid import Window, geobox_from_window
 from .blocks import Block, cut_blocks, fetch_layout, plan_fetch
-from .scratch import scratch_folder, sweep_scratch
 from .source import Fetched, Supply
 from .stitch import Group
 

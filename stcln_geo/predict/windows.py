@@ -259,7 +259,7 @@ def check_worker(out: str, run: str) -> None:
         )
     choose_device(job.identity["device"])
     if isinstance(job.source, Supply):
-        from .scratch import check_scratch
+        from ..cube.scratch import check_scratch
 
         check_scratch(job.source.scratch)
 
