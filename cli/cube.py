@@ -42,14 +42,11 @@ from ._cube_options import (
     WorkersOption,
 )
 from ._cube_request import (
-    SearchRequest,
     error_policy,
     make_region,
     make_selection,
     make_spec,
     plan_by_zone,
-    plan_one,
-    request_of,
 )
 from .cube_convert import export, rechunk
 from .cube_look import info, preview, validate
@@ -98,6 +95,8 @@ def plan(
     workers: WorkersOption = 0,
 ) -> None:
     """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
+    from ..cube.request import SearchRequest, plan_request
+
     spec = make_spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
         composite=composite, period=period, resampling=resampling, cloud_mask=cloud_mask,
@@ -108,7 +107,7 @@ def plan(
         catalog=catalog, collection=collection, region=make_region(bbox, region), time=time,
         selection=make_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
-    for made in plan_by_zone(search, spec).values() if per_zone else [plan_one(search, spec)]:
+    for made in plan_by_zone(search, spec).values() if per_zone else [plan_request(search, spec)]:
         say(made.describe(memory=parse_memory(memory), workers=workers))
 
 
@@ -156,6 +155,7 @@ def build(
     command runs again; a finished one has nothing to do.
     """
     from ..cube.build import build_cube, unfinished_plan
+    from ..cube.request import SearchRequest, plan_request, request_of
     from ..storage import location
 
     spec = make_spec(
@@ -175,7 +175,7 @@ def build(
         """Return the plan of the build that was stopped at a path, or make one."""
         begun = None if overwrite or dry_run else unfinished_plan(path, request)
         if begun is None:
-            made = fresh or plan_one(search, spec)
+            made = fresh or plan_request(search, spec)
             say(made.describe(memory=budget, workers=workers))
             return made
         say(f"Continuing {path} with the {len(begun.scenes)} scenes it began with.")

@@ -8,24 +8,51 @@ from typing import Annotated
 import typer
 
 from ._common import execution_from, parse_memory, progress_bar, say, warn
+from ._cube_options import (
+    AllowHostOption,
+    BboxOption,
+    CloudMarginOption,
+    CloudMaskOption,
+    CollectionOption,
+    CompositeOption,
+    CrsOption,
+    FailedFractionOption,
+    MaxCloudOption,
+    OffsetOption,
+    OnErrorOption,
+    OrbitsOption,
+    PeriodOption,
+    ResamplingOption,
+    ResolutionOption,
+    ShadowMarginOption,
+    TilesOption,
+    TimeOption,
+)
+from ._predict_source import check_source, plan_source, tell_source
 
 __all__ = ["predict"]
 
 
 def predict(
-    cubes: Annotated[
-        list[Path],
-        typer.Argument(metavar="CUBE...", help="Cube to map; or one for each UTM zone."),
-    ],
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Option(help="Fine-tuned network: a run directory or a checkpoint file.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the map; continues what it holds.")],
+    cubes: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[CUBE]...",
+            help="Cube to map, or one for each UTM zone; or give --catalog.",
+            show_default=False,
+        ),
+    ] = None,
     season: Annotated[
         str | None, typer.Option(help="First day of the season; default: the only one.")
     ] = None,
     region: Annotated[
-        Path | None, typer.Option(help="Vector file: map only this part of the cube's region.")
+        Path | None,
+        typer.Option(help="Vector file: map this region, with a cube only this part of it."),
     ] = None,
     shard_size: Annotated[
         int | None,
@@ -113,12 +140,59 @@ def predict(
             help="parallel, gdal or auto; auto: parallel where shards are multiples of 4096 px."
         ),
     ] = "auto",
+    catalog: Annotated[
+        str | None,
+        typer.Option(
+            "--catalog",
+            help="Map directly from a search, without a cube: a name (stcln-geo catalogs list), a "
+            "YAML file, a folder with catalog.json, or an address. The options below it are of "
+            "that search, and as in cube build.",
+        ),
+    ] = None,
+    collection: CollectionOption = None,
+    bbox: BboxOption = None,
+    time: TimeOption = None,
+    tiles: TilesOption = None,
+    orbits: OrbitsOption = None,
+    max_cloud: MaxCloudOption = None,
+    allow_host: AllowHostOption = None,
+    bands: Annotated[
+        str | None,
+        typer.Option("--bands", help="Common names, by commas; by default the checkpoint's."),
+    ] = None,
+    resolution: ResolutionOption = 10.0,
+    crs: CrsOption = "auto",
+    season_start: Annotated[
+        str | None,
+        typer.Option(
+            "--season-start",
+            metavar="MM-DD",
+            help="The day a season begins; default: the checkpoint's, or 09-01.",
+        ),
+    ] = None,
+    composite: CompositeOption = "none",
+    period: PeriodOption = None,
+    resampling: ResamplingOption = "bilinear",
+    cloud_mask: CloudMaskOption = "scl",
+    cloud_margin: CloudMarginOption = 2,
+    shadow_margin: ShadowMarginOption = 2,
+    offset: OffsetOption = None,
+    on_error: OnErrorOption = "fail",
+    max_failed_fraction: FailedFractionOption = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            "--scratch",
+            metavar="DIR",
+            help="Local folder of each worker for pixels on their way; default: temporary files.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, then stop.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another run's map in the folder.")
     ] = False,
 ) -> None:
-    """Map a whole region into cloud-optimized GeoTIFFs.
+    """Map a whole region into cloud-optimized GeoTIFFs, from a cube or directly from a search.
 
     Writes classes.tif, confidence.tif, qa.tif (why a pixel has no class), observations.tif, a
     STAC item, a quick-look, legends, QGIS styles, report.html and run.json. The map is the same
@@ -140,6 +214,7 @@ def predict(
     from ..region import Region
     from ._zones import predict_zones
 
+    check_source(cubes, context)
     spec = PredictSpec(
         window=window,
         halo=halo,
@@ -161,16 +236,22 @@ def predict(
         keep_shards=keep_shards,
         cog_writer=cog_writer,  # type: ignore[arg-type]
     )
-    seasons = [open_season(cube, season) for cube in find_zone_cubes(cubes)]
-    wanted = None if region is None else Region.from_file(region)
-    if len(seasons) > 1:
-        predict_zones(
-            plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), out,
-            execution=execution_from(workers, scheduler), parcels=parcels, polygons=polygons,
-            dry_run=dry_run, overwrite=overwrite,
+    if cubes:
+        seasons = [open_season(cube, season) for cube in find_zone_cubes(cubes)]
+        wanted = None if region is None else Region.from_file(region)
+        if len(seasons) > 1:
+            predict_zones(
+                plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), out,
+                execution=execution_from(workers, scheduler), parcels=parcels, polygons=polygons,
+                dry_run=dry_run, overwrite=overwrite,
+            )  # fmt: skip
+            return
+        plan = plan_prediction(seasons[0], read_metadata(checkpoint), spec, region=wanted)
+    else:
+        plan = plan_source(
+            context.params, read_metadata(checkpoint), spec,
+            out=out, region=region, season=season, new=overwrite,
         )  # fmt: skip
-        return
-    plan = plan_prediction(seasons[0], read_metadata(checkpoint), spec, region=wanted)
     say(str(plan))
     # Mistakes in what is done with the map are better known before it is made.
     if parcels is not None:
@@ -207,6 +288,7 @@ def predict(
             f"lattice, {100 * seams['differ_blended']:.2f} % blended ({seams['pixels']:,} px)"
         )
     say(f"{product.classes}: {product.pixels:,} pixels labelled, {product.windows:,} windows")
+    tell_source(plan, out)
     if parcels is not None:
         suffix = ".parquet" if parcels.suffix in (".parquet", ".geoparquet") else ".gpkg"
         table = write_parcels(out, parcels, out / f"parcels{suffix}")

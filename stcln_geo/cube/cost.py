@@ -17,6 +17,7 @@ __all__ = [
     "count_reads",
     "cube_bytes",
     "describe_plan",
+    "describe_search",
     "plan_blocks",
     "read_bytes",
     "summary",
@@ -140,6 +141,15 @@ def _extra_bytes(plan: CubePlan) -> int:
 
 def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:
     """Return the plan as text, for some memory and number of workers."""
+    lines = describe_search(plan)
+    left_out = lines.pop() if plan.dropped else None
+    for season in plan.seasons:
+        lines += _describe_season(plan, season, memory, workers)
+    return "\n".join([*lines, left_out] if left_out else lines)
+
+
+def describe_search(plan: CubePlan) -> list[str]:
+    """Return lines of text: what was found where, and what is made of it."""
     height, width = plan.window.shape_yx
     box = plan.geobox.boundingbox
     lines = [
@@ -163,11 +173,9 @@ def describe_plan(plan: CubePlan, *, memory: int, workers: int) -> str:
             f"Composite   {plan.spec.composite} of the clear observations in each period "
             f"({plan.spec.period}, counted from the season's first day)"
         )
-    for season in plan.seasons:
-        lines += _describe_season(plan, season, memory, workers)
     if plan.dropped:
         lines.append(f"Left out    {summary(plan.dropped)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _native(band: str) -> int:

@@ -6,10 +6,14 @@ probabilities into those of the map, ``outputs`` and ``qa`` name the layers; ``s
 square, ``sieve`` merges small patches across them, ``assemble`` joins them, ``seam`` measures the
 seams, ``style`` and ``product`` write what people and catalogs open, ``run`` is the whole, and
 ``zones`` makes it once per UTM zone.
+
+Without a cube, ``direct`` plans a map from a search and ``source`` keeps it; ``fetch`` builds the
+pixels ahead of the windows, in ``blocks``, in a folder that does not stay.
 """
 
 from __future__ import annotations
 
+from .direct import plan_search, predict_search
 from .plan import PredictionPlan, plan_prediction
 from .run import Prediction, predict_region
 from .spec import PredictSpec
@@ -19,5 +23,7 @@ __all__ = [
     "Prediction",
     "PredictionPlan",
     "plan_prediction",
+    "plan_search",
     "predict_region",
+    "predict_search",
 ]

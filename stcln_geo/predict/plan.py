@@ -20,6 +20,7 @@ from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
 from ..storage import Location
+from .blocks import FetchCost, fetch_cost
 from .checks import check_dates, fingerprint, legend_of, mismatches
 from .mask import SkipMask, open_mask
 from .outputs import EMBEDDINGS, layers_for
@@ -35,14 +36,19 @@ if TYPE_CHECKING:
 
     from ..model.checkpoint import CheckpointInfo
     from ..region import Region
+    from .source import PixelSource
 
-__all__ = ["PredictionPlan", "crs_name", "plan_prediction"]
+__all__ = ["DEFAULT_MEMORY", "PredictionPlan", "crs_name", "lattice_of", "plan_prediction"]
 
 _SHARD = 4096
 _SMALLEST_AUTO_SHARD = 256
 _ENOUGH_SHARDS = 16
 _READ = 1024
-_DEFAULT_MEMORY = 4 * 2**30
+_SMALLEST_FETCHED_SHARD = 1024
+_ENOUGH_FETCHED_SHARDS = 4
+DEFAULT_MEMORY = 4 * 2**30
+"""Bytes that one worker may use for pixels, where none are given."""
+
 _BLOCKS_IN_MEMORY = 4  # one at work, one waiting, and two copies while one is decoded
 
 
@@ -82,6 +88,8 @@ class PredictionPlan:
     """What fits badly though it can be done."""
     notes: tuple[str, ...]
     """What is worth knowing and needs no action."""
+    source: PixelSource | None = None
+    """Set where pixels are fetched while the map is made, and there is no cube."""
 
     def __str__(self) -> str:
         """Describe the plan for people."""
@@ -89,7 +97,9 @@ class PredictionPlan:
         lattice = self.lattice
         skipped = len(self.all_shards) - len(self.shards)
         lines = [
-            f"Prediction of season {self.season} of {self.cube}",
+            f"Prediction of season {self.season} of {self.cube}"
+            if self.source is None
+            else f"Prediction of season {self.season}, directly from {self.source.plan.catalog}",
             f"  checkpoint  {self.checkpoint} ({len(self.legend)} classes, "
             f"{', '.join(self.bands)}; sha256 {self.sha256[:12]})",
             f"  grid        {height} x {width} px of {self.resolution:g} m, {self.crs_name}; "
@@ -118,6 +128,17 @@ class PredictionPlan:
             values = self.mask.values
             wanted = "all but 0 and nodata" if values is None else ", ".join(map(str, values))
             lines.append(f"  mask        {self.mask.path}: mapped where it holds {wanted}")
+        if self.source is not None:
+            work = self.fetching
+            lines += [
+                f"  fetching    at most {work.windows:,} asset windows, about {_size(work.bytes)} "
+                f"of pixels ({work.overlap:.3g} times the region's, for the shards' margins); at "
+                f"most {_size(self.source.memory)} of memory per worker",
+                f"  scratch     at most {_size(work.scratch_bytes)} per worker, before "
+                "compression, in "
+                f"{self.source.scratch or 'the folder for temporary files'}; nothing stays",
+                f"  search      kept in {self.source.folder}, for resuming",
+            ]
         lines += [f"  warning     {text}" for text in self.warnings]
         lines += [f"  note        {text}" for text in self.notes]
         return "\n".join(lines)
@@ -193,10 +214,23 @@ class PredictionPlan:
         """Area to label (square kilometres)."""
         return float(self.aoi.area) / 1e6
 
+    @cached_property
+    def fetching(self) -> FetchCost:
+        """What fetching the shards' pixels costs."""
+        if self.source is None:
+            return FetchCost()
+        seen = [
+            self.lattice.cover(shard.expand(self.lattice.halo) if self.spec.blend else shard)
+            for shard in self.shards
+        ]
+        return fetch_cost(self.source.plan, seen, memory=self.source.memory)
+
     @property
     def block_size(self) -> int:
         """Side of what is read at once (pixels), as the memory allows."""
-        memory = self.spec.memory or _DEFAULT_MEMORY
+        memory = self.spec.memory or DEFAULT_MEMORY
+        if self.source is not None:
+            memory -= self.source.memory
         square, line = _BLOCKS_IN_MEMORY * self._pixel_bytes, self._line_bytes
         side = int((math.sqrt(line**2 + 4 * square * memory) - line) / (2 * square))
         return max(min(_READ, side) - 2 * self.lattice.halo, self.lattice.stride)
@@ -280,6 +314,7 @@ class PredictionPlan:
             "resolution": self.resolution,
             "block_size": self.block_size,
             "batch_size": self.spec.batch_size,
+            "source": None if self.source is None else self.source.to_json(),
         }
 
 
@@ -289,6 +324,7 @@ def plan_prediction(
     spec: PredictSpec,
     *,
     region: Region | None = None,
+    source: PixelSource | None = None,
 ) -> PredictionPlan:
     """Plan the labelling of a season's region.
 
@@ -296,6 +332,8 @@ def plan_prediction(
     ----------
     region
         A part of the cube's region; by default all of it.
+    source
+        Where pixels are fetched from, if the season is only planned and has none.
 
     Raises
     ------
@@ -313,7 +351,8 @@ def plan_prediction(
     check_dates(season, spec.min_clear)
     crs = crs_name(season)
     aoi = _area_of(season, region, crs)
-    lattice = _lattice_of(spec, checkpoint)
+    lattice = lattice_of(spec, checkpoint)
+    fetched = source is not None
     extent = bounds_window(aoi.bounds, resolution=season.resolution).intersection(season.window)
     return PredictionPlan(
         cube=season.cube.resolve(),
@@ -336,15 +375,17 @@ def plan_prediction(
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),
         date_count=len(season.time),
         shard_size=spec.shard_size
-        or (_SHARD if spec.cog_writer == "parallel" else _auto_shard_size(extent)),
+        or (_SHARD if spec.cog_writer == "parallel" else _auto_shard_size(extent, fetched=fetched)),
         spec=spec,
-        fingerprint=fingerprint(season),
+        fingerprint=fingerprint(season) if source is None else source.fingerprint,
         warnings=tuple(mismatches(season, checkpoint, lattice)),
         notes=tuple(_notes(season, lattice, extent, blend=spec.blend)),
+        source=source,
     )
 
 
-def _lattice_of(spec: PredictSpec, checkpoint: CheckpointInfo) -> Lattice:
+def lattice_of(spec: PredictSpec, checkpoint: CheckpointInfo) -> Lattice:
+    """Return the windows: as asked for, else as the checkpoint was trained and chosen with."""
     usual = Lattice()
     halo = spec.halo if spec.halo is not None else checkpoint.halo
     return Lattice(
@@ -408,10 +449,15 @@ def _box(window: Window, resolution: float) -> BaseGeometry:
     )
 
 
-def _auto_shard_size(extent: Window) -> int:
-    """Return 4096, or less where that gives too few shards to share out or to resume from."""
+def _auto_shard_size(extent: Window, *, fetched: bool) -> int:
+    """Return 4096, or less where that gives too few shards to share out or to resume from.
+
+    Where pixels are fetched shards stay larger: each is a read of every image, with its margins.
+    """
     size = _SHARD
-    while size > _SMALLEST_AUTO_SHARD and extent.area < _ENOUGH_SHARDS * size**2:
+    smallest = _SMALLEST_FETCHED_SHARD if fetched else _SMALLEST_AUTO_SHARD
+    enough = _ENOUGH_FETCHED_SHARDS if fetched else _ENOUGH_SHARDS
+    while size > smallest and extent.area < enough * size**2:
         size //= 2
     return size
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..cube.store import write_json
+from ..cube.stored import ITEMS_FILE
 from ..legend import CLASS_NODATA, Legend
 from ..region import Region
 from .assemble import EMBEDDING_STORE
 from .outputs import EMBEDDINGS, Layer, layers_for
+from .source import SEARCH_FOLDER
 
 if TYPE_CHECKING:
     from .plan import PredictionPlan
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["write_item"]
 
 _ZARR = "application/vnd+zarr"
+_PARQUET = "application/vnd.apache.parquet"
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 
 
@@ -49,9 +52,8 @@ def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
             "gsd": plan.resolution,
             "processing:software": {"stcln-geo": __version__},
             "processing:lineage": (
-                f"STCLN classification of the cube season {plan.season} "
-                f"({plan.date_count} dates), windows of {plan.lattice.window} px with a halo of "
-                f"{plan.lattice.halo} px, "
+                f"STCLN classification of {_pixels(plan)} ({plan.date_count} dates), windows of "
+                f"{plan.lattice.window} px with a halo of {plan.lattice.halo} px, "
                 + ("blended where they overlap" if plan.spec.blend else "merged by their cores")
                 + ("" if plan.smoothing is None else f", {plan.smoothing.method} smoothing")
                 + (
@@ -62,6 +64,7 @@ def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
             ),
             "stcln_geo:checkpoint_sha256": plan.sha256,
             "stcln_geo:run": plan.run_hash,
+            **_found(run),
         },
         stac_extensions=[_PROCESSING],
     )
@@ -98,9 +101,33 @@ def _assets(plan: PredictionPlan) -> dict[str, Any]:
         ("report", "report.html", MediaType.HTML, "Report of the run", ["metadata"]),
         ("quicklook", "quicklook.png", MediaType.PNG, "Quick-look", ["overview", "thumbnail"]),
     ]
+    if plan.source is not None:
+        name = f"{SEARCH_FOLDER}/{ITEMS_FILE}"
+        rows.append(("items", name, _PARQUET, "The images it was made from", ["metadata"]))
     return {
         key: Asset(href=f"./{name}", media_type=kind, title=title, roles=roles)
         for key, name, kind, title, roles in rows
+    }
+
+
+def _pixels(plan: PredictionPlan) -> str:
+    """Say what was classified."""
+    if plan.source is None:
+        return f"the cube season {plan.season}"
+    return f"{len(plan.source.plan.scenes)} scenes of {plan.source.plan.catalog}"
+
+
+def _found(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what the item tells of a search, where there is no cube that would."""
+    source = run.get("source")
+    if source is None:
+        return {}
+    return {
+        "stcln_geo:catalog": source["catalog"],
+        "stcln_geo:collection": source["collection"],
+        "stcln_geo:items": source["items"],
+        "stcln_geo:left_out": source["left_out"],
+        "stcln_geo:offsets": source["offsets"],
     }
 
 

@@ -98,6 +98,7 @@ def describe_run(
         "km2_per_second": round(fresh_km2 / label_seconds, 6) if label_seconds > 0 else None,
         "warnings": list(plan.warnings),
         "notes": list(plan.notes),
+        **({} if plan.source is None else {"source": plan.source.describe(manifests)}),
         "versions": _versions(),
     }
 

@@ -16,15 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cube.sky import prepare_sky
 from ..cube.store import Season, open_season, write_json, writing
 from ..errors import OutputError, StclnGeoWarning, TaskError
 from ..execution import Execution, FailedTask, ProgressHook, run_tasks
+from ..grid import Window
 from ..model.checkpoint import read_metadata
 from ..region import Region
 from ..report.prediction import write_prediction_report
 from ..storage import Location, location
 from .assemble import EMBEDDING_STORE, assemble, write_all_names
-from .files import file_checksum
+from .files import file_checksum, shard_path
 from .outputs import EMBEDDINGS, OPTIONAL, layers_for
 from .plan import PredictionPlan, crs_name, plan_prediction
 from .product import write_item
@@ -33,6 +35,7 @@ from .record import describe_run
 from .seam import audit_seams, seam_tasks, summarise_seams
 from .shard import ShardTask, predict_shard, write_failed
 from .sieved import sieve_shard, sieve_tasks
+from .source import SEARCH_FOLDER, left_out_of, remove_search
 from .spec import PredictSpec
 from .style import write_legend, write_pictures, write_style
 from .windows import PLAN_FILE, check_worker
@@ -40,6 +43,8 @@ from .windows import PLAN_FILE, check_worker
 if TYPE_CHECKING:
     import xarray as xr
     from shapely.geometry.base import BaseGeometry
+
+    from .source import PixelSource
 
 __all__ = ["Prediction", "predict_region", "run_prediction"]
 
@@ -139,6 +144,8 @@ def run_prediction(
     execution = execution or Execution()
     for text in plan.warnings:
         warnings.warn(text, StclnGeoWarning, stacklevel=2)
+    if plan.source is not None:
+        prepare_sky(plan.source.plan.spec.clouds)
     _claim(plan, out, overwrite=overwrite)
     finished = _finished(plan, out)
     if finished is not None:
@@ -164,7 +171,11 @@ def run_prediction(
     manifests = run_tasks(
         predict_shard, tasks, execution=execution, label="shard", progress=progress,
         check=check, failed=aside,
+        # Reading retries by itself; a whole shard read again would cost minutes.
+        retries=1 if plan.source is None else 0,
     )  # fmt: skip
+    if plan.source is not None:
+        _check_left_out(plan.source, manifests, out)
     if plan.sieve is not None:
         sieved = run_tasks(
             sieve_shard,
@@ -214,6 +225,18 @@ def _maps(plan: PredictionPlan) -> list[str]:
     return [f"{layer.name}.tif" for layer in layers_for(plan.spec.outputs)]
 
 
+def _check_left_out(source: PixelSource, manifests: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Raise TaskError where more scenes were left out than the plan allows."""
+    left_out = left_out_of(manifests)
+    if source.forgives(left_out):
+        return
+    # The next call tries them again.
+    for one in manifests:
+        if one["fetched"]["left_out"]:
+            shard_path(out, Window(*one["shard"]), "json").unlink(missing_ok=True)
+    raise TaskError(source.excess(left_out))
+
+
 def _failure(plan: PredictionPlan, aside: Sequence[FailedTask], out: Path) -> str:
     """Say which shards were set aside, where they lie, and what to do."""
     first = aside[0]
@@ -223,11 +246,16 @@ def _failure(plan: PredictionPlan, aside: Sequence[FailedTask], out: Path) -> st
         for shard in (plan.shards[one.index] for one in aside[:5])
     )
     more = "" if len(aside) <= 5 else f" and {len(aside) - 5} more, in run.json"
+    remedy = (
+        "Repair the cube, for example with 'stcln-geo cube repair', and run the same command again:"
+        if plan.source is None
+        else f"Files that could not be read are listed in {plan.source.ledger}. Run the same "
+        "command again to retry, or with --on-error skip to leave their scenes out:"
+    )
     return (
         f"{len(aside)} of {len(plan.shards)} shards failed after {first.attempts} attempts: "
         f"{named}{more}. The first error was {first.error}. The others are done: {out} holds a "
-        "map in which these shards have no class (quality code 5). Repair the cube, for example "
-        "with 'stcln-geo cube repair', and run the same command again: it labels only these."
+        f"map in which these shards have no class (quality code 5). {remedy} it labels only these."
     )
 
 
@@ -272,6 +300,8 @@ def _claim(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
     if overwrite and not same:
         _remove_run(out)
     _remove_leftovers(out)
+    if plan.source is not None:
+        plan.source.store()
     write_json(path, plan.to_json())
 
 
@@ -279,6 +309,8 @@ def _finished(plan: PredictionPlan, out: Path) -> Prediction | None:
     """Return the product if this run made its maps and they have not changed since."""
     run = _read_json(out / _RUN_FILE)
     if run is None or run.get("run") != plan.run_hash or run.get("failed_shards"):
+        return None
+    if plan.source is not None and not plan.source.forgives(run["source"]["left_out"]):
         return None
     if run.get("maps") != {name: file_checksum(out / name) for name in _maps(plan)}:
         return None
@@ -340,6 +372,7 @@ def _remove_run(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
         if (out / EMBEDDING_STORE).is_dir():
             shutil.rmtree(out / EMBEDDING_STORE)
+        remove_search(out / SEARCH_FOLDER)
         for pattern in _SHARD_FILES:
             for path in (out / "shards").glob(pattern):
                 path.unlink()

@@ -57,6 +57,8 @@ def seam_tasks(plan: PredictionPlan, out: str, *, threads: int | None) -> list[S
     count = plan.spec.seam_audit
     if count is None:
         count = min(_SAMPLES, max(plan.window_count // (_LARGEST_SHARE * _WINDOWS_EACH), 1))
+        if plan.source is not None:  # each core is a read of every image
+            count = min(count, max(len(plan.shards) // 2, 1))
     cores = _sample(plan, count * _CANDIDATES)
     number = -(-count // _PER_TASK)
     tasks = []

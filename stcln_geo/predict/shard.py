@@ -23,6 +23,7 @@ from .forward import Network
 from .outputs import EMBEDDINGS, Layer, decide, layer_named, layers_for
 from .qa import COUNT_NODATA, LARGEST_COUNT, Quality, quality_of
 from .segments import segment_whole, takes_segments, write_layer_segment
+from .source import Supply
 from .stitch import pieces_of
 from .windows import Job, Labelled, Tally, open_job, run_windows
 
@@ -59,7 +60,7 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
     window = Window(*task.shard)
     job = open_job(task.out, task.run)
     found = read_manifest(task.out, window, run=task.run, outputs=job.identity["outputs"])
-    if found is not None:
+    if found is not None and not _to_do_again(job, found):
         return {**found, "reused": True}
     started = time.monotonic()
     network = job.network()
@@ -81,10 +82,19 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
         manifest[name] = store_layer(
             job, layer_named(name), values, window, out=task.out, threads=threads
         )
+    if isinstance(job.source, Supply):
+        manifest["fetched"] = tally.fetched.to_json()
     if work.embedding is not None:
         manifest[EMBEDDINGS] = {"sha256": work.embedding.finish()}
     write_json(shard_path(task.out, window, "json"), manifest)
     return manifest
+
+
+def _to_do_again(job: Job, manifest: Mapping[str, Any]) -> bool:
+    """Return True where a shard lacks scenes that an earlier call was told to leave out."""
+    if not isinstance(job.source, Supply) or job.source.skip_failures:
+        return False
+    return bool(manifest["fetched"]["left_out"])
 
 
 def write_failed(out: str, run: str, window: Window) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,10 +25,13 @@ from .forward import Answer, Network, Recipe, Sample, load_network
 from .mask import SkipMask
 from .outputs import EMBEDDINGS, Layer, layers_for
 from .smooth import Smoothing
+from .source import Fetched, StoredPixels, Supply, open_supply
 from .stitch import Group, Piece, group_pieces, region_mask
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
+
+    from .fetch import Feed
 
 __all__ = [
     "PLAN_FILE",
@@ -51,7 +54,8 @@ R = TypeVar("R")
 class Job:
     """A plan as a worker has read it."""
 
-    season: Season
+    source: Season | Supply
+    """Where pixels come from: a cube's season, or the files that a search found."""
     checkpoint: str
     identity: dict[str, Any]
     aoi: BaseGeometry
@@ -98,6 +102,16 @@ class Job:
             precision=self.identity["precision"],
         )
 
+    def pixels(
+        self, groups: Sequence[Group], *, threads: int, fetched: Fetched
+    ) -> Feed | StoredPixels:
+        """Return what the pixels of groups are read from; what is fetched is counted."""
+        if isinstance(self.source, Season):
+            return StoredPixels(self.source)
+        from .fetch import Feed
+
+        return Feed(self.source, groups, threads=threads, fetched=fetched)
+
     def inside(self, window: Window) -> np.ndarray:
         """Return which pixels of an absolute window lie in the region, (H, W) bool."""
         return region_mask(self.aoi, window, resolution=self.resolution)
@@ -132,6 +146,8 @@ class Tally:
 
     windows: int = 0
     read_seconds: float = 0.0
+    fetched: Fetched = field(default_factory=Fetched)
+    """All zero where there is a cube."""
 
 
 def run_windows(
@@ -146,13 +162,20 @@ def run_windows(
     """Yield what the network says of windows; those without any clear pixel are left out."""
 
     def read(group: Group) -> tuple[Group, list[Sample | None]]:
-        started = time.monotonic()
-        samples = _read_samples(job, group)
+        with pixels.pixels_of(group) as season:
+            started = time.monotonic()
+            samples = _read_samples(season, group, tuple(job.identity["bands"]))
         tally.read_seconds += time.monotonic() - started
         return group, samples
 
     groups = group_pieces(pieces, size=job.block_size, stride=job.lattice.stride)
-    with closing(_read_ahead(read, groups)) as blocks:
+    if not groups:
+        return
+    with (
+        job.pixels(groups, threads=threads, fetched=tally.fetched) as pixels,
+        closing(_read_ahead(read, groups)) as blocks,
+        pixels.stopping(),
+    ):
         for group, samples in blocks:
             seen = [
                 (piece, one)
@@ -171,14 +194,13 @@ def run_windows(
             tally.windows += len(seen)
 
 
-def _read_samples(job: Job, group: Group) -> list[Sample | None]:
+def _read_samples(season: Season, group: Group, bands: tuple[str, ...]) -> list[Sample | None]:
     """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
-    season = job.season
     origin = season.window
     block = read_block(
         season,
         group.area.relative_to(origin),
-        bands=tuple(job.identity["bands"]),
+        bands=bands,
         dates=_dates_with_pixels(season, group.area.relative_to(origin)),
     )
     samples: list[Sample | None] = []
@@ -224,8 +246,8 @@ def check_worker(out: str, run: str) -> None:
     Raises
     ------
     StclnGeoError
-        If it does not see the plan of this run, the cube's season or the planned checkpoint, or
-        lacks the device.
+        If it does not see the plan of this run, the cube's season or the planned checkpoint,
+        lacks the device, or has no room for pixels that are fetched.
     """
     job = open_job(out, run)
     planned = job.identity["checkpoint"]
@@ -236,29 +258,39 @@ def check_worker(out: str, run: str) -> None:
             f"with {planned[:12]}... Give all workers the same file, or plan again."
         )
     choose_device(job.identity["device"])
+    if isinstance(job.source, Supply):
+        from ..cube.scratch import check_scratch
+
+        check_scratch(job.source.scratch)
 
 
-@lru_cache(maxsize=4)
 def open_job(out: str, run: str) -> Job:
-    """Read the plan and open the season, once per worker."""
-    import shapely
-
+    """Read the plan, and open the season once per worker."""
     path = Path(out) / PLAN_FILE
     try:
-        plan = json.loads(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise MissingFileError(
             f"Cannot read the plan {path}: {error.strerror}. Workers must see the output folder "
             "under the same path. Choose a folder that all of them share."
         ) from error
-    if plan["run"] != run:
+    if json.loads(text)["run"] != run:
         raise CubeError(
             f"Cannot follow {path}: it is the plan of another run. Do not run two predictions "
             "into one folder at the same time; choose another --out."
         )
+    return _job(text)
+
+
+@lru_cache(maxsize=4)
+def _job(text: str) -> Job:
+    import shapely
+
+    plan = json.loads(text)
     identity = plan["identity"]
+    told = plan.get("source")
     return Job(
-        season=open_season(plan["cube"], identity["season"]),
+        source=open_season(plan["cube"], identity["season"]) if told is None else open_supply(told),
         checkpoint=plan["checkpoint"],
         identity=identity,
         aoi=shapely.from_wkb(identity["aoi"]),
