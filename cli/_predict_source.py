@@ -45,8 +45,8 @@ def check_source(cubes: Sequence[Path] | None, context: typer.Context) -> None:
     if cubes and given:
         names = ", ".join(f"--{name}".replace("_", "-") for name in given)
         raise InputError(
-            f"Cannot use {names} with the cube {cubes[0]}: its pixels were decided when it was built. "
-            "Leave the cube out to map directly from a search, or leave out these options."
+            f"Cannot use {names} with the cube {cubes[0]}: its pixels were decided when it was "
+            "built. Leave the cube out to map directly from a search, or leave out these options."
         )
 
 
