@@ -168,13 +168,12 @@ def _borders(
     patches: NDArray[np.int32], small: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the small patches, what each touches, and over how many pixel sides."""
-    found = []
+    count = len(small)
+    keys = []
     for one, other in ((patches[:, :-1], patches[:, 1:]), (patches[:-1], patches[1:])):
-        touch = (one != other) & (one > 0) & (other > 0) & (small[one] | small[other])
-        pair = one[touch].astype(np.int64), other[touch].astype(np.int64)
-        found += [pair, pair[::-1]]
-    first = np.concatenate([pair[0] for pair in found])
-    second = np.concatenate([pair[1] for pair in found])
-    wanted = small[first]
-    keys, sides = np.unique(first[wanted] * len(small) + second[wanted], return_counts=True)
-    return *np.divmod(keys, len(small)), sides
+        touch = (one != other) & (one > 0) & (other > 0)
+        for first, second in ((one, other), (other, one)):
+            wanted = touch & small[first]
+            keys.append(first[wanted].astype(np.int64) * count + second[wanted])
+    pairs, sides = np.unique(np.concatenate(keys), return_counts=True)
+    return *np.divmod(pairs, count), sides

@@ -26,7 +26,7 @@ from stcln_geo.cube.store import (
     shards_of,
     write_shard,
 )
-from stcln_geo.errors import InputError, OutputError
+from stcln_geo.errors import InputError, OutputError, TaskError
 from stcln_geo.grid import snapped_geobox
 from stcln_geo.maps import open_class_map
 from stcln_geo.model.checkpoint import read_metadata
@@ -329,6 +329,29 @@ def test_a_second_run_keeps_all_and_an_interrupted_one_continues(
         "collection.json", "classes.qml", "qa.qml", "legend.json", "legend.csv",
     }  # fmt: skip
     assert len(list((tmp_path / "map" / "warped").iterdir())) == 4
+
+
+def test_a_zone_whose_shards_fail_does_not_stop_the_others(
+    world: Any, cubes: dict[str, Season], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_zone_maps(list(cubes.values()), read_metadata(world.checkpoint), SPEC)
+    predict_shard = run_module.predict_shard
+
+    def fail_in_the_west(task: Any) -> Any:
+        if task.out.endswith("32631"):
+            raise RuntimeError("a broken chunk")
+        return predict_shard(task)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "predict_shard", fail_in_the_west)
+        with pytest.raises(TaskError, match=r"EPSG:32631: 1 of 1 shards failed.*a broken chunk"):
+            run_zone_maps(plan, tmp_path)
+    shown = read(tmp_path / "qa.vrt")
+    assert (shown == 5).sum() > 3000, "the failed shard"
+    assert (shown == 0).sum() > 1000, "the other zone"
+    made = run_zone_maps(plan, tmp_path)
+    assert made.zones["32632"].resumed_shards == 1
+    assert not (read(tmp_path / "qa.vrt") == 5).any()
 
 
 def test_the_plan_is_printed_and_nothing_written(
