@@ -160,23 +160,32 @@ def fetch_cost(plan: CubePlan, areas: Sequence[Window], *, memory: int) -> Fetch
         What each shard needs (absolute pixels).
     memory
         As in ``plan_fetch``.
+
+    Raises
+    ------
+    InputError
+        If the memory does not suffice.
     """
     (season,) = plan.seasons
     grids = [area.intersection(plan.window) for area in areas]
-    windows = 0
+    shapes: dict[tuple[int, int], tuple[Layout, tuple[int, int]]] = {}
+    blocks = []
     for grid in grids:
-        layout = fetch_layout(plan, grid.shape_yx)
-        shape = plan_fetch(plan, grid.shape_yx, layout=layout, memory=memory)
-        blocks = [
-            block.area.shift(grid.row - plan.window.row, grid.col - plan.window.col)
-            for block in cut_blocks([grid], grid, shape_yx=shape, shard=layout.shard)
+        if grid.shape_yx not in shapes:
+            layout = fetch_layout(plan, grid.shape_yx)
+            cut = plan_fetch(plan, grid.shape_yx, layout=layout, memory=memory)
+            shapes[grid.shape_yx] = layout, cut
+        layout, cut = shapes[grid.shape_yx]
+        place = grid.relative_to(plan.window)
+        blocks += [
+            block.area.shift(place.row, place.col)
+            for block in cut_blocks([grid], grid, shape_yx=cut, shard=layout.shard)
         ]
-        windows += count_reads(plan, season, blocks)
     read = sum(grid.area for grid in grids)
     together = functools.reduce(Window.union, grids)
     pixel = len(season.dates) * (2 * len(plan.bands) + 1)
     return FetchCost(
-        windows=windows,
+        windows=count_reads(plan, season, blocks),
         bytes=round(read_bytes(plan, season) * read / plan.window.area),
         overlap=read / min(together.area, read),
         scratch_bytes=max(grid.area for grid in grids) * pixel,

@@ -16,6 +16,7 @@ from ..cube.request import plan_request, request_of
 from ..cube.spec import CubeSpec
 from ..errors import InputError
 from ..model.checkpoint import CheckpointInfo, read_metadata
+from .blocks import fetch_layout, plan_fetch
 from .checks import legend_of
 from .plan import DEFAULT_MEMORY, PredictionPlan, lattice_of, plan_prediction
 from .run import Prediction, run_prediction
@@ -112,7 +113,9 @@ def plan_search(
         memory=(spec.memory or DEFAULT_MEMORY) // 2,
         kept=before is not None,
     )
-    return plan_prediction(planned_season(source), checkpoint, spec, source=source)
+    plan = plan_prediction(planned_season(source), checkpoint, spec, source=source)
+    _check_memory(plan, source)
+    return plan
 
 
 def describe_source(plan: PredictionPlan) -> str:
@@ -130,6 +133,13 @@ def describe_source(plan: PredictionPlan) -> str:
         lines.insert(0, f"Continuing {plan.source.folder.parent} with the images it began with.")
     lines += [f"            no date for {days} days: {a} to {b}" for a, b, days in season.gaps]
     return "\n".join(lines)
+
+
+def _check_memory(plan: PredictionPlan, source: PixelSource) -> None:
+    """Raise InputError where a worker could not even fetch the smallest block."""
+    grid = plan.lattice.cover(plan.shards[0]).intersection(source.plan.window)
+    layout = fetch_layout(source.plan, grid.shape_yx)
+    plan_fetch(source.plan, grid.shape_yx, layout=layout, memory=source.memory)
 
 
 def _recipe(cube: CubeSpec | None, checkpoint: CheckpointInfo, spec: PredictSpec) -> CubeSpec:
