@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cube.store import Season, open_season
 from ..data.reader import read_block
-from ..errors import CheckpointError, CubeError, MissingFileError
+from ..errors import CheckpointError, CubeError, MissingFileError, StclnGeoError, UnreadableError
 from ..grid import Lattice, Window
 from ..model.checkpoint import read_metadata
 from ..model.device import choose_device
@@ -37,6 +37,7 @@ __all__ = [
     "Tally",
     "check_worker",
     "open_job",
+    "read_plan",
     "run_windows",
 ]
 
@@ -174,13 +175,23 @@ def run_windows(
 def _read_samples(job: Job, group: Group) -> list[Sample | None]:
     """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
     season = job.season
-    origin = season.window
-    block = read_block(
-        season,
-        group.area.relative_to(origin),
-        bands=tuple(job.identity["bands"]),
-        dates=_dates_with_pixels(season, group.area.relative_to(origin)),
-    )
+    area = group.area.relative_to(season.window)
+    try:
+        block = read_block(
+            season,
+            area,
+            bands=tuple(job.identity["bands"]),
+            dates=_dates_with_pixels(season, area),
+        )
+    except StclnGeoError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # as Zarr's codecs raise
+        raise UnreadableError(
+            f"Cannot read rows {area.row} to {area.row + area.height} and columns {area.col} to "
+            f"{area.col + area.width} of season {season.name} of {season.cube} "
+            f"({type(error).__name__}: {error}). A chunk there is damaged. Mend the cube with "
+            "'stcln-geo cube repair', or copy it anew."
+        ) from error
     samples: list[Sample | None] = []
     for piece in group.pieces:
         part = piece.seen.relative_to(group.area)
@@ -238,14 +249,19 @@ def check_worker(out: str, run: str) -> None:
     choose_device(job.identity["device"])
 
 
-@lru_cache(maxsize=4)
-def open_job(out: str, run: str) -> Job:
-    """Read the plan and open the season, once per worker."""
-    import shapely
+def read_plan(out: str, run: str) -> dict[str, Any]:
+    """Read the plan of a run.
 
+    Raises
+    ------
+    MissingFileError
+        If this process does not see it.
+    CubeError
+        If by now the folder is another run's.
+    """
     path = Path(out) / PLAN_FILE
     try:
-        plan = json.loads(path.read_text())
+        plan: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise MissingFileError(
             f"Cannot read the plan {path}: {error.strerror}. Workers must see the output folder "
@@ -256,6 +272,15 @@ def open_job(out: str, run: str) -> Job:
             f"Cannot follow {path}: it is the plan of another run. Do not run two predictions "
             "into one folder at the same time; choose another --out."
         )
+    return plan
+
+
+@lru_cache(maxsize=4)
+def open_job(out: str, run: str) -> Job:
+    """Read the plan and open the season, once per worker."""
+    import shapely
+
+    plan = read_plan(out, run)
     identity = plan["identity"]
     return Job(
         season=open_season(plan["cube"], identity["season"]),
