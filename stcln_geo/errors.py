@@ -22,12 +22,22 @@ __all__ = [
     "StorageError",
     "TaskError",
     "UnfitWorkerError",
+    "UnreadableError",
     "UnsafeAddressError",
+    "stops_all",
 ]
 
 
 class StclnGeoError(Exception):
     """Base of all errors that the user can act on."""
+
+    of_one_task = False
+    """True where other tasks of a run may succeed, so that it goes on without this one."""
+
+
+def stops_all(error: BaseException) -> bool:
+    """Return True for an error that every task would meet: a full disk, a wrong checkpoint."""
+    return isinstance(error, StclnGeoError) and not error.of_one_task
 
 
 class InputError(StclnGeoError, ValueError):
@@ -80,6 +90,16 @@ class OutputError(StclnGeoError, OSError):
 
 class StorageError(StclnGeoError):
     """An object storage cannot be reached, or refuses."""
+
+
+class UnreadableError(StclnGeoError, OSError):
+    """A part of a file or cube cannot be read; the rest of it may be whole."""
+
+    of_one_task = True
+
+    def __str__(self) -> str:
+        """Return the sentence itself, without the errno decoration of OSError."""
+        return " ".join(str(part) for part in self.args)
 
 
 class TaskError(StclnGeoError, RuntimeError):

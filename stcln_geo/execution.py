@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import BrokenDeviceError, InputError, StclnGeoError, TaskError
+from .errors import BrokenDeviceError, InputError, TaskError, stops_all
 
 __all__ = ["Execution", "FailedTask", "ProgressHook", "available_cores", "run_tasks"]
 
@@ -98,8 +98,8 @@ def run_tasks(
     label
         What a task is called in progress and errors, in the singular: "block", "shard".
     retries
-        How often a failed task is tried again, after the others. Errors of the user's making
-        are not retried.
+        How often a failed task is tried again, after the others. Errors that every task would
+        meet (a ``StclnGeoError``, unless it is ``of_one_task``) are not retried.
     check
         Called once in every process that runs tasks, before its first; raises a ``StclnGeoError``
         where something is missing there. Dask workers that fail it are sent away.
@@ -110,7 +110,7 @@ def run_tasks(
     Raises
     ------
     StclnGeoError
-        The first error of the user's making, as it was raised.
+        The first error that every task would meet, as it was raised.
     TaskError
         If tasks failed otherwise; all other tasks have finished then.
     """
@@ -131,9 +131,9 @@ def run_tasks(
         )  # fmt: skip
     with contextlib.closing(runner) as outcomes:
         for index, outcome in outcomes:
-            if isinstance(outcome, StclnGeoError):
-                raise outcome
             if isinstance(outcome, BaseException):
+                if stops_all(outcome):
+                    raise outcome
                 failures[index] = outcome
             else:
                 results[index] = outcome
@@ -169,14 +169,12 @@ def _run_here(
         for attempt in range(retries + 1):
             try:
                 outcome: Any = function(task)
-            except StclnGeoError as error:
-                outcome = error
             except BrokenDeviceError as error:
                 # It fails until this process ends: to go on would only set all the rest aside.
                 outcome = _broken_device(error)
             except Exception as error:
                 outcome = error
-                if attempt < retries:
+                if attempt < retries and not stops_all(error):
                     continue
             break
         yield index, outcome

@@ -14,6 +14,7 @@ import fnmatch
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
     "list_files",
     "location",
     "make_folder",
+    "part_path",
     "read_files",
     "read_version",
     "remove_files",
@@ -175,6 +177,15 @@ def location(path: str | Path | S3Path) -> Location:
     return S3Path(bucket, "/".join(parts))
 
 
+def part_path(target: Path) -> Path:
+    """Return a hidden name beside a file, for the time while it is written.
+
+    No other writer takes it: process numbers do not tell the containers of a cluster apart, nor
+    two threads of a worker that make the same file.
+    """
+    return target.with_name(f".{target.name.lstrip('.')}.{uuid.uuid4().hex[:12]}.part")
+
+
 def write_file(target: Location, content: bytes) -> None:
     """Write a whole file: readers see all of it or nothing."""
     with writing(target):
@@ -182,9 +193,12 @@ def write_file(target: Location, content: bytes) -> None:
             object_store(target.bucket).put(target.key, content)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        temporary = part_path(target)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def create_file(target: S3Path, content: bytes) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import time
 import uuid
@@ -29,6 +30,7 @@ from .errors import (
     StclnGeoWarning,
     TaskError,
     UnfitWorkerError,
+    stops_all,
 )
 
 if TYPE_CHECKING:
@@ -161,8 +163,14 @@ def run_on_dask(
     """
     with _connect(scheduler, min(workers, len(tasks))) as client:
         assignment = Assignment(function=function, check=check, run=uuid.uuid4().hex)
-        _send_away_unfit(client, assignment)
-        yield from _Feeder(client, assignment, tasks, label, retries).outcomes()
+        feeder = _Feeder(client, assignment, tasks, label, retries)
+        try:
+            _send_away_unfit(client, assignment)
+            yield from feeder.outcomes()
+        except Exception as error:
+            if isinstance(error, StclnGeoError) or not _is_lost(client, error):
+                raise
+            raise feeder.lost_scheduler() from error
 
 
 class _Feeder:
@@ -192,8 +200,6 @@ class _Feeder:
                 lonely = 0.0 if workers else self._wait_for_workers(lonely)
                 for future in self._ended():
                     yield from self._settle(future)
-        except CancelledError as error:
-            raise self._lost_scheduler() from error
         finally:
             if self._client.status == "running":
                 # Where the run ends early, what is still queued is not to be worked on.
@@ -248,7 +254,7 @@ class _Feeder:
             # It killed its workers, or only waited behind the one that did: run alone, it shows.
             self._failed[index] += 1
             self._suspects.append(index)
-        elif isinstance(error, StclnGeoError) or self._failed[index] >= self._retries:
+        elif stops_all(error) or self._failed[index] >= self._retries:
             yield index, error
         else:
             self._failed[index] += 1
@@ -258,7 +264,7 @@ class _Feeder:
     def _wait_for_workers(self, lonely: float) -> float:
         """Tell the user once that there is nobody to do the work; return seconds without."""
         if self._client.status != "running":
-            raise self._lost_scheduler()
+            raise self.lost_scheduler()
         after = lonely + _LOOK_SECONDS
         if lonely < _LONELY_SECONDS <= after:
             address = self._client.scheduler.address if self._client.scheduler else "?"
@@ -270,13 +276,21 @@ class _Feeder:
             )
         return after
 
-    def _lost_scheduler(self) -> TaskError:
+    def lost_scheduler(self) -> TaskError:
+        """Return what to tell the user."""
         left = len(self._waiting) + len(self._running) + len(self._suspects)
         return TaskError(
             f"Lost the Dask scheduler: about {left} of {len(self._tasks)} {self._label} "
             "tasks were not done. What is finished is kept. Start the scheduler again and "
             "run the same command: it continues from here."
         )
+
+
+def _is_lost(client: Client, error: Exception) -> bool:
+    """Return True where an error says that the scheduler is gone: its tasks are, then, too."""
+    from distributed.comm import CommClosedError
+
+    return isinstance(error, CancelledError | CommClosedError) or client.status != "running"
 
 
 def _send_away_unfit(client: Client, assignment: Assignment) -> None:
@@ -327,7 +341,7 @@ def _connect(scheduler: str | None, workers: int) -> Iterator[Client]:
                 f"Cannot reach the Dask scheduler {scheduler!r}: {error}. Its address "
                 "looks like tcp://host:8786. Start it with 'dask scheduler', or use --workers."
             ) from error
-        with client:
+        with _quiet(), client:
             yield client
         return
     settings = {
@@ -355,6 +369,18 @@ def _connect(scheduler: str | None, workers: int) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep distributed from logging tracebacks of a lost scheduler: it is said in one sentence."""
+    log = logging.getLogger("distributed.client")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextlib.contextmanager

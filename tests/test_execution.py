@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from stcln_geo.errors import BrokenDeviceError, CubeError, InputError, TaskError
+from stcln_geo.errors import (
+    BrokenDeviceError,
+    CubeError,
+    InputError,
+    OutputError,
+    TaskError,
+    UnreadableError,
+)
 from stcln_geo.execution import Execution, FailedTask, run_tasks
 
 EXECUTIONS = [Execution(), Execution(workers=1), Execution(workers=2)]
@@ -63,6 +70,43 @@ def test_a_failing_task_is_set_aside_where_the_caller_asks_for_it(execution, tmp
     results = run_tasks(_fail_on_three, tasks, execution=execution, label="number", failed=failed)
     assert results == [0, 1, 2, 4, 5]
     assert failed == [FailedTask(index=3, error="RuntimeError: three is bad", attempts=2)]
+
+
+def _unreadable_three(task: tuple[int, str]) -> int:
+    try:
+        return _fail_on_three(task)
+    except RuntimeError as error:
+        raise UnreadableError("Cannot read rows 3 to 4.") from error
+
+
+def _no_room_for_three(task: tuple[int, str]) -> int:
+    try:
+        return _fail_on_three(task)
+    except RuntimeError as error:
+        raise OutputError("Cannot write to /full.") from error
+
+
+@pytest.mark.parametrize("execution", [EXECUTIONS[0], EXECUTIONS[1]], ids=[IDS[0], IDS[1]])
+def test_what_one_task_cannot_read_is_set_aside_and_what_stops_all_stops_at_once(
+    execution, tmp_path
+):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "all").mkdir()
+    failed: list[FailedTask] = []
+    tasks = [(number, str(tmp_path / "one")) for number in range(6)]
+    results = run_tasks(
+        _unreadable_three, tasks, execution=execution, label="number", failed=failed
+    )
+    assert results == [0, 1, 2, 4, 5]
+    error = "UnreadableError: Cannot read rows 3 to 4."
+    assert failed == [FailedTask(index=3, error=error, attempts=2)]
+
+    tasks = [(number, str(tmp_path / "all")) for number in range(40)]
+    with pytest.raises(OutputError, match="Cannot write to /full"):
+        run_tasks(_no_room_for_three, tasks, execution=execution, label="number", failed=[])
+    runs = [int(path.name.split(".")[0]) for path in (tmp_path / "all").iterdir()]
+    assert runs.count(3) == 1, "trying again is in vain"
+    assert len(runs) < 10
 
 
 def test_without_tasks_no_worker_is_started():

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import InputError, MissingFileError, OutputError
 from ..grid import Window, tiles
+from ..storage import part_path
 from .names import removed
 from .pyramid import NODATA, Resampling, count_values, pyramid
 from .template import COMPRESSION, PREDICTOR, map_fields, overview_fields
@@ -319,7 +320,7 @@ def _tile_grid(sizes: list[int], shape_yx: tuple[int, int], tile: int) -> np.nda
 def _write(path: Path, head: bytes, encoded: Sequence[Sequence[bytes]]) -> tuple[str, ...]:
     """Write header and levels, the coarsest first; return the levels' checksums."""
     digests = [hashlib.sha256() for _ in encoded]
-    part = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.part")
+    part = part_path(path)
     with removed(part):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -360,13 +360,26 @@ def _edges(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return first and end fine pixel below each coarse pixel, with one pixel of slack.
 
-    Writers differ where a side is no multiple of a power of two: GDAL spreads the coarse pixels
-    evenly over the side, others lay them at multiples of the power. Both are allowed.
+    Writers differ where a side is no multiple of a power of two. GDAL leaves the odd pixel out of
+    the count and spreads the pixels of each level evenly over the one before, so that what a pixel
+    saw widens from level to level; others lay them at multiples of the power. Both are allowed.
     """
-    index = np.arange(start, start + count)
-    ratio = fine / coarse
-    power = 2 << level
-    factor = power if math.ceil(fine / power) == coarse else 0
-    low = np.clip(np.floor(index * ratio).astype(int) - 1, 0, fine - 1)
-    high = np.maximum(np.ceil((index + 1) * ratio).astype(int), (index + 1) * factor) + 1
+    sides = _halvings(fine, coarse, level)
+    low = np.arange(start, start + count)
+    high = low + 1
+    for finer, coarser in zip(sides[-2::-1], sides[:0:-1], strict=True):
+        low = low * finer // coarser
+        high = np.maximum(-(-high * finer // coarser), np.minimum(high * 2, finer))
+    low, high = np.clip(low - 1, 0, fine - 1), high + 1
     return low, np.clip(high, 0, fine)
+
+
+def _halvings(fine: int, coarse: int, level: int) -> list[int]:
+    """Return the sides of the levels from ``fine`` to ``coarse``; only these two if unknown."""
+    for odd in (0, 1):
+        sides = [fine]
+        for _ in range(level + 1):
+            sides.append(max((sides[-1] + odd) // 2, 1))
+        if sides[-1] == coarse:
+            return sides
+    return [fine, coarse]

@@ -18,6 +18,7 @@ import numpy as np
 from ..cube.layout import create_array, geozarr_attrs
 from ..cube.store import writing
 from ..grid import Window, tiles
+from ..storage import part_path
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -36,7 +37,7 @@ class EmbeddingFile:
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._part = part_path(path)
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Written through, band by band: a full disk is an error here, not a crash later.
@@ -60,6 +61,10 @@ class EmbeddingFile:
             self._values.flush()
             os.replace(self._part, self._path)
         return file_checksum(self._path) or ""
+
+    def discard(self) -> None:
+        """Remove the file, unless it has its name."""
+        self._part.unlink(missing_ok=True)
 
 
 def write_embeddings(

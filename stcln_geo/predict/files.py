@@ -11,6 +11,7 @@ import numpy as np
 from ..cube.store import writing
 from ..grid import Window, geobox_from_window
 from ..legend import CLASS_NODATA
+from ..storage import part_path
 from .outputs import EMBEDDINGS
 
 __all__ = ["checksum", "file_checksum", "read_raster", "shard_path", "write_raster"]
@@ -45,7 +46,7 @@ def write_raster(
 
     geobox = geobox_from_window(window, crs=crs, resolution=resolution)
     bands = values[None] if values.ndim == 2 else values
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_path(path)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

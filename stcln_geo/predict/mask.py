@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, MissingFileError
+from ..errors import InputError, MissingFileError, UnreadableError
 from ..grid import Window, geobox_from_window
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class SkipMask:
         """Return which pixels of an absolute window are mapped, (H, W) bool.
 
         Places beyond the raster are not mapped.
+
+        Raises
+        ------
+        UnreadableError
+            If that part of the raster cannot be read.
         """
         import rasterio
         from rasterio.enums import Resampling
@@ -73,9 +78,9 @@ class SkipMask:
                 found = warped.read(1)
                 known = warped.dataset_mask() > 0
         except (RasterioError, OSError) as error:
-            raise InputError(
-                f"Cannot read the mask {self.path}: {error}. Every worker must see it under the "
-                "same path. Correct --mask, or repair the file."
+            raise UnreadableError(
+                f"Cannot read the mask {self.path} at {window}: {error}. Every worker must see it "
+                "under the same path. Correct --mask, or repair the file."
             ) from error
         wanted = found != 0 if self.values is None else np.isin(found, self.values)
         mapped: np.ndarray = wanted & known

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cube.sky import prepare_sky
 from ..cube.store import Season, open_season, write_json, writing
-from ..errors import OutputError, StclnGeoWarning, TaskError
+from ..errors import InputError, OutputError, StclnGeoWarning, TaskError
 from ..execution import Execution, FailedTask, ProgressHook, run_tasks
 from ..grid import Window
 from ..model.checkpoint import read_metadata
@@ -123,7 +123,7 @@ def predict_region(
         If shards failed for good. The others are done and in the map; calling again tries
         those that failed.
     """
-    out = Path(out)
+    out = _folder(out)
     cube_path = _as_cube(cube, out)
     opened = open_season(cube_path, season)
     info = read_metadata(checkpoint)
@@ -140,7 +140,7 @@ def run_prediction(
     overwrite: bool = False,
 ) -> Prediction:
     """Do what a plan says; see ``predict_region``."""
-    out = Path(out).resolve()
+    out = _folder(out).resolve()
     execution = execution or Execution()
     for text in plan.warnings:
         warnings.warn(text, StclnGeoWarning, stacklevel=2)
@@ -184,6 +184,11 @@ def run_prediction(
         )  # fmt: skip
         manifests = [{**one, **other} for one, other in zip(manifests, sieved, strict=True)]
     labelled = time.monotonic()
+    if aside and not manifests:
+        raise TaskError(
+            f"None of {len(plan.shards)} shards could be labelled, so there is no map. The first "
+            f"error was {aside[0].error}. Remove the cause and run the same command again."
+        )
     audits = run_tasks(
         audit_seams,
         seam_tasks(plan, str(out), threads=threads),
@@ -213,12 +218,25 @@ def run_prediction(
     )
     run["seconds"]["seam_audit"] = round(audited - labelled, 3)
     run["maps"] = {name: file_checksum(out / name) for name in _maps(plan)}
+    _remove_leftovers(out)  # of workers that died while this process lived
     _publish(plan, out, run)
     if aside:
         raise TaskError(_failure(plan, aside, out))
     if not plan.spec.keep_shards:
         _remove_rasters(out)
     return _prediction(out, run, resumed=sum("reused" in one for one in manifests))
+
+
+def _folder(out: str | Path) -> Path:
+    """Return the folder of a product; maps are not written to object storage."""
+    found = location(out)
+    if not isinstance(found, Path):
+        raise InputError(
+            f"Cannot write a map to {found}: a map is written to a folder, which all workers "
+            "share. Choose a folder for --out (on a cluster one of a shared file system), and "
+            "copy the finished map, for example with 'aws s3 sync'."
+        )
+    return found
 
 
 def _maps(plan: PredictionPlan) -> list[str]:
@@ -362,7 +380,7 @@ def _remove_rasters(out: Path) -> None:
     with writing(out):
         for pattern in _SHARD_FILES[:-1]:
             for path in (out / "shards").glob(pattern):
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _remove_run(out: Path) -> None:
@@ -384,4 +402,8 @@ def _remove_leftovers(out: Path) -> None:
         for folder in (out, out / "shards"):
             for name in (PLAN_FILE, _RUN_FILE, *_OWN, EMBEDDING_STORE, *_SHARD_FILES):
                 for path in folder.glob(f".{name}.*"):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    # A worker that is still at it may be faster.
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)

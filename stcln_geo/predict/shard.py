@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..cube.store import write_json
+from ..cube.store import write_json, writing
+from ..errors import UnreadableError
 from ..execution import available_cores
 from ..grid import Window
 from ..legend import CLASS_NODATA
@@ -25,7 +26,7 @@ from .qa import COUNT_NODATA, LARGEST_COUNT, Quality, quality_of
 from .segments import segment_whole, takes_segments, write_layer_segment
 from .source import Supply
 from .stitch import pieces_of
-from .windows import Job, Labelled, Tally, open_job, run_windows
+from .windows import Job, Labelled, Tally, open_job, read_plan, run_windows
 
 __all__ = [
     "ShardTask",
@@ -59,14 +60,43 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
     """
     window = Window(*task.shard)
     job = open_job(task.out, task.run)
-    found = read_manifest(task.out, window, run=task.run, outputs=job.identity["outputs"])
+    outputs = job.identity["outputs"]
+    found = read_manifest(task.out, window, run=task.run, outputs=outputs)
     if found is not None and not _to_do_again(job, found):
         return {**found, "reused": True}
+    _drop_manifest(task, window)
     started = time.monotonic()
     network = job.network()
     threads = task.threads or available_cores()
     work = _Shard(job, network, window, out=task.out)
-    tally = work.label(threads=threads)
+    try:
+        tally = work.label(threads=threads)
+        # Where a client was killed or a worker thought lost, another may have taken this shard, or
+        # another run the folder, meanwhile.
+        read_plan(task.out, task.run)
+        found = read_manifest(task.out, window, run=task.run, outputs=outputs, rasters=False)
+        if found is not None:
+            return {**found, "reused": True}
+        return _finish(work, task, tally, threads=threads, started=started)
+    finally:
+        if work.embedding is not None:
+            work.embedding.discard()
+
+
+def _drop_manifest(task: ShardTask, window: Window) -> None:
+    """Remove a manifest that is not true of the files beside it."""
+    path = shard_path(task.out, window, "json")
+    if path.exists():
+        read_plan(task.out, task.run)
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
+def _finish(
+    work: _Shard, task: ShardTask, tally: Tally, *, threads: int, started: float
+) -> dict[str, Any]:
+    """Write what was labelled, the manifest last, and return it."""
+    job, window, network = work.job, work.window, work.network
     manifest: dict[str, Any] = {
         "run": task.run,
         "shard": list(task.shard),
@@ -106,7 +136,11 @@ def write_failed(out: str, run: str, window: Window) -> dict[str, Any]:
         What a manifest would say of them: checksum, histogram and the like.
     """
     job = open_job(out, run)
-    inside, kept = job.inside(window), job.kept(window)
+    inside = job.inside(window)
+    try:
+        kept = job.kept(window)
+    except UnreadableError:
+        kept = None  # this may be why the shard failed
     codes = quality_of(inside, kept, np.ones(window.shape_yx), min_clear=1)
     codes[codes == Quality.MAPPED] = Quality.FAILED
     return store_layer(job, layer_named("qa"), codes, window, out=out, threads=1)

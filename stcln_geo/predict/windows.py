@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cube.store import Season, open_season
 from ..data.reader import read_block
-from ..errors import CheckpointError, CubeError, MissingFileError
+from ..errors import CheckpointError, CubeError, MissingFileError, StclnGeoError, UnreadableError
 from ..grid import Lattice, Window
 from ..model.checkpoint import read_metadata
 from ..model.device import choose_device
@@ -40,6 +40,7 @@ __all__ = [
     "Tally",
     "check_worker",
     "open_job",
+    "read_plan",
     "run_windows",
 ]
 
@@ -196,13 +197,18 @@ def run_windows(
 
 def _read_samples(season: Season, group: Group, bands: tuple[str, ...]) -> list[Sample | None]:
     """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
-    origin = season.window
-    block = read_block(
-        season,
-        group.area.relative_to(origin),
-        bands=bands,
-        dates=_dates_with_pixels(season, group.area.relative_to(origin)),
-    )
+    area = group.area.relative_to(season.window)
+    try:
+        block = read_block(season, area, bands=bands, dates=_dates_with_pixels(season, area))
+    except StclnGeoError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # as Zarr's codecs raise
+        raise UnreadableError(
+            f"Cannot read rows {area.row} to {area.row + area.height} and columns {area.col} to "
+            f"{area.col + area.width} of season {season.name} of {season.cube} "
+            f"({type(error).__name__}: {error}). A chunk there is damaged. Mend the cube with "
+            "'stcln-geo cube repair', or copy it anew."
+        ) from error
     samples: list[Sample | None] = []
     for piece in group.pieces:
         part = piece.seen.relative_to(group.area)
@@ -264,22 +270,35 @@ def check_worker(out: str, run: str) -> None:
         check_scratch(job.source.scratch)
 
 
-def open_job(out: str, run: str) -> Job:
-    """Read the plan, and open the season once per worker."""
+def read_plan(out: str, run: str) -> dict[str, Any]:
+    """Read the plan of a run.
+
+    Raises
+    ------
+    MissingFileError
+        If this process does not see it.
+    CubeError
+        If by now the folder is another run's.
+    """
     path = Path(out) / PLAN_FILE
     try:
-        text = path.read_text()
+        plan: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise MissingFileError(
             f"Cannot read the plan {path}: {error.strerror}. Workers must see the output folder "
             "under the same path. Choose a folder that all of them share."
         ) from error
-    if json.loads(text)["run"] != run:
+    if plan["run"] != run:
         raise CubeError(
             f"Cannot follow {path}: it is the plan of another run. Do not run two predictions "
             "into one folder at the same time; choose another --out."
         )
-    return _job(text)
+    return plan
+
+
+def open_job(out: str, run: str) -> Job:
+    """Read the plan, and open the season once per worker."""
+    return _job(json.dumps(read_plan(out, run)))
 
 
 @lru_cache(maxsize=4)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MissingFileError
 from ..legend import Legend
+from ..storage import part_path
 
 __all__ = [
     "ClassScore",
@@ -170,7 +171,7 @@ def write_text(path: str | Path, text: str) -> Path:
     """Write beside the target, then rename, so that no half file is ever there."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    partial = part_path(target)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, target)
     return target

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MissingFileError
 from ..legend import CLASS_NODATA, Legend
+from ..storage import part_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -350,7 +351,7 @@ def _save(figure: Any, out_png: str | Path) -> None:
     """Write beside the target, then rename, so that no half picture is ever there."""
     target = Path(out_png)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    partial = part_path(target)
     figure.savefig(partial, dpi=_DPI, format="png")
     os.replace(partial, target)
 

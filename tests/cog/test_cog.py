@@ -198,6 +198,18 @@ def test_confidence_averages(tmp_path: Path, codes: np.ndarray) -> None:
     assert not path.with_name("c.tif.aux.xml").exists()
 
 
+def test_uneven_sides_raise_no_false_alarm(tmp_path: Path) -> None:
+    """GDAL's pixels of each level lie across those of the one before where a side is odd."""
+    shape = (1035, 1301)
+    values = np.random.default_rng(0).integers(0, 8, shape).astype(np.uint8)
+    geobox = geobox_from_window(Window(-560_000, 50_000, *shape), crs=CRS, resolution=10.0)
+    legend = Legend.from_values([f"crop {number}" for number in range(8)])
+    path = write_cog(
+        write_sources(tmp_path, values), tmp_path / "c.tif", geobox=geobox, legend=legend
+    )
+    assert validate_cog(path, histogram=counts_of(values)) == ([], [])
+
+
 def test_averaged_overviews_are_found_though_their_values_are_codes(
     tmp_path: Path, class_map: Path, codes: np.ndarray
 ) -> None:

@@ -24,10 +24,13 @@ from stcln_geo.cube.store import (
     shards_of,
     write_shard,
 )
-from stcln_geo.errors import OutputError, TaskError
+from stcln_geo.errors import CheckpointError, CubeError, InputError, OutputError, TaskError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window, snapped_geobox
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
+from stcln_geo.predict import run as run_module
+from stcln_geo.predict import shard as shard_module
+from stcln_geo.predict.shard import ShardTask, predict_shard
 
 CPU = {"device": "cpu", "precision": "float32", "seam_audit": 0}
 
@@ -142,6 +145,9 @@ def test_a_corrupt_chunk_costs_its_shards_only(
     run = json.loads((out / "run.json").read_text())
     failed = [tuple(one["shard"]) for one in run["failed_shards"]]
     assert 0 < len(failed) < run["shards"]
+    for one in run["failed_shards"]:
+        assert one["error"].startswith("UnreadableError: Cannot read rows ")
+        assert str(cube) in one["error"]
     with rasterio.open(out / "qa.tif") as source:
         quality = source.read(1)
     with rasterio.open(out / "classes.tif") as source:
@@ -167,6 +173,129 @@ def test_a_corrupt_chunk_costs_its_shards_only(
     assert np.array_equal(read(product, "classes"), read(whole, "classes"))
     assert not list((out / "shards").glob("*.tif"))
     assert json.loads((out / "run.json").read_text())["failed_shards"] == []
+
+
+def test_a_damaged_part_of_the_mask_costs_its_shards_only(
+    world: Any, whole: Prediction, tmp_path: Path
+) -> None:
+    extent, mask = world.extent, tmp_path / "cropland.tif"
+    with rasterio.open(
+        mask, "w", driver="GTiff", height=128, width=128, count=1, dtype="uint8", crs=world.crs,
+        transform=rasterio.Affine(10, 0, extent.col * 10, 0, -10, -extent.row * 10),
+        tiled=True, blockxsize=64, blockysize=64, compress="deflate",
+    ) as target:  # fmt: skip
+        target.write(np.ones((1, 128, 128), dtype=np.uint8))
+    with rasterio.open(mask) as source:
+        place = int(source.get_tag_item("BLOCK_OFFSET_0_1", "TIFF", bidx=1))
+    content = bytearray(mask.read_bytes())
+    content[place : place + 20] = b"\x5a" * 20
+    mask.write_bytes(content)
+    spec = PredictSpec(**CPU, shard_size=40, mask=mask)
+    with pytest.raises(TaskError, match=r"shards failed .* Cannot read the mask .*cropland\.tif"):
+        predict_region(world.cube, world.checkpoint, tmp_path / "map", spec=spec)
+    run = json.loads((tmp_path / "map" / "run.json").read_text())
+    assert 0 < len(run["failed_shards"]) < run["shards"]
+    with rasterio.open(tmp_path / "map" / "qa.tif") as source:
+        rest = source.read(1) != 5
+    with rasterio.open(tmp_path / "map" / "classes.tif") as source:
+        assert np.array_equal(source.read(1)[rest], read(whole, "classes")[rest])
+
+
+def test_what_hits_every_shard_stops_at_the_first(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def count(task: ShardTask) -> dict[str, Any]:
+        seen.append(task)
+        return predict_shard(task)
+
+    monkeypatch.setattr(run_module, "predict_shard", count)
+    network = world.make_network(4)
+    network.classifier.weight.data[2] = np.nan
+    broken = world.save(tmp_path / "nan.safetensors", network)
+    with pytest.raises(CheckpointError, match="NaN"):
+        predict_region(world.cube, broken, tmp_path / "map", spec=PredictSpec(**CPU, shard_size=40))
+    assert len(seen) == 1
+
+
+def test_no_map_is_made_of_nothing(world: Any, tmp_path: Path) -> None:
+    cube = tmp_path / "cube.zarr"
+    shutil.copytree(world.cube, cube)
+    for path in cube.glob("*/reflectance/c/**/*"):
+        if path.is_file():
+            path.write_bytes(b"\x5a" * path.stat().st_size)
+    out = tmp_path / "map"
+    with pytest.raises(TaskError, match=r"None of 6 shards .*no map\. .*Cannot read rows"):
+        predict_region(cube, world.checkpoint, out, spec=PredictSpec(**CPU, shard_size=40))
+    assert not (out / "classes.tif").exists()
+    assert not list(out.rglob(".*"))
+
+
+def test_a_bucket_for_the_map_is_refused_and_no_folder_of_its_name_is_made(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"s3://farm/map: a map is written to a folder.*s3 sync"):
+        predict_region(world.cube, world.checkpoint, "s3://farm/map")
+    arguments = ["predict", str(world.cube), "--checkpoint", str(world.checkpoint)]
+    assert invoke([*arguments, "--out", "s3://farm/map"]) == 2
+    assert "Choose a folder for --out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def one_shard(world: Any, whole: Prediction, tmp_path: Path) -> tuple[ShardTask, Path]:
+    """A run of which one shard is to be labelled again, and its manifest."""
+    out = tmp_path / "map"
+    shutil.copytree(whole.out, out)
+    manifest = sorted((out / "shards").glob("*.json"))[0]
+    plan = json.loads((out / "plan.json").read_text())
+    shard = tuple(json.loads(manifest.read_text())["shard"])
+    return ShardTask(out=str(out), run=plan["run"], shard=shard, threads=1), manifest
+
+
+def test_a_shard_that_another_worker_finished_meanwhile_is_not_written_again(
+    one_shard: tuple[ShardTask, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after kill -9 of a client, whose workers go on with what they have in hand."""
+    task, manifest = one_shard
+    made = predict_shard(task)
+    finished = manifest.read_text()
+    label = shard_module._Shard.label
+
+    def be_late(self: Any, **options: Any) -> Any:
+        tally = label(self, **options)
+        manifest.write_text(finished)
+        return tally
+
+    monkeypatch.setattr(shard_module._Shard, "label", be_late)
+    manifest.unlink()
+    before = {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.tif")}
+    assert len(before) == 4
+    assert predict_shard(task) == {**made, "reused": True}
+    assert {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.tif")} == before
+
+
+def test_a_worker_of_a_replaced_run_writes_nothing(
+    one_shard: tuple[ShardTask, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a client was killed and the command given again with --overwrite."""
+    task, manifest = one_shard
+    manifest.unlink()
+    label = shard_module._Shard.label
+
+    def be_replaced(self: Any, **options: Any) -> Any:
+        tally = label(self, **options)
+        path = Path(task.out) / "plan.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run": "another"}))
+        return tally
+
+    monkeypatch.setattr(shard_module._Shard, "label", be_replaced)
+    with pytest.raises(CubeError, match="the plan of another run"):
+        predict_shard(task)
+    assert not list(manifest.parent.glob("*.tif"))
+    assert not manifest.exists()
 
 
 @pytest.fixture
