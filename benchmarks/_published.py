@@ -1,4 +1,4 @@
-"""The published network as it runs in its plain form: eager, float32, nothing merged, cut or skipped.
+"""The published network in its plain form: eager, float32, nothing merged, cut or skipped.
 
 Written from a description of the published system, to be measured against. What it wastes, it
 wastes here too: attention returns its weights, averaged over the heads, and nobody reads them;

@@ -65,10 +65,11 @@ def _pack(weight: Tensor) -> Tensor | None:
 class PreparedLayer:
     """One transformer layer in evaluation."""
 
-    def __init__(self, layer: TransformerLayer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: TransformerLayer, dtype: torch.dtype, workspace: Workspace) -> None:
         attention = layer.attention
         self.dtype = dtype
         self.heads = attention.heads
+        self.workspace = workspace
         self.norms: tuple[FullLayerNorm, FullLayerNorm] = (
             layer.attention_norm,
             layer.feedforward_norm,
@@ -97,27 +98,48 @@ class PreparedLayer:
     def _attend(self, projected: Tensor, keys: Tensor | None) -> Tensor:
         sequences, dates, width = projected.shape
         parts = projected.view(sequences, dates, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = parts  # each (S, heads, T, D/heads)
         if self.plain:
-            mixed = _plain_attention(*parts, keys)
+            mixed = _plain_attention((query, key, value), keys, self.workspace)
         else:
             mask = None if keys is None else keys[:, None, None, :]
-            mixed = F.scaled_dot_product_attention(*parts, attn_mask=mask)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return mixed.transpose(1, 2).reshape(sequences, dates, width // 3)
 
 
-def _plain_attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-    """Attend with scaled queries, all (S, heads, T, d), by two products and a softmax.
+class Workspace:
+    """Memory for the softmax of one pass, used again from block to block.
 
-    The fused kernel for CPUs takes twice as long in bfloat16 for such short sequences. The softmax
-    is worked out in float32.
+    A fresh tensor of a megabyte costs more in page faults than the softmax itself.
     """
-    sequences, heads, dates, _ = query.shape
-    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-    logits = torch.bmm(query, key.transpose(1, 2)).view(sequences, heads, dates, dates)
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+
+    def softmax(self, logits: Tensor, bias: Tensor) -> Tensor:
+        """Take the softmax of (S, T, T) logits plus bias (S, 1, T) or () in float32."""
+        if not self._held or self._held[0].shape != logits.shape:
+            self._held = [logits.new_empty(logits.shape, dtype=torch.float32) for _ in range(2)]
+        biased, weights = self._held
+        torch.add(logits, bias, out=biased)
+        torch.softmax(biased, -1, out=weights)
+        return logits.copy_(weights)
+
+
+def _plain_attention(
+    parts: tuple[Tensor, Tensor, Tensor], keys: Tensor | None, workspace: Workspace
+) -> Tensor:
+    """Attend with scaled queries by two products and a softmax; parts are (S, heads, T, d).
+
+    The fused kernel for CPUs takes twice as long in bfloat16 for such short sequences.
+    """
+    sequences, heads, dates, _ = parts[0].shape
+    query, key, value = (part.flatten(0, 1) for part in parts)
+    bias = torch.zeros((), dtype=torch.float32)
     if keys is not None:
-        hidden = torch.zeros(keys.shape, dtype=logits.dtype).masked_fill_(~keys, -torch.inf)
-        logits.add_(hidden[:, None, None, :])
-    weights = logits.softmax(-1).flatten(0, 1)
+        bias = torch.zeros(keys.shape).masked_fill_(~keys, -torch.inf)
+        bias = bias.repeat_interleave(heads, 0)[:, None]  # (S, T) -> (S * heads, 1, T)
+    weights = workspace.softmax(torch.bmm(query, key.transpose(1, 2)), bias)
     return torch.bmm(weights, value).view(sequences, heads, dates, -1)
 
 
@@ -127,8 +149,10 @@ def _prepare(linear: nn.Linear, dtype: torch.dtype, *, relu: bool = False) -> Pr
 
 def prepare_layers(layers: Iterable[nn.Module], x: Tensor) -> list[PreparedLayer]:
     """Make transformer layers ready for a pass over features like `x`."""
-    dtype = product_dtype(x)
+    dtype, workspace = product_dtype(x), Workspace()
     with torch.autocast(device_type=x.device.type, enabled=False):
         return [
-            PreparedLayer(layer, dtype) for layer in layers if isinstance(layer, TransformerLayer)
+            PreparedLayer(layer, dtype, workspace)
+            for layer in layers
+            if isinstance(layer, TransformerLayer)
         ]

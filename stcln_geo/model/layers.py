@@ -27,6 +27,10 @@ Layer = Callable[[Tensor, Tensor | None], Tensor]
 """A transformer layer: series (S, T, D) and the dates attended to, (S, T) bool, to (S, T, D)."""
 AFFINITY_BYTES = 2**27
 """Size of one block of spatial affinities; a few such blocks live at once."""
+CPU_AFFINITY_BYTES = 2**25
+"""The same in inference on a CPU."""
+CACHE_BYTES = 2**23
+"""Working memory of one block of inference on a CPU: little enough to stay near the cores."""
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -335,7 +339,11 @@ class SpatioTemporalAttention(nn.Module):
         queries: the N x N affinities are never held at once.
         """
         with torch.autocast(device_type=temporal.device.type, enabled=False):
-            value: Tensor = self.value(full_precision(_maximum_over_time(temporal, valid)))
+            if runs_without_gradients(self):
+                highest = _maximum_in_blocks(temporal, valid)
+            else:
+                highest = _maximum_over_time(temporal, valid)
+            value: Tensor = self.value(full_precision(highest))
             combined: Tensor = self.gate * self._borrowed(temporal, spatial, value, valid) + value
         return combined
 
@@ -352,7 +360,10 @@ class SpatioTemporalAttention(nn.Module):
 
         batch, pixels = value.shape[:2]
         row_bytes = batch * pixels * value.element_size()
-        block = max(1, min(pixels, self.affinity_bytes // row_bytes))
+        affinity_bytes = self.affinity_bytes
+        if runs_without_gradients(self) and value.device.type == "cpu":
+            affinity_bytes = min(affinity_bytes, CPU_AFFINITY_BYTES)
+        block = max(1, min(pixels, affinity_bytes // row_bytes))
         if block == pixels:
             return self._attend(temporal, keys, value, mix, shared, shared)
 
@@ -399,3 +410,12 @@ def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
         return temporal.amax(2)
     highest = temporal.masked_fill(~valid[..., None], -torch.inf).amax(2)
     return highest.masked_fill(~valid.any(2)[..., None], 0.0)
+
+
+def _maximum_in_blocks(temporal: Tensor, valid: Tensor | None) -> Tensor:
+    """Do the same by blocks of pixels: no masked copy of all features is ever held."""
+    batch, _, dates, dim = temporal.shape
+    size = max(1, CACHE_BYTES // (4 * batch * dates * dim))
+    usable = [None] * len(temporal.split(size, 1)) if valid is None else valid.split(size, 1)
+    parts = zip(temporal.split(size, 1), usable, strict=True)
+    return torch.cat([_maximum_over_time(*part) for part in parts], 1)

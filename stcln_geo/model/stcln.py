@@ -22,6 +22,7 @@ from ..errors import InputError
 from .config import StclnConfig
 from .inference import prepare_layers
 from .layers import (
+    CACHE_BYTES,
     MAX_SEQUENCES,
     ConvEncoder,
     SpatioTemporalAttention,
@@ -32,9 +33,7 @@ from .layers import (
 )
 
 SLICE_BYTES = 2**28
-"""Working memory of one slice of dates or one block of pixels in inference."""
-CACHE_BYTES = 2**23
-"""The same on a CPU: little enough to stay near the cores from one operation to the next."""
+"""Working memory of one slice of dates or one block of pixels in inference, at most."""
 
 
 class Features(NamedTuple):
@@ -203,7 +202,6 @@ class Encoder(nn.Module):
         for first in range(step, total, step):
             features[first : first + step] = encode(first, first + step)
         return features.view_as(spatial)
-
 
     def _slice_bytes(self, x: Tensor) -> int:
         return min(self.slice_bytes, CACHE_BYTES) if x.device.type == "cpu" else self.slice_bytes
