@@ -137,7 +137,7 @@ def _plain_attention(
     query, key, value = (part.flatten(0, 1) for part in parts)
     bias = torch.zeros((), dtype=torch.float32)
     if keys is not None:
-        bias = torch.zeros(keys.shape).masked_fill_(~keys, -torch.inf)
+        bias = torch.zeros(keys.shape, dtype=torch.float32).masked_fill_(~keys, -torch.inf)
         bias = bias.repeat_interleave(heads, 0)[:, None]  # (S, T) -> (S * heads, 1, T)
     weights = workspace.softmax(torch.bmm(query, key.transpose(1, 2)), bias)
     return torch.bmm(weights, value).view(sequences, heads, dates, -1)
