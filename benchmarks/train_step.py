@@ -72,25 +72,31 @@ def step(
 
 
 def check_gradients(published: nn.Module, reference: nn.Module, chips: Chips) -> None:
-    """Compare loss and gradients in training, without dropout."""
+    """Compare loss and gradients in training on a corner of a chip, in float64, without dropout.
+
+    In float32 the gradients of the first layers, sums over all pixels and dates, differ by their
+    rounding; the published positions are float32 in any case.
+    """
+    images = chips.images[:1, :5, :, :9, :9].double()
     gradients: list[dict[str, Tensor]] = []
     losses = []
     for network in (published, reference):
-        network = copy.deepcopy(network).train()
+        network = copy.deepcopy(network).double().train()
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            elif hasattr(module, "dropout") and isinstance(module.dropout, float):
+            elif isinstance(getattr(module, "dropout", None), float):
                 module.dropout = 0.0
-        logits = network(chips.images, chips.days)
-        loss = nn.functional.cross_entropy(logits, chips.labels)
+        logits = network(images, chips.days[:1, :5])
+        loss = nn.functional.cross_entropy(logits, chips.labels[:1, :9, :9])
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: weight.grad for name, weight in network.named_parameters()})
     check_same(losses[0], losses[1], "losses")
     for name, theirs in gradients[0].items():
-        mine = gradients[1][our_name(name, "classifier") or ""]
-        check_same(theirs.flatten(), mine.flatten(), f"gradients of {name}")
+        mine = gradients[1][our_name(name, "classifier") or ""].flatten()
+        largest = theirs.abs().max().clamp(min=1e-9)
+        check_same(theirs.flatten() / largest, mine / largest, f"gradients of {name}, scaled,")
 
 
 def peak_memory(contenders: dict[str, Callable[[], None]]) -> dict[str, int]:
