@@ -33,3 +33,27 @@ def test_cog_write_compares_equal_maps(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "ties in the first overview" in finished.stdout
     assert "x as fast in all" in finished.stdout
+
+
+@pytest.mark.slow
+def test_forward_compares_equal_networks():
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "forward.py", "--preset", "tiny", "--dates", "3", "--side",
+         "9", "--batch", "1", "--rounds", "1", "--seconds", "0", "--threads", "1", "--no-memory"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count(" of the matrix rate") == 5
+    assert "geo bf16" in finished.stdout
+    assert "device: " in finished.stdout
+
+
+@pytest.mark.slow
+def test_train_step_compares_equal_gradients():
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "train_step.py", "--preset", "tiny", "--dates", "3",
+         "--side", "9", "--batch", "2", "--rounds", "1", "--seconds", "0", "--threads", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count(" x\n") == 5

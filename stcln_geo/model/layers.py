@@ -14,6 +14,7 @@ attention, the maximum over time and the affinities leave it out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,27 @@ from torch.utils.checkpoint import checkpoint
 
 MAX_SEQUENCES = 32768
 """Most sequences one attention call takes: fused GPU kernels fail at 65536."""
+Layer = Callable[[Tensor, Tensor | None], Tensor]
+"""A transformer layer: series (S, T, D) and the dates attended to, (S, T) bool, to (S, T, D)."""
 AFFINITY_BYTES = 2**27
 """Size of one block of spatial affinities; a few such blocks live at once."""
+CPU_AFFINITY_BYTES = 2**25
+"""The same in inference on a CPU."""
+CACHE_BYTES = 2**23
+"""Working memory of one block of inference on a CPU: little enough to stay near the cores."""
 
 
 def full_precision(x: Tensor) -> Tensor:
     """Return `x` as float32, or as it is where it is wider."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def runs_without_gradients(module: nn.Module) -> bool:
+    """Return True where a module may take the ways that leave nothing for a backward pass.
+
+    A graph that is being captured shows the plain ways, whatever the mode.
+    """
+    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 class MaskedBatchNorm2d(nn.Module):
@@ -64,6 +79,12 @@ class MaskedBatchNorm2d(nn.Module):
             else:
                 normalised = self._over_valid(values, valid)
         return normalised.to(x.dtype)
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Give weight (C, ...) and bias (C,) of a convolution with this norm, in evaluation."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        folded = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+        return folded, self.bias - self.running_mean * scale
 
     def _plain(self, x: Tensor) -> Tensor:
         if self.training:
@@ -151,8 +172,16 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Map (N, C, H, W) to (N, C', H, W); `valid` (N, 1, H, W) bool."""
+        if runs_without_gradients(self):
+            return self._folded(x, valid)
         x = F.relu(self.norm(self.convolution(x), valid))
         return x if valid is None else x * valid
+
+    def _folded(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Run with the normalisation, which is affine in evaluation, inside the convolution."""
+        weight, bias = self.norm.fold(self.convolution.weight)
+        x = F.conv2d(x, weight, bias, padding=1).relu_()
+        return x if valid is None else x.mul_(valid.to(x.dtype))
 
 
 class ConvEncoder(nn.Module):
@@ -256,19 +285,28 @@ class TemporalEncoder(nn.Module):
             [TransformerLayer(dim, heads, feedforward, dropout) for _ in range(layers)]
         )
 
-    def forward(self, x: Tensor, positions: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        valid: Tensor | None = None,
+        prepared: Sequence[Layer] | None = None,
+    ) -> Tensor:
         """Map series (S, T, D) with encoded positions (S, T, D) to features (S, T, D).
 
-        `valid` (S, T) bool; features are 0 where it is False.
+        `valid` (S, T) bool; features are 0 where it is False. `prepared` layers, if given, are
+        run in place of `layers`; see `inference`.
         """
         keys = None
         if valid is not None:
             # A series without any valid date attends to all: finite, and zeroed below.
             keys = valid | ~valid.any(1, keepdim=True)
         x = self.norm(x, valid) + positions
-        for layer in self.layers:
+        for layer in self.layers if prepared is None else prepared:
             x = layer(x, keys)
-        return x if valid is None else x * valid[..., None]
+        if valid is None:
+            return x
+        return x * valid[..., None] if prepared is None else x.mul_(valid[..., None])
 
 
 class SpatioTemporalAttention(nn.Module):
@@ -301,7 +339,11 @@ class SpatioTemporalAttention(nn.Module):
         queries: the N x N affinities are never held at once.
         """
         with torch.autocast(device_type=temporal.device.type, enabled=False):
-            value: Tensor = self.value(full_precision(_maximum_over_time(temporal, valid)))
+            if runs_without_gradients(self):
+                highest = _maximum_in_blocks(temporal, valid)
+            else:
+                highest = _maximum_over_time(temporal, valid)
+            value: Tensor = self.value(full_precision(highest))
             combined: Tensor = self.gate * self._borrowed(temporal, spatial, value, valid) + value
         return combined
 
@@ -318,7 +360,10 @@ class SpatioTemporalAttention(nn.Module):
 
         batch, pixels = value.shape[:2]
         row_bytes = batch * pixels * value.element_size()
-        block = max(1, min(pixels, self.affinity_bytes // row_bytes))
+        affinity_bytes = self.affinity_bytes
+        if runs_without_gradients(self) and value.device.type == "cpu":
+            affinity_bytes = min(affinity_bytes, CPU_AFFINITY_BYTES)
+        block = max(1, min(pixels, affinity_bytes // row_bytes))
         if block == pixels:
             return self._attend(temporal, keys, value, mix, shared, shared)
 
@@ -365,3 +410,12 @@ def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
         return temporal.amax(2)
     highest = temporal.masked_fill(~valid[..., None], -torch.inf).amax(2)
     return highest.masked_fill(~valid.any(2)[..., None], 0.0)
+
+
+def _maximum_in_blocks(temporal: Tensor, valid: Tensor | None) -> Tensor:
+    """Do the same by blocks of pixels: no masked copy of all features is ever held."""
+    batch, _, dates, dim = temporal.shape
+    size = max(1, CACHE_BYTES // (4 * batch * dates * dim))
+    usable = [None] * len(temporal.split(size, 1)) if valid is None else valid.split(size, 1)
+    parts = zip(temporal.split(size, 1), usable, strict=True)
+    return torch.cat([_maximum_over_time(*part) for part in parts], 1)

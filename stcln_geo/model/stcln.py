@@ -20,17 +20,20 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .config import StclnConfig
+from .inference import prepare_layers
 from .layers import (
+    CACHE_BYTES,
     MAX_SEQUENCES,
     ConvEncoder,
     SpatioTemporalAttention,
     TemporalEncoder,
     full_precision,
+    runs_without_gradients,
     sinusoids,
 )
 
 SLICE_BYTES = 2**28
-"""Working memory of one slice of dates or one block of pixels in inference."""
+"""Working memory of one slice of dates or one block of pixels in inference, at most."""
 
 
 class Features(NamedTuple):
@@ -148,17 +151,17 @@ class Encoder(nn.Module):
 
         def convolve(first: int, last: int) -> Tensor:
             frames = inputs[:, first:last].flatten(0, 1)  # (B, t, C, H, W) -> (B*t, C, H, W)
+            frames = frames.contiguous(memory_format=torch.channels_last)
             usable = None if frames_valid is None else frames_valid[:, first:last].flatten(0, 1)
             made: Tensor = self.convolutions(frames, usable)
             # (B*t, D, H, W) -> (B, H, W, t, D)
             return made.view(batch, -1, *made.shape[1:]).permute(0, 3, 4, 1, 2)
 
-        date_bytes = 4 * batch * height * width * self.config.dim
-        step = max(1, self.slice_bytes // date_bytes)
         # In training the batch statistics need all dates together.
-        if torch.is_grad_enabled() or self.training or step >= dates:
+        if not runs_without_gradients(self):
             return convolve(0, dates).contiguous()
-        parts = convolve(0, step)
+        step = max(1, self._slice_bytes(inputs) // (4 * batch * height * width * self.config.dim))
+        parts = convolve(0, min(step, dates))
         features = parts.new_empty(batch, height, width, dates, self.config.dim)
         features[..., :step, :] = parts
         for first in range(step, dates, step):
@@ -175,14 +178,18 @@ class Encoder(nn.Module):
         def encode(first: int, last: int) -> Tensor:
             block = slice(first, last)
             made: Tensor = self.temporal(
-                series[block], positions[sample[block]], None if usable is None else usable[block]
+                series[block],
+                positions[sample[block]],
+                None if usable is None else usable[block],
+                prepared,
             )
             return made
 
-        step = self.max_sequences
-        if not torch.is_grad_enabled():
+        step, prepared = self.max_sequences, None
+        if runs_without_gradients(self):
             series_bytes = 4 * dates * (self.config.feedforward + 4 * dim)
-            step = max(1, min(step, self.slice_bytes // series_bytes))
+            step = max(1, min(step, self._slice_bytes(spatial) // series_bytes))
+            prepared = prepare_layers(self.temporal.layers, spatial)
         total = len(series)
         if step >= total:
             return encode(0, total).view_as(spatial)
@@ -195,6 +202,9 @@ class Encoder(nn.Module):
         for first in range(step, total, step):
             features[first : first + step] = encode(first, first + step)
         return features.view_as(spatial)
+
+    def _slice_bytes(self, x: Tensor) -> int:
+        return min(self.slice_bytes, CACHE_BYTES) if x.device.type == "cpu" else self.slice_bytes
 
 
 class Stcln(nn.Module):

@@ -1,0 +1,139 @@
+"""Label chips with the published network and with ours, taking turns.
+
+The published network runs eagerly in float32 (benchmarks/_published.py), with the weights of ours.
+Ours runs in `reference` mode, which must give the same logits to 1e-4, and in `geo` mode, which
+also leaves out observations that are not usable; each in float32 and in bfloat16. Printed: how many
+times as fast as the published one, the share of the matrix rate that each reaches, measured at
+the network's own shapes between the turns, and the peak memory of a chip of 128 x 128 px.
+
+    python benchmarks/forward.py
+    python benchmarks/forward.py --dates 30 --side 32 --batch 1 --no-memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _measure import measure_process
+from _network import (
+    Chips,
+    add_options,
+    check_same,
+    forward_operations,
+    matrix_rate,
+    medians,
+    networks,
+    shapes,
+    start,
+)
+
+from stcln_geo.model import Stcln
+from stcln_geo.model.device import autocast_for
+
+ENOUGH = 0.5
+"""Share of the matrix rate below which the published network would be no baseline."""
+PATCH_BYTES = 3e9
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--no-memory", action="store_true", help="leave the 128 px chip out")
+    parser.add_argument("--patch", choices=["float32", "bf16"], help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.patch is not None:
+        print(json.dumps(label_patch(options)))
+        return
+    device = start(options)
+    published, reference, geo = networks(options.preset, device)
+    for chips in shapes(options, device):
+        contenders = {
+            "published float32": lambda chips=chips: published(chips.images, chips.days),
+            "reference float32": ours(reference, chips, None, "float32"),
+            "geo float32": ours(geo, chips, chips.valid, "float32"),
+            "reference bf16": ours(reference, chips, None, "bf16"),
+            "geo bf16": ours(geo, chips, chips.valid, "bf16"),
+        }
+        with torch.inference_mode():
+            compare(contenders, chips, geo, options, device)
+    if not options.no_memory:
+        for precision in ("float32", "bf16"):
+            report_patch(precision, device, options)
+
+
+def ours(
+    network: Stcln, chips: Chips, valid: torch.Tensor | None, precision: str
+) -> Callable[[], torch.Tensor]:
+    def run() -> torch.Tensor:
+        with autocast_for(precision, chips.images.device.type):
+            logits: torch.Tensor = network(chips.images, chips.days, valid)
+        return logits
+
+    return run
+
+
+def compare(
+    contenders: dict[str, Callable[[], Any]],
+    chips: Chips,
+    network: Stcln,
+    options: argparse.Namespace,
+    device: str,
+) -> None:
+    theirs = contenders["published float32"]()
+    check_same(theirs, contenders["reference float32"](), "logits")
+    labels = contenders["reference bf16"]().argmax(1)
+    agreeing = (labels == theirs.argmax(1)).float().mean().item()
+
+    rates: dict[str, list[float]] = {"float32": [], "bf16": []}
+    probes = {
+        name: matrix_rate(network.config, chips, dtype, clock=options.clock)
+        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    turns = {
+        **contenders,
+        **{name: lambda name=name: rates[name].append(probes[name]()) for name in rates},
+    }
+    times = medians(turns, options, device)
+    best = {name: statistics.median(found) for name, found in rates.items()}
+    operations = forward_operations(network.config, chips)
+    print(
+        f"\n{chips.label}   matrix rate: float32 {best['float32'] / 1e9:.0f} Gflop/s, "
+        f"bf16 {best['bf16'] / best['float32']:.1f} times that; "
+        f"bf16 and float32 agree in {agreeing:.1%} of the labels"
+    )
+    for name in contenders:
+        rate = best[name.split()[1]]
+        share = operations / times[name] / rate
+        speed = times["published float32"] / times[name]
+        print(f"  {name:18} {speed:5.2f} x   {share:4.0%} of the matrix rate")
+        if name.startswith("published") and share < ENOUGH:
+            print("  NOT A BASELINE: the published network reaches less than half of the rate")
+
+
+def label_patch(options: argparse.Namespace) -> dict[str, Any]:
+    """Label one chip of 128 px and 61 dates in this process."""
+    options.batch, options.side, options.dates = [1], [128], [61]
+    device = "cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu"
+    _, _, geo = networks(options.preset, device)
+    (chips,) = shapes(options, device)
+    with torch.inference_mode():
+        ours(geo, chips, chips.valid, options.patch)()
+    return {"cuda": torch.cuda.max_memory_allocated() if device == "cuda" else None}
+
+
+def report_patch(precision: str, device: str, options: argparse.Namespace) -> None:
+    measured = measure_process([
+        __file__, "--patch", precision, "--device", device, "--preset", options.preset
+    ])  # fmt: skip
+    memory = measured.told["cuda"] or measured.memory
+    verdict = "" if memory < PATCH_BYTES else "   MORE than 3 GB"
+    print(f"128 x 128 px, 61 dates, geo {precision}: peak {memory / 1e9:.2f} GB{verdict}")
+
+
+if __name__ == "__main__":
+    main()

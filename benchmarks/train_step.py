@@ -1,0 +1,114 @@
+"""Train on chips with the published network and with ours, taking turns.
+
+A step is forward, cross-entropy, backward and Adam, with dropout. The published network runs
+eagerly in float32 (benchmarks/_published.py), with the weights of ours; ours in `reference` and in
+`geo` mode, each in float32 and under bfloat16 autocast. Before they are timed, the published
+network and ours in `reference` mode must give one loss without dropout, and equal gradients.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --dates 30 --side 32 --batch 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+from _network import (
+    Chips,
+    add_options,
+    check_same,
+    medians,
+    networks,
+    shapes,
+    start,
+)
+from torch import Tensor, nn
+
+from stcln_geo.model.device import autocast_for
+from stcln_geo.model.reference import our_name
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.set_defaults(dates=[12, 30], side=[32], batch=[1, 4], seconds=60)
+    options = parser.parse_args(arguments)
+    device = start(options)
+    published, reference, geo = networks(options.preset, device)
+    for index, chips in enumerate(shapes(options, device)):
+        if index == 0:
+            check_gradients(published, reference, chips)
+        contenders = {"published float32": step(published, chips, None, "float32")}
+        for precision in ("float32", "bf16"):
+            contenders[f"reference {precision}"] = step(reference, chips, None, precision)
+            contenders[f"geo {precision}"] = step(geo, chips, (chips.valid,), precision)
+        peaks = peak_memory(contenders) if device == "cuda" else {}
+        times = medians(contenders, options, device)
+        print(f"\n{chips.label}")
+        for name in contenders:
+            speed = times["published float32"] / times[name]
+            memory = f"   peak {peaks[name] / 1e9:.2f} GB" if peaks else ""
+            print(f"  {name:18} {speed:5.2f} x{memory}")
+
+
+def step(
+    network: nn.Module, chips: Chips, extra: tuple[Tensor, ...] | None, precision: str
+) -> Callable[[], None]:
+    """Make a step of a copy of a network, with an optimiser of its own."""
+    network = copy.deepcopy(network).train()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+
+    def run() -> None:
+        with autocast_for(precision, chips.images.device.type):
+            logits = network(chips.images, chips.days, *(extra or ()))
+        nn.functional.cross_entropy(logits.float(), chips.labels).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return run
+
+
+def check_gradients(published: nn.Module, reference: nn.Module, chips: Chips) -> None:
+    """Compare loss and gradients in training on a corner of a chip, in float64, without dropout.
+
+    In float32 the gradients of the first layers, sums over all pixels and dates, differ by their
+    rounding; the published positions are float32 in any case.
+    """
+    images = chips.images[:1, :5, :, :9, :9].double()
+    gradients: list[dict[str, Tensor]] = []
+    losses = []
+    for network in (published, reference):
+        network = copy.deepcopy(network).double().train()
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        logits = network(images, chips.days[:1, :5])
+        loss = nn.functional.cross_entropy(logits, chips.labels[:1, :9, :9])
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: weight.grad for name, weight in network.named_parameters()})
+    check_same(losses[0], losses[1], "losses")
+    for name, theirs in gradients[0].items():
+        mine = gradients[1][our_name(name, "classifier") or ""].flatten()
+        largest = theirs.abs().max().clamp(min=1e-9)
+        check_same(theirs.flatten() / largest, mine / largest, f"gradients of {name}, scaled,")
+
+
+def peak_memory(contenders: dict[str, Callable[[], None]]) -> dict[str, int]:
+    """Return the peak of each on a GPU (bytes)."""
+    peaks = {}
+    for name, run in contenders.items():
+        run()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peaks[name] = torch.cuda.max_memory_allocated()
+    return peaks
+
+
+if __name__ == "__main__":
+    main()
