@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..cog.pyramid import count_values
 from ..cube.store import write_json
 from ..execution import available_cores
 from ..grid import Window
@@ -59,14 +60,13 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
     threads = task.threads or available_cores()
     work = _Shard(job, network, window, out=task.out)
     tally = work.label(threads=threads)
+    labelled = time.monotonic()
     manifest: dict[str, Any] = {
         "run": task.run,
         "shard": list(task.shard),
         "region_pixels": int(np.count_nonzero(work.inside)),
         "labelled_pixels": int(np.count_nonzero(work.layers["classes"] != CLASS_NODATA)),
         "windows": tally.windows,
-        "seconds": round(time.monotonic() - started, 3),
-        "read_seconds": round(tally.read_seconds, 3),
         "device": network.device,
         "precision": network.precision,
     }
@@ -76,6 +76,14 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
         )
     if work.embedding is not None:
         manifest[EMBEDDINGS] = {"sha256": work.embedding.finish()}
+    ended = time.monotonic()
+    manifest["seconds"] = {
+        "total": round(ended - started, 3),
+        "read": round(tally.read_seconds, 3),
+        "wait": round(tally.wait_seconds, 3),
+        "device": round(tally.device_seconds, 3),
+        "write": round(ended - labelled, 3),
+    }
     write_json(shard_path(task.out, window, "json"), manifest)
     return manifest
 
@@ -206,8 +214,7 @@ class _Shard:
         if core.is_empty:
             return
         inside, at = core.relative_to(one.piece.seen), core.relative_to(self.window)
-        clear = np.count_nonzero(one.sample.valid[:, inside.rows, inside.cols], axis=0)
-        self.counts[at.rows, at.cols] = clear
+        self.counts[at.rows, at.cols] = one.clear[inside.rows, inside.cols]
         if self.embedding is not None and one.answer.embedding is not None:
             self.embedding.put(
                 at,
@@ -245,8 +252,8 @@ def _store(
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
     """Return the checksum and the histogram of a raster, all bands together."""
-    counts = np.bincount(values.ravel(), minlength=256)
+    counts = count_values(values.reshape(-1, values.shape[-1]))
     return {
         "sha256": checksum(values),
-        "histogram": {str(value): int(counts[value]) for value in np.flatnonzero(counts)},
+        "histogram": {str(value): count for value, count in counts.items()},
     }

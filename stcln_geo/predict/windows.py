@@ -122,7 +122,8 @@ class Labelled:
     piece: Piece
     cell: Window
     """The group it was read with: groups come row by row (absolute pixels)."""
-    sample: Sample
+    clear: np.ndarray
+    """(H, W) int: clear dates of the pixels it saw. No view, so that what was read is freed."""
     answer: Answer
 
 
@@ -132,6 +133,11 @@ class Tally:
 
     windows: int = 0
     read_seconds: float = 0.0
+    """In the thread that reads, beside the network."""
+    wait_seconds: float = 0.0
+    """In which the network waited for what was being read."""
+    device_seconds: float = 0.0
+    """In which the device was busy; on a CPU the mean of its threads."""
 
 
 def run_windows(
@@ -153,33 +159,54 @@ def run_windows(
 
     groups = group_pieces(pieces, size=job.block_size, stride=job.lattice.stride)
     with closing(_read_ahead(read, groups)) as blocks:
-        for group, samples in blocks:
-            seen = [
-                (piece, one)
-                for piece, one in zip(group.pieces, samples, strict=True)
-                if one is not None
-            ]
-            answers = network.label(
-                [sample for _, sample in seen],
-                recipe,
-                threads=threads,
-                batch_size=job.batch_size,
-            )
-            with closing(answers):
-                for (piece, sample), answer in zip(seen, answers, strict=True):
-                    yield Labelled(piece=piece, cell=group.cell, sample=sample, answer=answer)
-            tally.windows += len(seen)
+        while True:
+            started = time.monotonic()
+            block = next(blocks, None)
+            tally.wait_seconds += time.monotonic() - started
+            if block is None:
+                break
+            yield from _label(job, network, *block, recipe, threads=threads, tally=tally)
+            del block  # the next one is read into its place
+
+
+def _label(
+    job: Job,
+    network: Network,
+    group: Group,
+    samples: Sequence[Sample | None],
+    recipe: Recipe,
+    *,
+    threads: int,
+    tally: Tally,
+) -> Generator[Labelled]:
+    """Run the network on the windows of one group."""
+    seen = [
+        (piece, one) for piece, one in zip(group.pieces, samples, strict=True) if one is not None
+    ]
+    answers = network.label(
+        [sample for _, sample in seen], recipe, threads=threads, batch_size=job.batch_size
+    )
+    lanes = threads if network.device == "cpu" else 1
+    with closing(answers):
+        for (piece, sample), answer in zip(seen, answers, strict=True):
+            tally.device_seconds += answer.seconds / lanes
+            clear = np.count_nonzero(sample.valid, axis=0)
+            yield Labelled(piece=piece, cell=group.cell, clear=clear, answer=answer)
+    tally.windows += len(seen)
 
 
 def _read_samples(job: Job, group: Group) -> list[Sample | None]:
     """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
     season = job.season
     origin = season.window
+    dates = _dates_with_pixels(season, group.area.relative_to(origin))
+    if not dates.size:
+        return [None] * len(group.pieces)
     block = read_block(
         season,
         group.area.relative_to(origin),
         bands=tuple(job.identity["bands"]),
-        dates=_dates_with_pixels(season, group.area.relative_to(origin)),
+        dates=dates,
     )
     samples: list[Sample | None] = []
     for piece in group.pieces:
