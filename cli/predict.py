@@ -37,7 +37,7 @@ def predict(
         typer.Option(metavar="PX", help="What the network sees; default: its training chip."),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Pixels in memory per worker; default 4GiB.")
+        str | None, typer.Option(metavar="SIZE", help="What each worker may use; default 4GiB.")
     ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", help="Local worker processes; 0: in this process.")
@@ -149,11 +149,13 @@ def predict(
         keep_shards=keep_shards,
         cog_writer=cog_writer,  # type: ignore[arg-type]
     )
+    execution = execution_from(workers, scheduler)
     plan = plan_prediction(
         open_season(cube, season),
         read_metadata(checkpoint),
         spec,
         region=None if region is None else Region.from_file(region),
+        threads=execution.threads_per_task,
     )
     say(str(plan))
     # Mistakes in what is done with the map are better known before it is made.
@@ -170,7 +172,7 @@ def predict(
         product = run_prediction(
             plan,
             out,
-            execution=execution_from(workers, scheduler),
+            execution=execution,
             progress=progress,
             overwrite=overwrite,
         )

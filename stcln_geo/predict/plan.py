@@ -17,10 +17,12 @@ from .. import __version__
 from ..cube.store import Season
 from ..data.reader import band_indices
 from ..errors import CubeError, InputError
+from ..execution import available_cores
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
 from ..storage import Location
 from .checks import check_dates, fingerprint, legend_of, mismatches
+from .forward import window_bytes
 from .mask import SkipMask, open_mask
 from .outputs import EMBEDDINGS, layers_for
 from .segments import SEGMENT_SIDE, takes_segments
@@ -42,7 +44,7 @@ _SMALLEST_AUTO_SHARD = 256
 _ENOUGH_SHARDS = 16
 _READ = 1024
 _DEFAULT_MEMORY = 4 * 2**30
-_BLOCKS_IN_MEMORY = 4  # one at work, one waiting, and two copies while one is decoded
+_PROCESS_BYTES = 450_000_000  # of a worker with torch, GDAL and Dask before it has read a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,12 @@ class PredictionPlan:
     mask: SkipMask | None
     embedding_dim: int
     """Length of an embedding."""
+    window_bytes: int
+    """What the network takes while it runs on a window, on a CPU."""
+    threads: int
+    """Windows that a worker runs side by side."""
+    stored_bands: int
+    """Of the cube: all of them are decoded."""
     dates: tuple[str, ...]
     """First and last date of the season."""
     date_count: int
@@ -101,8 +109,8 @@ class PredictionPlan:
             + (f", {skipped} more lie outside the region" if skipped else ""),
             f"  layers      {', '.join(self.layer_names)}",
             f"  COG writer  {self._writer}",
-            f"  memory      about {_size(self.memory_bytes)} per worker for pixels, besides "
-            "torch and the network",
+            f"  memory      about {_size(self.memory_bytes)} per worker at most, of which "
+            f"{_size(self.fixed_bytes)} whatever is read at once",
             f"  disk        at most {_size(self.disk_bytes)}",
         ]
         if self.smoothing is not None:
@@ -112,6 +120,11 @@ class PredictionPlan:
             wanted = "all but 0 and nodata" if values is None else ", ".join(map(str, values))
             lines.append(f"  mask        {self.mask.path}: mapped where it holds {wanted}")
         lines += [f"  warning     {text}" for text in self.warnings]
+        if self.memory_bytes > self.memory:
+            lines.append(
+                f"  note        a worker takes more than the {_size(self.memory)} of --memory, "
+                "however little it reads at once: choose a smaller --shard-size, or fewer threads"
+            )
         lines += [f"  note        {text}" for text in self.notes]
         return "\n".join(lines)
 
@@ -189,21 +202,31 @@ class PredictionPlan:
     @property
     def block_size(self) -> int:
         """Side of what is read at once (pixels), as the memory allows."""
-        memory = self.spec.memory or _DEFAULT_MEMORY
-        square, line = _BLOCKS_IN_MEMORY * self._pixel_bytes, self._line_bytes
-        side = int((math.sqrt(line**2 + 4 * square * memory) - line) / (2 * square))
+        left = max(self.memory - self.fixed_bytes, 0)
+        square, line = self._pixel_bytes, self._line_bytes
+        side = int((math.sqrt(line**2 + 4 * square * left) - line) / (2 * square))
         return max(min(_READ, side) - 2 * self.lattice.halo, self.lattice.stride)
 
     @property
+    def memory(self) -> int:
+        """What one worker may use (bytes)."""
+        return self.spec.memory or _DEFAULT_MEMORY
+
+    @property
+    def fixed_bytes(self) -> int:
+        """About what one worker holds besides what it reads (bytes): itself, network, a shard."""
+        shard = min(self.shard_size, max(self.extent.shape_yx))
+        layers = (self._layer_bytes + 8) * shard**2
+        return _PROCESS_BYTES + self.threads * self.window_bytes + layers
+
+    @property
     def memory_bytes(self) -> int:
-        """About what one worker holds of pixels (bytes)."""
+        """About what one worker holds at most (bytes)."""
         side = min(
             self.block_size + 2 * self.lattice.halo,
             max(self.extent.shape_yx) + self.lattice.window,
         )
-        shard = min(self.shard_size, max(self.extent.shape_yx))
-        layers = (self._layer_bytes + 8) * shard**2
-        return _BLOCKS_IN_MEMORY * side**2 * self._pixel_bytes + self._line_bytes * side + layers
+        return self.fixed_bytes + side**2 * self._pixel_bytes + self._line_bytes * side
 
     @property
     def disk_bytes(self) -> int:
@@ -232,7 +255,9 @@ class PredictionPlan:
 
     @property
     def _pixel_bytes(self) -> int:
-        return self.date_count * (2 * len(self.bands) + 1)
+        """Bytes of a pixel that is read, all dates: at work, waiting, and while it is decoded."""
+        chosen, stored = 2 * len(self.bands) + 1, 2 * self.stored_bands + 1
+        return self.date_count * (2 * chosen + 2 * stored)
 
     @cached_property
     def run_hash(self) -> str:
@@ -280,6 +305,7 @@ def plan_prediction(
     spec: PredictSpec,
     *,
     region: Region | None = None,
+    threads: int | None = None,
 ) -> PredictionPlan:
     """Plan the labelling of a season's region.
 
@@ -287,6 +313,9 @@ def plan_prediction(
     ----------
     region
         A part of the cube's region; by default all of it.
+    threads
+        Windows that a worker will run side by side, which its memory depends on; by default as
+        many as there are cores.
 
     Raises
     ------
@@ -321,6 +350,9 @@ def plan_prediction(
         smoothing=spec.smoothing(lattice.halo),
         mask=None if spec.mask is None else open_mask(spec.mask, spec.mask_values),
         embedding_dim=checkpoint.config.dim,
+        window_bytes=window_bytes(checkpoint.config, lattice.window, len(season.time)),
+        threads=threads or available_cores(),
+        stored_bands=len(season.bands),
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),
         date_count=len(season.time),
         shard_size=spec.shard_size
