@@ -7,7 +7,7 @@ that it starts; the resident memory of all of them is sampled. Printed for each:
 shards, the peak of the largest worker against the memory given, the peak of the client, and the
 size of the class map.
 
-    python benchmarks/predict_scale.py --dense 1000 6000 --sparse 20000 --workers 2 --memory 600MB
+    python benchmarks/predict_scale.py --dense 1000 6000 --sparse 20000 --workers 2 --memory 1GB
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=16, help="side of the windows, px")
     parser.add_argument("--halo", type=int, default=0, help="px")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--memory", default="600MB", help="what each worker may use")
+    parser.add_argument("--memory", default="1GB", help="what each worker may use")
     parser.add_argument(
         "--shard-size", type=int, default=1024,
         help="of the dense regions, px: equal, as a worker holds one shard; the sparse: usual",

@@ -43,6 +43,7 @@ _SHARD = 4096
 _SMALLEST_AUTO_SHARD = 256
 _ENOUGH_SHARDS = 16
 _READ = 1024
+_LEAST_CHUNKS = 2  # a side of what is read at once, however little memory there is
 _DEFAULT_MEMORY = 4 * 2**30
 _PROCESS_BYTES = 450_000_000  # of a worker with torch, GDAL and Dask before it has read a pixel
 
@@ -77,6 +78,8 @@ class PredictionPlan:
     """Windows that a worker runs side by side."""
     stored_bands: int
     """Of the cube: all of them are decoded."""
+    chunk: int
+    """Side of a chunk of the cube (pixels)."""
     dates: tuple[str, ...]
     """First and last date of the season."""
     date_count: int
@@ -205,7 +208,9 @@ class PredictionPlan:
         left = max(self.memory - self.fixed_bytes, 0)
         square, line = self._pixel_bytes, self._line_bytes
         side = int((math.sqrt(line**2 + 4 * square * left) - line) / (2 * square))
-        return max(min(_READ, side) - 2 * self.lattice.halo, self.lattice.stride)
+        # Chunks are decoded whole: to read less than a few of them at once only takes longer.
+        least = max(_LEAST_CHUNKS * self.chunk, self.lattice.stride)
+        return max(min(_READ, side) - 2 * self.lattice.halo, least)
 
     @property
     def memory(self) -> int:
@@ -353,6 +358,7 @@ def plan_prediction(
         window_bytes=window_bytes(checkpoint.config, lattice.window, len(season.time)),
         threads=threads or available_cores(),
         stored_bands=len(season.bands),
+        chunk=season.layout.chunk,
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),
         date_count=len(season.time),
         shard_size=spec.shard_size

@@ -187,7 +187,7 @@ def test_what_was_read_is_freed_before_more_is_read(
     monkeypatch.setattr(windows_module, "read_block", watch)
     spec = PredictSpec(shard_size=256, memory=1, **CPU)
     predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
-    assert len(held) > 20
+    assert len(held) > 3
     assert max(held) <= 1, "the one that waits"
 
 
