@@ -1,12 +1,14 @@
-"""What the benchmarks share: a process with its peak memory, and a server that counts requests."""
+"""What the benchmarks share: processes with their peak memory, Dask's tasks, HTTP requests."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -28,6 +30,10 @@ class Measured:
     """Peak of the resident memory of the process and all its children together (bytes)."""
     largest: int
     """Peak of the largest of these processes (bytes)."""
+    own: int
+    """Peak of the process itself: of the client and the scheduler, where it starts workers."""
+    largest_child: int
+    """Peak of the largest of its children; 0 without any."""
     told: dict[str, Any]
     """Its last line, JSON."""
 
@@ -40,19 +46,21 @@ def measure_process(arguments: Sequence[str | Path]) -> Measured:
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
-    peak = largest = 0
+    peak = own = child = 0
     done = threading.Event()
 
     def sample() -> None:
-        nonlocal peak, largest
+        nonlocal peak, own, child
         root = psutil.Process(process.pid)
         while not done.wait(SAMPLE_SECONDS):
             total = 0
             with contextlib.suppress(psutil.NoSuchProcess):
-                for member in [root, *root.children(recursive=True)]:
+                total = root.memory_info().rss
+                own = max(own, total)
+                for member in root.children(recursive=True):
                     resident = member.memory_info().rss
                     total += resident
-                    largest = max(largest, resident)
+                    child = max(child, resident)
             peak = max(peak, total)
 
     sampler = threading.Thread(target=sample, daemon=True)
@@ -63,7 +71,51 @@ def measure_process(arguments: Sequence[str | Path]) -> Measured:
     sampler.join()
     if process.returncode:
         raise SystemExit(f"{arguments[0]} failed with exit code {process.returncode}")
-    return Measured(seconds, peak, largest, json.loads(text.strip().splitlines()[-1]))
+    return Measured(
+        seconds=seconds, memory=peak, largest=max(own, child), own=own, largest_child=child,
+        told=json.loads(text.strip().splitlines()[-1]),
+    )  # fmt: skip
+
+
+def load() -> float:
+    """Return the processes that wanted a core, on average over the last minute."""
+    return os.getloadavg()[0]
+
+
+COUNT_FILE = "STCLN_GEO_BENCHMARK_TASKS"
+
+
+@contextlib.contextmanager
+def count_tasks() -> Iterator[Counter[str]]:
+    """Count the tasks, by label, of the schedulers that are started meanwhile; filled at the end.
+
+    These schedulers are not ours to reach: this file is their preload, see ``dask_setup``.
+    """
+    import dask
+
+    counted: Counter[str] = Counter()
+    with tempfile.NamedTemporaryFile("r") as file:
+        os.environ[COUNT_FILE] = file.name
+        try:
+            with dask.config.set({"distributed.scheduler.preload": [__file__]}):
+                yield counted
+        finally:
+            del os.environ[COUNT_FILE]
+        names = {line.rstrip("\n") for line in file}
+    counted.update(name.split("-")[0] for name in names)
+
+
+def dask_setup(scheduler: Any) -> None:
+    """Write down the name of every task that a scheduler meets; called by Dask."""
+    from distributed.diagnostics.plugin import SchedulerPlugin
+
+    class Tasks(SchedulerPlugin):
+        def transition(self, key: str, start: str, finish: str, *_: Any, **__: Any) -> None:
+            if finish == "processing":
+                with open(os.environ[COUNT_FILE], "a") as file:
+                    file.write(f"{key}\n")
+
+    scheduler.add_plugin(Tasks())
 
 
 @dataclass

@@ -14,19 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from _measure import RangeServer, measure_process, range_server
+from _measure import RangeServer, count_tasks, measure_process, range_server
 
 EDGE = 470
 """Pixels of 10 m between the archive's edge and the cube's: no block of the cube then begins
 where a block of a file does."""
 SNAP = 10
 """Pixels by which a cube may grow, as its corners lie on a grid of 60 m."""
-COUNT_FILE = "CUBE_SCALE_COUNT_FILE"
 FINE = {"B02", "B03", "B04", "B08"}
 
 
@@ -96,8 +94,6 @@ def measure(
 
 def build(options: argparse.Namespace) -> dict[str, Any]:
     """Build a square of some pixels in the archive's middle; tell what the scheduler saw."""
-    import dask
-
     from stcln_geo.catalog import load_catalog
     from stcln_geo.cli._common import parse_memory
     from stcln_geo.cube.build import build_cube
@@ -119,33 +115,16 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     if side != expected:
         raise SystemExit(f"--memory {options.memory} gives blocks of {side} px, not {expected}.")
 
-    with tempfile.NamedTemporaryFile("r") as counted:
-        # The scheduler of the build is not ours to reach: this file is its preload, see below.
-        os.environ[COUNT_FILE] = counted.name
-        with dask.config.set({"distributed.scheduler.preload": [__file__]}):
-            built = build_cube(
-                made, options.cube, execution=Execution(workers=options.workers), memory=memory
-            )
-        tasks = len(set(counted.read().split()))
+    with count_tasks() as counted:
+        built = build_cube(
+            made, options.cube, execution=Execution(workers=options.workers), memory=memory
+        )
     height, width = made.window.shape_yx
     return {
-        "pixels": f"{width} x {height}", "planned": len(blocks), "tasks": tasks,
+        "pixels": f"{width} x {height}", "planned": len(blocks), "tasks": counted.total(),
         "dates": built.dates, "windows": built.windows_read, "bounds": made.geobox.boundingbox.bbox,
         "cube_bytes": height * width * built.dates * (2 * len(made.bands) + 2),
     }  # fmt: skip
-
-
-def dask_setup(scheduler: Any) -> None:
-    """Write down the name of every task that a scheduler meets; called by Dask."""
-    from distributed.diagnostics.plugin import SchedulerPlugin
-
-    class Tasks(SchedulerPlugin):
-        def transition(self, key: str, start: str, finish: str, *_: Any, **__: Any) -> None:
-            if finish == "processing":
-                with open(os.environ[COUNT_FILE], "a") as file:
-                    file.write(f"{key}\n")
-
-    scheduler.add_plugin(Tasks())
 
 
 def middle(whole: Any, pixels: int) -> Any:

@@ -67,7 +67,7 @@ def predict(
         typer.Option(metavar="PX", help="What the network sees; default: its training chip."),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Pixels in memory per worker; default 4GiB.")
+        str | None, typer.Option(metavar="SIZE", help="What each worker may use; default 4GiB.")
     ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", help="Local worker processes; 0: in this process.")
@@ -236,17 +236,21 @@ def predict(
         keep_shards=keep_shards,
         cog_writer=cog_writer,  # type: ignore[arg-type]
     )
+    execution = execution_from(workers, scheduler)
     if cubes:
         seasons = [open_season(cube, season) for cube in find_zone_cubes(cubes)]
         wanted = None if region is None else Region.from_file(region)
         if len(seasons) > 1:
             predict_zones(
                 plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), out,
-                execution=execution_from(workers, scheduler), parcels=parcels, polygons=polygons,
+                execution=execution, parcels=parcels, polygons=polygons,
                 dry_run=dry_run, overwrite=overwrite,
             )  # fmt: skip
             return
-        plan = plan_prediction(seasons[0], read_metadata(checkpoint), spec, region=wanted)
+        plan = plan_prediction(
+            seasons[0], read_metadata(checkpoint), spec,
+            region=wanted, threads=execution.threads_per_task,
+        )  # fmt: skip
     else:
         plan = plan_source(
             context.params, read_metadata(checkpoint), spec,
@@ -267,7 +271,7 @@ def predict(
         product = run_prediction(
             plan,
             out,
-            execution=execution_from(workers, scheduler),
+            execution=execution,
             progress=progress,
             overwrite=overwrite,
         )

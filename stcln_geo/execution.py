@@ -66,6 +66,16 @@ class Execution:
             return self.threads
         return max(available_cores() // max(self.workers, 1), 1)
 
+    @property
+    def threads_per_task(self) -> int:
+        """As ``threads_per_worker``; 1 by default for a scheduler's workers.
+
+        These run as many tasks at once as they have threads.
+        """
+        if self.scheduler is not None and self.threads is None:
+            return 1
+        return self.threads_per_worker
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedTask:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -57,3 +61,61 @@ def test_train_step_compares_equal_gradients():
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count(" x\n") == 5
+
+
+@pytest.mark.slow
+def test_predict_scale_counts_tasks_and_measures_memory(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "predict_scale.py", "--dense", "60", "101", "--sparse",
+         "1100", "--every", "2", "--shard-size", "64", "--workers", "1", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "Tasks = shards: yes." in finished.stdout
+    assert "Growth from the first dense region to the last: " in finished.stdout
+    row = re.search(r"sparse 1100 x 1100 +(\d+) +(\d+) +([\d,]+) ", finished.stdout)
+    assert row is not None
+    assert row[1] == row[2] != "0", "tasks = shards"
+    mapped = int(row[3].replace(",", ""))
+    assert 0 < mapped <= (512 + 1100 - 2 * 512) ** 2, "nothing but the storage shards that exist"
+    assert not list(tmp_path.iterdir()), "it cleans up"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scaling", [False, True], ids=["alone", "workers"])
+def test_predict_overlap_takes_turns(tmp_path, scaling):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "predict_overlap.py", "--preset", "tiny", "--side", "61",
+         "--dates", "3", "--window", "16", "--rounds", "1", "--device", "cpu", "--scratch",
+         tmp_path, *(["--scaling"] if scaling else [])],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    told = "x as fast as one on one" if scaling else "End to end / alone: "
+    assert told in finished.stdout or "not measured: two cores" in finished.stdout
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_predict_gpu_measures_nothing_without_a_gpu(capsys):
+    assert load_script("predict_gpu").main([]) == {}
+    assert capsys.readouterr().out == "not measured: no CUDA device\n"
+
+
+def test_predict_gpu_goes_all_its_steps_on_a_cpu(capsys):
+    best = load_script("predict_gpu").main([
+        "--device", "cpu", "--preset", "tiny", "--dates", "3", "--window", "12", "--halo", "2",
+        "--batch", "1", "2", "--rounds", "1", "--launches", "1", "--square", "32", "--tokens", "8",
+    ])  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.count("batch ") == 2
+    assert best["px_dates"] == pytest.approx(best["km2"] * 1e4 * 3), "10 m pixels, 3 dates"
+    cores = 1375**2  # of 8 px in 11,000
+    assert best["tile"] == pytest.approx(cores * 8 * 8 * 3 / best["px_dates"])
+    assert best["flops"] > 0

@@ -69,21 +69,32 @@ def read_block(
     indices = band_indices(season, chosen, wanted_by="the request")
     picked = np.arange(len(season.time)) if dates is None else np.asarray(dates, dtype=np.intp)
     height, width = window.shape_yx
-    reflectance = np.full((len(picked), len(chosen), height, width), FILL, dtype=np.int16)
-    valid = np.zeros((len(picked), height, width), dtype=bool)
     inside = window.intersection(Window(0, 0, *season.shape_yx))
-    if not inside.is_empty:
-        target = inside.relative_to(window)
-        # A chunk holds all dates and bands: read it whole, then choose.
-        values = season.reflectance[:, :, inside.rows, inside.cols]
-        usable = season.valid[:, inside.rows, inside.cols]
-        if dates is not None:
-            values, usable = values[picked], usable[picked]
-        if tuple(indices) != tuple(range(len(season.bands))):
-            values = values[:, indices]
-        reflectance[:, :, target.rows, target.cols] = values
-        valid[:, target.rows, target.cols] = usable
+    if inside == window and picked.size:
+        reflectance, valid = _read(season, inside, picked, indices)
+    else:
+        reflectance = np.full((len(picked), len(chosen), height, width), FILL, dtype=np.int16)
+        valid = np.zeros((len(picked), height, width), dtype=bool)
+        if picked.size and not inside.is_empty:
+            target = inside.relative_to(window)
+            values, usable = _read(season, inside, picked, indices)
+            reflectance[:, :, target.rows, target.cols] = values
+            valid[:, target.rows, target.cols] = usable
     return Block(reflectance=reflectance, valid=valid, days=season.days[picked], window=window)
+
+
+def _read(
+    season: Season, inside: Window, dates: np.ndarray, bands: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return reflectance and valid of a rectangle of the season, copied no more than needed."""
+    # A chunk holds all dates and bands: read it whole, then choose.
+    values = season.reflectance[:, :, inside.rows, inside.cols]
+    usable = season.valid[:, inside.rows, inside.cols]
+    if len(dates) < len(season.time):
+        usable = usable[dates]
+    if len(dates) < len(season.time) or bands != list(range(len(season.bands))):
+        values = values[np.ix_(dates, np.asarray(bands, dtype=np.intp))]
+    return values, usable
 
 
 def drop_empty_dates(block: Block) -> Block:

@@ -26,7 +26,7 @@ def shard_path(out: str | Path, window: Window, what: str) -> Path:
 
 def checksum(values: np.ndarray) -> str:
     """Return the SHA-256 of an array's values."""
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).data).hexdigest()
 
 
 def file_checksum(path: Path) -> str | None:

@@ -2,12 +2,14 @@
 
 On a CPU every window runs alone and on one thread, several windows side by side. What a
 window gives then depends on nothing but the window, and the map is the same, bit for bit, for
-any number of threads, workers and shards. On a GPU windows of equal length share a batch.
+any number of threads, workers and shards. On a GPU windows of equal length share a batch, and the
+next batch is on its way before the results of one are waited for.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..cube.contract import SCALE
 from ..errors import BrokenDeviceError, CheckpointError, InputError
 from ..model.checkpoint import load_model, read_metadata
+from ..model.config import StclnConfig
 from ..model.device import (
     Device,
     Precision,
@@ -28,11 +32,12 @@ from ..model.device import (
     choose_device,
     choose_precision,
 )
-from ..model.stcln import Stcln, positions_for
+from ..model.layers import AFFINITY_BYTES
+from ..model.stcln import SLICE_BYTES, Stcln, positions_for
 from .outputs import check_finite, decide
 from .smooth import Smoothing, smooth
 
-__all__ = ["Answer", "Network", "Recipe", "Sample", "load_network"]
+__all__ = ["Answer", "Launched", "Network", "Recipe", "Sample", "load_network", "window_bytes"]
 
 _PAD_DATES = 8
 _CUDA_BATCH = 64
@@ -80,6 +85,64 @@ class Answer:
     """(K, H, W) float32."""
     embedding: np.ndarray | None
     """(D, H, W) float16."""
+    seconds: float
+    """That the device (on a CPU: a thread) spent on it; its share of a batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A batch on its way through a device; nothing has been waited for yet."""
+
+    count: int
+    """Samples in it, B."""
+    finite: Tensor
+    """() bool."""
+    layers: dict[str, Tensor]
+    probability: Tensor | None
+    embedding: Tensor | None
+    """(B, D, H, W) float16."""
+    clock: _Clock
+
+    def answers(self) -> list[Answer]:
+        """Wait for the device; return an answer for each sample."""
+        check_finite(self.finite)
+        layers = {name: value.cpu().numpy() for name, value in self.layers.items()}
+        merged = None if self.probability is None else self.probability.cpu().numpy()
+        features = None if self.embedding is None else self.embedding.cpu().numpy()
+        seconds = self.clock.seconds() / self.count
+        return [
+            Answer(
+                layers={name: value[place] for name, value in layers.items()},
+                probability=None if merged is None else merged[place],
+                embedding=None if features is None else features[place],
+                seconds=seconds,
+            )
+            for place in range(self.count)
+        ]
+
+
+class _Clock:
+    """Time of a device between its first operation and ``stop``; on a GPU by its own events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = None
+        if device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events[0].record()
+        self._started = self._stopped = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._events is not None:
+            self._events[1].record()
+        self._stopped = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the time; the device must have come to the end."""
+        if self._events is None:
+            return self._stopped - self._started
+        first, last = self._events
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1000.0
 
 
 class Network:
@@ -120,7 +183,7 @@ class Network:
             _one_thread_each(),
             ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            yield from pool.map(lambda sample: self._run([sample], recipe)[0], samples)
+            yield from pool.map(lambda one: self._launch([one], recipe).answers()[0], samples)
 
     def _label_in_batches(
         self, samples: Sequence[Sample], recipe: Recipe, batch_size: int | None
@@ -130,13 +193,17 @@ class Network:
         for index, sample in enumerate(samples):
             by_length[self._padded(len(sample.dates))].append(index)
         found: dict[int, Answer] = {}
+        told = 0
+        pending: tuple[list[int], Launched] | None = None
         for length in sorted(by_length):
             waiting = by_length[length]
             while waiting:
                 size = self._batch if batch_size is None else min(batch_size, self._batch)
                 batch, rest = waiting[:size], waiting[size:]
+                launched = None
                 try:
-                    answers = self._run([samples[index] for index in batch], recipe)
+                    with _broken_devices(self.device):
+                        launched = self._launch([samples[index] for index in batch], recipe)
                 except torch.OutOfMemoryError as error:
                     if len(batch) == 1:
                         raise InputError(
@@ -146,14 +213,23 @@ class Network:
                         ) from error
                     torch.cuda.empty_cache()
                     self._batch = max(len(batch) // 2, 1)
+                if launched is None:
                     continue
-                except RuntimeError as error:
-                    if is_broken_device(error):
-                        raise BrokenDeviceError(f"{self.device}: {error}") from error
-                    raise
-                found.update(zip(batch, answers, strict=True))
-                waiting = rest
-        yield from (found[index] for index in range(len(samples)))
+                if pending is not None:
+                    found.update(self._answers(*pending))
+                pending, waiting = (batch, launched), rest
+                # Told while the device is busy with the batch that was just launched.
+                while told in found:
+                    yield found.pop(told)
+                    told += 1
+        if pending is not None:
+            found.update(self._answers(*pending))
+        yield from (found[index] for index in range(told, len(samples)))
+
+    def _answers(self, batch: Sequence[int], launched: Launched) -> Iterator[tuple[int, Answer]]:
+        with _broken_devices(self.device):
+            answers = launched.answers()
+        return zip(batch, answers, strict=True)
 
     def _padded(self, dates: int) -> int:
         """Return the length to which a series is filled up with invalid dates."""
@@ -162,48 +238,86 @@ class Network:
             return dates
         return -(-dates // _PAD_DATES) * _PAD_DATES
 
-    def _run(self, samples: Sequence[Sample], recipe: Recipe) -> list[Answer]:
-        """Label samples of equal height, width and padded length in one forward pass."""
-        dates = self._padded(len(samples[0].dates))
-        _, bands, height, width = samples[0].reflectance.shape
-        images = np.zeros((len(samples), dates, bands, height, width), dtype=np.float32)
-        valid = np.zeros((len(samples), dates, height, width), dtype=bool)
-        days = np.zeros((len(samples), dates), dtype=np.int64)
-        for place, sample in enumerate(samples):
-            count = len(sample.dates)
-            images[place, :count] = sample.reflectance[sample.dates]
-            valid[place, :count] = sample.valid[sample.dates]
-            days[place, :count] = sample.days[sample.dates]
-        images *= np.float32(SCALE)
-        images[~np.broadcast_to(valid[:, :, None], images.shape)] = 0.0
+    def _launch(self, samples: Sequence[Sample], recipe: Recipe) -> Launched:
+        """Start one forward pass on samples of equal height, width and padded length."""
+        return self.start(*self._gather(samples), recipe)
 
+    def start(self, numbers: Tensor, days: Tensor, valid: Tensor, recipe: Recipe) -> Launched:
+        """Start one forward pass; a GPU is not waited for.
+
+        Parameters
+        ----------
+        numbers : (B, T, C, H, W) int16. Reflectance / 0.0001; anything where invalid.
+        days : (B, T) int64. Days since the season's first day.
+        valid : (B, T, H, W) bool. True where usable.
+        """
+        shape_yx = (int(valid.shape[2]), int(valid.shape[3]))
         device = torch.device(self.device)
-        seen = torch.from_numpy(valid).to(device)
-        with torch.inference_mode(), autocast_for(self.precision, device.type):
-            embedded = self.module.embed(
-                torch.from_numpy(images).to(device),
-                positions_for(self.module.config, torch.from_numpy(days)).to(device),
-                seen,
-            )
-            logits = self.module.classify(embedded, (height, width)).float()
+        clock = _Clock(device)
         with torch.inference_mode():
-            check_finite(logits)
+            seen = valid.to(device, non_blocking=True)
+            # Digital numbers are half as much to copy as floats.
+            images = numbers.to(device, non_blocking=True).float().mul_(SCALE)
+            images = torch.where(seen[:, :, None], images, 0.0)
+            positions = positions_for(self.module.config, days).to(device, non_blocking=True)
+            with autocast_for(self.precision, device.type):
+                embedded = self.module.embed(images, positions, seen)
+                logits = self.module.classify(embedded, shape_yx).float()
             probability = torch.softmax(logits, dim=1)
             if recipe.smoothing is not None:
                 usable = seen.sum(dim=1) >= recipe.min_clear
                 probability = smooth(probability, usable, recipe.smoothing)
-            decided = decide(probability, recipe.layers)
-        layers = {name: value.cpu().numpy() for name, value in decided.items()}
-        merged = probability.cpu().numpy() if recipe.probability else None
-        features = _features(embedded, (height, width)) if recipe.embedding else None
-        return [
-            Answer(
-                layers={name: value[place] for name, value in layers.items()},
-                probability=None if merged is None else merged[place],
-                embedding=None if features is None else features[place],
+            launched = Launched(
+                count=len(numbers),
+                finite=torch.isfinite(logits).all(),
+                layers=decide(probability, recipe.layers),
+                probability=probability if recipe.probability else None,
+                embedding=_features(embedded, shape_yx) if recipe.embedding else None,
+                clock=clock,
             )
-            for place in range(len(samples))
-        ]
+        clock.stop()
+        return launched
+
+    def _gather(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the dates that samples show, filled up to the padded length with invalid ones.
+
+        Returns
+        -------
+        tuple
+            (B, T, C, H, W) int16 digital numbers, (B, T) int64 days, (B, T, H, W) bool valid; in
+            memory from which a GPU copies while others work.
+        """
+        dates = self._padded(len(samples[0].dates))
+        _, bands, height, width = samples[0].reflectance.shape
+        pinned = self.device != "cpu"
+        shape = (len(samples), dates, bands, height, width)
+        numbers = torch.zeros(shape, dtype=torch.int16, pin_memory=pinned)
+        valid = torch.zeros((*shape[:2], height, width), dtype=torch.bool, pin_memory=pinned)
+        days = torch.zeros(shape[:2], dtype=torch.int64, pin_memory=pinned)
+        for place, sample in enumerate(samples):
+            count = len(sample.dates)
+            numbers.numpy()[place, :count] = sample.reflectance[sample.dates]
+            valid.numpy()[place, :count] = sample.valid[sample.dates]
+            days.numpy()[place, :count] = sample.days[sample.dates]
+        return numbers, days, valid
+
+
+def window_bytes(config: StclnConfig, side: int, dates: int) -> int:
+    """Return about what a network takes at most while it runs on one window (bytes).
+
+    Parameters
+    ----------
+    side
+        Of the window (pixels).
+    dates
+        Of the season.
+    """
+    pixels = side * side
+    block = min(SLICE_BYTES, 4 * pixels * dates * (config.feedforward + 4 * config.dim))
+    features = 4 * pixels * dates * config.dim
+    affinities = min(AFFINITY_BYTES, 4 * pixels * pixels)
+    # Measured for tiny, base and large, 4 to 60 dates, 16 to 64 px: 50 to 97 % of this.
+    return 8 * block // 5 + 4 * features + 6 * affinities
 
 
 def is_broken_device(error: RuntimeError) -> bool:
@@ -217,12 +331,22 @@ def is_broken_device(error: RuntimeError) -> bool:
     return isinstance(error, torch.AcceleratorError) or any(words in text for words in _BROKEN)
 
 
-def _features(embedded: torch.Tensor, shape_yx: tuple[int, int]) -> np.ndarray:
+@contextmanager
+def _broken_devices(device: str) -> Iterator[None]:
+    """Turn errors after which a device is of no use into BrokenDeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_broken_device(error):
+            raise BrokenDeviceError(f"{device}: {error}") from error
+        raise
+
+
+def _features(embedded: Tensor, shape_yx: tuple[int, int]) -> Tensor:
     """Return (B, H*W, D) features as (B, D, H, W) float16; too large ones at its limit."""
     limit = torch.finfo(torch.float16).max
     half = embedded.float().clamp(-limit, limit).half()
-    turned: np.ndarray = half.transpose(1, 2).reshape(len(half), -1, *shape_yx).cpu().numpy()
-    return turned
+    return half.transpose(1, 2).reshape(len(half), -1, *shape_yx)
 
 
 def load_network(

@@ -144,9 +144,9 @@ def layer_named(name: str) -> Layer:
     return next(layer for layer in _LAYERS if layer.name == name)
 
 
-def check_finite(logits: Tensor) -> None:
-    """Raise CheckpointError where a network gave NaN or infinity."""
-    if not bool(torch.isfinite(logits).all()):
+def check_finite(finite: Tensor) -> None:
+    """Raise CheckpointError unless all that a network gave is finite; () bool."""
+    if not bool(finite):
         raise CheckpointError(
             "Cannot label a window: the network gave NaN for some pixels. The checkpoint's weights "
             "or its mean and std are broken; train again, or choose another checkpoint."

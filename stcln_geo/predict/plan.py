@@ -17,11 +17,13 @@ from .. import __version__
 from ..cube.store import Season
 from ..data.reader import band_indices
 from ..errors import CubeError, InputError
+from ..execution import available_cores
 from ..grid import Lattice, Window, bounds_window, geobox_from_window
 from ..legend import Legend
 from ..storage import Location
 from .blocks import FetchCost, fetch_cost
 from .checks import check_dates, fingerprint, legend_of, mismatches
+from .forward import window_bytes
 from .mask import SkipMask, open_mask
 from .outputs import EMBEDDINGS, layers_for
 from .segments import SEGMENT_SIDE, takes_segments
@@ -47,9 +49,10 @@ _READ = 1024
 _SMALLEST_FETCHED_SHARD = 1024
 _ENOUGH_FETCHED_SHARDS = 4
 DEFAULT_MEMORY = 4 * 2**30
-"""Bytes that one worker may use for pixels, where none are given."""
+"""Bytes that one worker may use, where none are given."""
 
-_BLOCKS_IN_MEMORY = 4  # one at work, one waiting, and two copies while one is decoded
+_LEAST_CHUNKS = 2  # a side of what is read at once, however little memory there is
+_PROCESS_BYTES = 450_000_000  # of a worker with torch, GDAL and Dask before it has read a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,14 @@ class PredictionPlan:
     mask: SkipMask | None
     embedding_dim: int
     """Length of an embedding."""
+    window_bytes: int
+    """What the network takes while it runs on a window, on a CPU."""
+    threads: int
+    """Windows that a worker runs side by side."""
+    stored_bands: int
+    """Of the cube: all of them are decoded."""
+    chunk: int
+    """Side of a chunk of the cube (pixels)."""
     dates: tuple[str, ...]
     """First and last date of the season."""
     date_count: int
@@ -113,8 +124,8 @@ class PredictionPlan:
             + (f", {skipped} more lie outside the region" if skipped else ""),
             f"  layers      {', '.join(self.layer_names)}",
             f"  COG writer  {self._writer}",
-            f"  memory      about {_size(self.memory_bytes)} per worker for pixels, besides "
-            "torch and the network",
+            f"  memory      about {_size(self.memory_bytes)} per worker at most, of which "
+            f"{_size(self.fixed_bytes)} whatever is read at once",
             f"  disk        at most {_size(self.disk_bytes)}",
         ]
         if self.smoothing is not None:
@@ -140,6 +151,11 @@ class PredictionPlan:
                 f"  search      kept in {self.source.folder}, for resuming",
             ]
         lines += [f"  warning     {text}" for text in self.warnings]
+        if self.memory_bytes > self.memory:
+            lines.append(
+                f"  note        a worker takes more than the {_size(self.memory)} of --memory, "
+                "however little it reads at once: choose a smaller --shard-size, or fewer threads"
+            )
         lines += [f"  note        {text}" for text in self.notes]
         return "\n".join(lines)
 
@@ -228,23 +244,39 @@ class PredictionPlan:
     @property
     def block_size(self) -> int:
         """Side of what is read at once (pixels), as the memory allows."""
-        memory = self.spec.memory or DEFAULT_MEMORY
-        if self.source is not None:
-            memory -= self.source.memory
-        square, line = _BLOCKS_IN_MEMORY * self._pixel_bytes, self._line_bytes
-        side = int((math.sqrt(line**2 + 4 * square * memory) - line) / (2 * square))
-        return max(min(_READ, side) - 2 * self.lattice.halo, self.lattice.stride)
+        left = max(self.memory - self.fixed_bytes - self._fetch_bytes, 0)
+        square, line = self._pixel_bytes, self._line_bytes
+        side = int((math.sqrt(line**2 + 4 * square * left) - line) / (2 * square))
+        # Chunks are decoded whole: to read less than a few of them at once only takes longer.
+        least = max(_LEAST_CHUNKS * self.chunk, self.lattice.stride)
+        return max(min(_READ, side) - 2 * self.lattice.halo, least)
+
+    @property
+    def memory(self) -> int:
+        """What one worker may use (bytes)."""
+        return self.spec.memory or DEFAULT_MEMORY
+
+    @property
+    def fixed_bytes(self) -> int:
+        """About what one worker holds besides what it reads (bytes): itself, network, a shard."""
+        shard = min(self.shard_size, max(self.extent.shape_yx))
+        layers = (self._layer_bytes + 8) * shard**2
+        return _PROCESS_BYTES + self.threads * self.window_bytes + layers
+
+    @property
+    def _fetch_bytes(self) -> int:
+        """What one worker may use to fetch pixels (bytes)."""
+        return 0 if self.source is None else self.source.memory
 
     @property
     def memory_bytes(self) -> int:
-        """About what one worker holds of pixels (bytes)."""
+        """About what one worker holds at most (bytes)."""
         side = min(
             self.block_size + 2 * self.lattice.halo,
             max(self.extent.shape_yx) + self.lattice.window,
         )
-        shard = min(self.shard_size, max(self.extent.shape_yx))
-        layers = (self._layer_bytes + 8) * shard**2
-        return _BLOCKS_IN_MEMORY * side**2 * self._pixel_bytes + self._line_bytes * side + layers
+        reading = side**2 * self._pixel_bytes + self._line_bytes * side
+        return self.fixed_bytes + self._fetch_bytes + reading
 
     @property
     def disk_bytes(self) -> int:
@@ -274,7 +306,9 @@ class PredictionPlan:
 
     @property
     def _pixel_bytes(self) -> int:
-        return self.date_count * (2 * len(self.bands) + 1)
+        """Bytes of a pixel that is read, all dates: at work, waiting, and while it is decoded."""
+        chosen, stored = 2 * len(self.bands) + 1, 2 * self.stored_bands + 1
+        return self.date_count * (2 * chosen + 2 * stored)
 
     @cached_property
     def run_hash(self) -> str:
@@ -325,6 +359,7 @@ def plan_prediction(
     *,
     region: Region | None = None,
     source: PixelSource | None = None,
+    threads: int | None = None,
 ) -> PredictionPlan:
     """Plan the labelling of a season's region.
 
@@ -334,6 +369,9 @@ def plan_prediction(
         A part of the cube's region; by default all of it.
     source
         Where pixels are fetched from, if the season is only planned and has none.
+    threads
+        Windows that a worker will run side by side, which its memory depends on; by default as
+        many as there are cores.
 
     Raises
     ------
@@ -372,6 +410,10 @@ def plan_prediction(
         else sieve_for(spec.min_mapping_unit, resolution=season.resolution),
         mask=None if spec.mask is None else open_mask(spec.mask, spec.mask_values),
         embedding_dim=checkpoint.config.dim,
+        window_bytes=window_bytes(checkpoint.config, lattice.window, len(season.time)),
+        threads=threads or available_cores(),
+        stored_bands=len(season.bands),
+        chunk=season.layout.chunk,
         dates=(str(season.time[0])[:10], str(season.time[-1])[:10]),
         date_count=len(season.time),
         shard_size=spec.shard_size

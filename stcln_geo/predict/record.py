@@ -44,7 +44,6 @@ def describe_run(
     """
     fresh = [one for one in manifests if "reused" not in one]
     pixels = sum(one["labelled_pixels"] for one in manifests)
-    worked = sum(one["seconds"] for one in fresh)
     fresh_km2 = sum(one["labelled_pixels"] for one in fresh) * plan.resolution**2 / 1e6
     spec = {key: value for key, value in asdict(plan.spec).items() if value is not None}
     if plan.smoothing is not None:
@@ -92,8 +91,7 @@ def describe_run(
         "seconds": {
             "label": round(label_seconds, 3),
             "assemble": round(assemble_seconds, 3),
-            "shards_total": round(worked, 3),
-            "read_total": round(sum(one["read_seconds"] for one in fresh), 3),
+            "shards": _shard_seconds(fresh),
         },
         "km2_per_second": round(fresh_km2 / label_seconds, 6) if label_seconds > 0 else None,
         "warnings": list(plan.warnings),
@@ -101,6 +99,20 @@ def describe_run(
         **({} if plan.source is None else {"source": plan.source.describe(manifests)}),
         "versions": _versions(),
     }
+
+
+def _shard_seconds(manifests: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Return what the workers' time on shards went into; None where no shard was labelled.
+
+    "read" runs beside the network; "wait" is what the network waited for it, "device" what the
+    device was busy, "write" what the shards' files took. "idle" is the rest of the device's time.
+    """
+    if not manifests:
+        return None
+    names = ("total", "read", "wait", "device", "write")
+    summed = {name: sum(one["seconds"][name] for one in manifests) for name in names}
+    summed["idle"] = max(summed["total"] - summed["device"], 0.0)
+    return {name: round(value, 3) for name, value in summed.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -127,7 +127,14 @@ def predict_region(
     cube_path = _as_cube(cube, out)
     opened = open_season(cube_path, season)
     info = read_metadata(checkpoint)
-    plan = plan_prediction(opened, info, spec or PredictSpec(), region=_as_region(region, opened))
+    execution = execution or Execution()
+    plan = plan_prediction(
+        opened,
+        info,
+        spec or PredictSpec(),
+        region=_as_region(region, opened),
+        threads=execution.threads_per_task,
+    )
     return run_prediction(plan, out, execution=execution, progress=progress, overwrite=overwrite)
 
 
@@ -152,11 +159,7 @@ def run_prediction(
         return finished
 
     started = time.monotonic()
-    threads = execution.threads
-    if execution.scheduler is None:
-        threads = execution.threads_per_worker
-    elif threads is None:
-        threads = 1  # a scheduler's worker runs as many tasks at once as it has threads
+    threads = execution.threads_per_task
     tasks = [
         ShardTask(
             out=str(out),

@@ -143,8 +143,7 @@ def _audit(job: Job, core: Window, threads: int) -> dict[str, int]:
     if own is None:
         return none
     inside = core.relative_to(own.piece.seen)
-    clear = np.count_nonzero(own.sample.valid[:, inside.rows, inside.cols], axis=0)
-    wanted &= clear >= job.min_clear
+    wanted &= own.clear[inside.rows, inside.cols] >= job.min_clear
     pixels = int(np.count_nonzero(wanted))
     differ = {}
     for name, blend in (("cores_differ", False), ("blend_differ", True)):

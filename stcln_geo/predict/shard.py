@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..cog.pyramid import count_values
 from ..cube.store import write_json, writing
 from ..errors import UnreadableError
 from ..execution import available_cores
@@ -71,13 +72,14 @@ def predict_shard(task: ShardTask) -> dict[str, Any]:
     work = _Shard(job, network, window, out=task.out)
     try:
         tally = work.label(threads=threads)
+        labelled = time.monotonic()
         # Where a client was killed or a worker thought lost, another may have taken this shard, or
         # another run the folder, meanwhile.
         read_plan(task.out, task.run)
         found = read_manifest(task.out, window, run=task.run, outputs=outputs, rasters=False)
         if found is not None:
             return {**found, "reused": True}
-        return _finish(work, task, tally, threads=threads, started=started)
+        return _finish(work, task, tally, threads=threads, times=(started, labelled))
     finally:
         if work.embedding is not None:
             work.embedding.discard()
@@ -93,9 +95,16 @@ def _drop_manifest(task: ShardTask, window: Window) -> None:
 
 
 def _finish(
-    work: _Shard, task: ShardTask, tally: Tally, *, threads: int, started: float
+    work: _Shard, task: ShardTask, tally: Tally, *, threads: int, times: tuple[float, float]
 ) -> dict[str, Any]:
-    """Write what was labelled, the manifest last, and return it."""
+    """Write what was labelled, the manifest last, and return it.
+
+    Parameters
+    ----------
+    times
+        When the work began, and when the last window was labelled.
+    """
+    started, labelled = times
     job, window, network = work.job, work.window, work.network
     manifest: dict[str, Any] = {
         "run": task.run,
@@ -103,8 +112,6 @@ def _finish(
         "region_pixels": int(np.count_nonzero(work.inside)),
         "labelled_pixels": int(np.count_nonzero(work.layers["classes"] != CLASS_NODATA)),
         "windows": tally.windows,
-        "seconds": round(time.monotonic() - started, 3),
-        "read_seconds": round(tally.read_seconds, 3),
         "device": network.device,
         "precision": network.precision,
     }
@@ -116,6 +123,14 @@ def _finish(
         manifest["fetched"] = tally.fetched.to_json()
     if work.embedding is not None:
         manifest[EMBEDDINGS] = {"sha256": work.embedding.finish()}
+    ended = time.monotonic()
+    manifest["seconds"] = {
+        "total": round(ended - started, 3),
+        "read": round(tally.read_seconds, 3),
+        "wait": round(tally.wait_seconds, 3),
+        "device": round(tally.device_seconds, 3),
+        "write": round(ended - labelled, 3),
+    }
     write_json(shard_path(task.out, window, "json"), manifest)
     return manifest
 
@@ -260,8 +275,7 @@ class _Shard:
         if core.is_empty:
             return
         inside, at = core.relative_to(one.piece.seen), core.relative_to(self.window)
-        clear = np.count_nonzero(one.sample.valid[:, inside.rows, inside.cols], axis=0)
-        self.counts[at.rows, at.cols] = clear
+        self.counts[at.rows, at.cols] = one.clear[inside.rows, inside.cols]
         if self.embedding is not None and one.answer.embedding is not None:
             self.embedding.put(
                 at,
@@ -312,8 +326,8 @@ def store_layer(
 
 def _summary(values: np.ndarray) -> dict[str, Any]:
     """Return the checksum and the histogram of a raster, all bands together."""
-    counts = np.bincount(values.ravel(), minlength=256)
+    counts = count_values(values.reshape(-1, values.shape[-1]))
     return {
         "sha256": checksum(values),
-        "histogram": {str(value): int(counts[value]) for value in np.flatnonzero(counts)},
+        "histogram": {str(value): count for value, count in counts.items()},
     }

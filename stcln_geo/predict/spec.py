@@ -63,7 +63,7 @@ class PredictSpec:
     batch_size
         Windows per batch on a GPU; None = as many as fit, at most 64.
     memory
-        Bytes that one worker may use for pixels; None = 4 GiB.
+        Bytes that one worker may use in all; None = 4 GiB.
     keep_shards
         Keep the shards' files once the map is whole.
     cog_writer

@@ -137,7 +137,8 @@ class Labelled:
     piece: Piece
     cell: Window
     """The group it was read with: groups come row by row (absolute pixels)."""
-    sample: Sample
+    clear: np.ndarray
+    """(H, W) int: clear dates of the pixels it saw. No view, so that what was read is freed."""
     answer: Answer
 
 
@@ -147,6 +148,11 @@ class Tally:
 
     windows: int = 0
     read_seconds: float = 0.0
+    """In the thread that reads, beside the network."""
+    wait_seconds: float = 0.0
+    """In which the network waited for what was being read."""
+    device_seconds: float = 0.0
+    """In which the device was busy; on a CPU the mean of its threads."""
     fetched: Fetched = field(default_factory=Fetched)
     """All zero where there is a cube."""
 
@@ -177,29 +183,50 @@ def run_windows(
         closing(_read_ahead(read, groups)) as blocks,
         pixels.stopping(),
     ):
-        for group, samples in blocks:
-            seen = [
-                (piece, one)
-                for piece, one in zip(group.pieces, samples, strict=True)
-                if one is not None
-            ]
-            answers = network.label(
-                [sample for _, sample in seen],
-                recipe,
-                threads=threads,
-                batch_size=job.batch_size,
-            )
-            with closing(answers):
-                for (piece, sample), answer in zip(seen, answers, strict=True):
-                    yield Labelled(piece=piece, cell=group.cell, sample=sample, answer=answer)
-            tally.windows += len(seen)
+        while True:
+            started = time.monotonic()
+            block = next(blocks, None)
+            tally.wait_seconds += time.monotonic() - started
+            if block is None:
+                break
+            yield from _label(job, network, *block, recipe, threads=threads, tally=tally)
+            del block  # the next one is read into its place
+
+
+def _label(
+    job: Job,
+    network: Network,
+    group: Group,
+    samples: Sequence[Sample | None],
+    recipe: Recipe,
+    *,
+    threads: int,
+    tally: Tally,
+) -> Generator[Labelled]:
+    """Run the network on the windows of one group."""
+    seen = [
+        (piece, one) for piece, one in zip(group.pieces, samples, strict=True) if one is not None
+    ]
+    answers = network.label(
+        [sample for _, sample in seen], recipe, threads=threads, batch_size=job.batch_size
+    )
+    lanes = threads if network.device == "cpu" else 1
+    with closing(answers):
+        for (piece, sample), answer in zip(seen, answers, strict=True):
+            tally.device_seconds += answer.seconds / lanes
+            clear = np.count_nonzero(sample.valid, axis=0)
+            yield Labelled(piece=piece, cell=group.cell, clear=clear, answer=answer)
+    tally.windows += len(seen)
 
 
 def _read_samples(season: Season, group: Group, bands: tuple[str, ...]) -> list[Sample | None]:
     """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
     area = group.area.relative_to(season.window)
     try:
-        block = read_block(season, area, bands=bands, dates=_dates_with_pixels(season, area))
+        dates = _dates_with_pixels(season, area)
+        if not dates.size:
+            return [None] * len(group.pieces)
+        block = read_block(season, area, bands=bands, dates=dates)
     except StclnGeoError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # as Zarr's codecs raise

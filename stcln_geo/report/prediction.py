@@ -71,6 +71,16 @@ def write_prediction_report(out_html: str | Path, run: Mapping[str, Any], *, tit
         ("Seam audit", seconds.get("seam_audit", 0.0)),
         ("Assembling the maps", seconds["assemble"]),
     ]
+    shards = seconds.get("shards")
+    work = []
+    if shards is not None:
+        work = [
+            ("Network", shards["device"], "the device is busy"),
+            ("Reading", shards["read"], "beside the network, in a thread of its own"),
+            ("Waiting", shards["wait"], "the network waits for what is being read"),
+            ("Writing", shards["write"], "compressing the shards, after the network"),
+            ("Device idle", shards["idle"], "waiting, writing, and all else"),
+        ]
     return write_page(
         target,
         "prediction.html.j2",
@@ -82,4 +92,6 @@ def write_prediction_report(out_html: str | Path, run: Mapping[str, Any], *, tit
         pictures=pictures,
         stages=stages,
         longest_s=max(value for _, value in stages) or 1.0,
+        work=work,
+        worked_s=max(shards["total"], 1e-9) if shards is not None else 1.0,
     )

@@ -69,15 +69,15 @@ def test_a_full_gpu_halves_the_batch_and_goes_on(
     network = network_of(world)
     samples = [samples_of(world, 2)[0]] * 9
     alone = next(network.label(samples[:1], RECIPE, threads=1))
-    run, sizes = network._run, []
+    launch, sizes = network._launch, []
 
-    def run_at_most_three(batch: list[Sample], recipe: Recipe) -> list[Answer]:
+    def launch_at_most_three(batch: list[Sample], recipe: Recipe) -> Any:
         sizes.append(len(batch))
         if len(batch) > 3:
             raise torch.OutOfMemoryError
-        return run(batch, recipe)
+        return launch(batch, recipe)
 
-    monkeypatch.setattr(network, "_run", run_at_most_three)
+    monkeypatch.setattr(network, "_launch", launch_at_most_three)
     labels = list(network._label_in_batches(samples, RECIPE, None))
     assert sizes == [9, 4, 2, 2, 2, 2, 1]
     assert agree(labels, [alone] * 9)
@@ -88,10 +88,10 @@ def test_a_gpu_without_room_for_one_window_is_an_error(
 ) -> None:
     network = network_of(world)
 
-    def run_never(batch: list[Sample], recipe: Recipe) -> list[Answer]:
+    def launch_never(batch: list[Sample], recipe: Recipe) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(network, "_run", run_never)
+    monkeypatch.setattr(network, "_launch", launch_never)
     with pytest.raises(InputError, match="too little memory even for one"):
         list(network._label_in_batches(samples_of(world, 2)[:1], RECIPE, None))
 
@@ -107,15 +107,23 @@ def test_a_gpu_without_room_for_one_window_is_an_error(
     ],
     ids=["assert", "illegal-access", "cudnn", "memory", "shapes"],
 )
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
 def test_errors_that_poison_the_process_are_told_apart(
-    world: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, broken: bool
+    world: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, broken: bool, late: bool
 ) -> None:
     network = network_of(world)
 
-    def fail(batch: list[Sample], recipe: Recipe) -> list[Answer]:
+    def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(network, "_run", fail)
+    if late:  # what a GPU finds wrong is often told by the next call that waits for it
+
+        class Launched:
+            answers = fail
+
+        monkeypatch.setattr(network, "_launch", lambda *_: Launched())
+    else:
+        monkeypatch.setattr(network, "_launch", fail)
     expected = BrokenDeviceError if broken else type(error)
     with pytest.raises(expected, match=re.escape(str(error))) as caught:
         list(network._label_in_batches(samples_of(world, 2), RECIPE, None))
@@ -130,10 +138,10 @@ from stcln_geo.predict.forward import Network, Recipe
 
 network = Network(torch.nn.Linear(1, 1), device="cuda", precision="float32")
 network._padded = lambda dates: dates
-def run(samples, recipe):
+def launch(samples, recipe):
     table = torch.zeros(2, device="cuda")
     return table[torch.tensor([99], device="cuda")].cpu()
-network._run = run
+network._launch = launch
 try:
     list(network._label_in_batches([type("One", (), {"dates": [0]})()], Recipe(), None))
 except BrokenDeviceError:

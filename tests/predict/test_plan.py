@@ -67,13 +67,28 @@ def test_the_plan_prints_itself(world: Any) -> None:
 
 
 def test_memory_bounds_what_is_read_at_once(world: Any) -> None:
-    made = plan(world, memory=300_000)
-    assert made.memory_bytes - 12 * 101**2 <= 300_000
-    assert made.block_size < plan(world).block_size
-    blended = plan(world, memory=300_000, blend=True)
-    assert blended.memory_bytes - 12 * 101**2 <= 300_000
+    usual = plan(world)
+    memory = usual.fixed_bytes + 4_000_000
+    made = plan(world, memory=memory)
+    assert made.fixed_bytes < made.memory_bytes <= memory
+    assert made.block_size < usual.block_size
+    blended = plan(world, memory=memory, blend=True)
+    assert blended.memory_bytes <= memory
     assert blended.block_size < made.block_size, "the sums take their share"
-    assert plan(world, memory=1).block_size == made.lattice.stride, "one window at least"
+    assert "of --memory" not in str(made)
+    least = plan(world, memory=1)
+    assert least.block_size == 2 * world.season.layout.chunk, "a few chunks at least"
+    assert "a worker takes more than the 0.0 MB of --memory" in str(least)
+
+
+def test_what_a_worker_takes_grows_with_its_threads_and_its_shard(world: Any) -> None:
+    def fixed(threads: int, shard_size: int) -> int:
+        spec = PredictSpec(shard_size=shard_size)
+        info = read_metadata(world.checkpoint)
+        return plan_prediction(world.season, info, spec, threads=threads).fixed_bytes
+
+    assert fixed(1, 40) < fixed(3, 40)
+    assert fixed(1, 40) < fixed(1, 80)
 
 
 def test_the_run_is_told_by_what_decides_the_map(world: Any) -> None:

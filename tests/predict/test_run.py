@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.predict import Prediction, PredictSpec, plan_prediction, predict_region
 from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
+from stcln_geo.predict import windows as windows_module
 from stcln_geo.storage import list_files, location, write_file
 
 PRODUCT = {
@@ -166,6 +168,39 @@ def test_two_regions_agree_where_they_overlap(
         labelled = (mine[0] != 255) & (theirs[0] != 255)
         assert labelled.sum() > 1000
         assert np.array_equal(mine[:, labelled], theirs[:, labelled])
+
+
+def test_what_was_read_is_freed_before_more_is_read(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block at work and one that waits; never a third."""
+    arrays: list[weakref.ref[np.ndarray]] = []
+    held = []
+    read = windows_module.read_block
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        held.append(sum(array() is not None for array in arrays))
+        block = read(*arguments, **options)
+        arrays.append(weakref.ref(block.reflectance))
+        return block
+
+    monkeypatch.setattr(windows_module, "read_block", watch)
+    spec = PredictSpec(shard_size=256, memory=1, **CPU)
+    predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert len(held) > 3
+    assert max(held) <= 1, "the one that waits"
+
+
+def test_the_record_splits_the_time_of_the_shards(world: Any, tmp_path: Path) -> None:
+    spec = PredictSpec(shard_size=64, **CPU)
+    predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    run = json.loads((tmp_path / "run.json").read_text())
+    spent = run["seconds"]["shards"]
+    assert spent["total"] >= spent["wait"] + spent["write"] > 0
+    assert 0 < spent["device"] <= spent["total"]
+    assert spent["idle"] == pytest.approx(spent["total"] - spent["device"], abs=0.01)
+    assert spent["read"] > 0
+    assert "Device idle" in (tmp_path / "report.html").read_text()
 
 
 def test_pixels_without_enough_dates_or_outside_the_region_are_nodata(
