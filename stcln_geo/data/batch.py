@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..legend import UNLABELLED
 from .chips import Chip
 
-__all__ = ["IGNORE_INDEX", "Batch", "augment", "collate", "decode_reflectance"]
+__all__ = ["IGNORE_INDEX", "Augmentation", "Batch", "augment", "collate", "decode_reflectance"]
 
 IGNORE_INDEX = -100
 """Target of a pixel that neither loss nor metrics see (PyTorch's own default)."""
@@ -67,33 +67,53 @@ def decode_reflectance(reflectance: torch.Tensor, valid: torch.Tensor) -> torch.
     return torch.where(usable, reflectance.float() * SCALE, 0.0)
 
 
-def augment(
-    chip: Chip,
-    generator: np.random.Generator,
-    *,
-    max_dates: int | None = None,
-    dihedral: bool = True,
-) -> Chip:
-    """Turn, mirror and thin out a chip at random; pixels and targets move together.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Random changes of training chips."""
 
-    Parameters
-    ----------
-    max_dates
-        Keep a random choice of so many dates, in order; None keeps all.
-    dihedral
-        Apply one of the eight symmetries of the square to the pixels.
-    """
+    max_dates: int | None = None
+    """Keep a random choice of so many dates, in order; None keeps all."""
+    dihedral: bool = True
+    """Apply one of the eight symmetries of the square to the pixels."""
+    prefix: float = 0.0
+    """Share of the chips that end at a random date, as a season does that is still going on."""
+    drop_dates: float = 0.0
+    """Leave out up to this share of the dates: how many and which is random."""
+    min_dates: int = 4
+    """Dates that ``prefix`` and ``drop_dates`` leave, where a chip has them."""
+
+
+def augment(chip: Chip, generator: np.random.Generator, options: Augmentation) -> Chip:
+    """Cut, thin out, turn and mirror a chip at random; pixels and targets move together."""
     reflectance, valid, days, target = chip.reflectance, chip.valid, chip.days, chip.target
-    if max_dates is not None and len(days) > max_dates:
-        kept = np.sort(generator.choice(len(days), size=max_dates, replace=False))
-        reflectance, valid, days = reflectance[kept], valid[kept], days[kept]
-    if dihedral:
+    dates = _choose_dates(len(days), generator, options)
+    if dates is not None:
+        reflectance, valid, days = reflectance[dates], valid[dates], days[dates]
+    if options.dihedral:
         turns, mirrored = int(generator.integers(4)), bool(generator.integers(2))
         reflectance, valid = (
             _turn(array, turns, mirrored=mirrored) for array in (reflectance, valid)
         )
         target = None if target is None else _turn(target, turns, mirrored=mirrored)
     return Chip(reflectance=reflectance, valid=valid, days=days, target=target)
+
+
+def _choose_dates(
+    dates: int, generator: np.random.Generator, options: Augmentation
+) -> np.ndarray | None:
+    """Return the positions of the dates that a chip keeps, increasing; None for all."""
+    least = min(options.min_dates, dates)
+    end = dates
+    if options.prefix and generator.random() < options.prefix:
+        end = int(generator.integers(least, dates + 1))
+    keep = end
+    if options.drop_dates:
+        keep = max(round(end * (1 - options.drop_dates * generator.random())), min(least, end))
+    if options.max_dates is not None:
+        keep = min(keep, options.max_dates)
+    if keep == dates:
+        return None
+    return np.sort(generator.choice(end, size=keep, replace=False))
 
 
 def collate(chips: Sequence[Chip]) -> Batch:

@@ -32,7 +32,7 @@ class Group:
     index: int
     """Position of the group in its epoch."""
     units: tuple[int, ...]
-    """Units, in the order of reading."""
+    """Units, in the order of first use, which is that of reading."""
     samples: np.ndarray
     """(N, 2) int64: unit and position of the chip in it, in the order of use."""
     offset: int
@@ -58,7 +58,7 @@ class _Epoch:
 
     number: int
     units: np.ndarray
-    """(M,) int64: units in the order of reading."""
+    """(M,) int64: units, some more than once where they have weights."""
     starts: np.ndarray
     """(M + 1,) int64: place in the epoch, over all ranks, at which each unit's chips begin."""
     begin: int
@@ -237,11 +237,12 @@ class SampleOrder:
         samples = np.stack([np.repeat(units, chips), within], axis=1)
         samples = samples[(places >= dealt.begin) & (places < dealt.end)]
         key = [self._seed, dealt.number, index, self._rank, self._world_size]
+        samples = samples[np.random.default_rng(key).permutation(len(samples))]
         return Group(
             epoch=dealt.number,
             index=index,
-            units=tuple(dict.fromkeys(units.tolist())),
-            samples=samples[np.random.default_rng(key).permutation(len(samples))],
+            units=tuple(dict.fromkeys(samples[:, 0].tolist())),
+            samples=samples,
             offset=max(int(dealt.starts[part.start]), dealt.begin),
         )
 

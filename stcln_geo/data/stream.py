@@ -7,31 +7,72 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..errors import InputError
-from .batch import Batch, augment, collate
+from ..errors import ChunkError, InputError
+from .batch import Augmentation, Batch, augment, collate
 from .chips import Chip, ChipDataset
+from .process import HomeProcess
 from .sampling import Group, SampleOrder, check_rank
 
-__all__ = ["Augmentation", "OrderedStream", "TrainingStream", "run_ahead"]
+__all__ = ["Augmentation", "OrderedStream", "ProblemLog", "TrainingStream", "run_ahead"]
 
 T = TypeVar("T")
 
 _BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation:
-    """Random changes of training chips."""
+class ProblemLog:
+    """Damaged chunks that were met, each once; too many of them are an error.
 
-    max_dates: int | None = None
-    dihedral: bool = True
+    Only chunks of chips that entered a batch count, so that the log is a function of the steps
+    made, whatever was read ahead.
+
+    Parameters
+    ----------
+    known
+        What an earlier process met.
+    most
+        Damaged chunks that are still put up with.
+    note
+        Is told of each new one.
+    """
+
+    def __init__(
+        self,
+        known: Iterable[str] = (),
+        *,
+        most: int | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.problems = list(dict.fromkeys(known))
+        self._most, self._note = most, note
+        self._lock = threading.Lock()
+
+    def add(self, problem: str) -> None:
+        """Remember a damaged chunk.
+
+        Raises
+        ------
+        ChunkError
+            If there are more than are put up with.
+        """
+        with self._lock:
+            if problem in self.problems:
+                return
+            self.problems.append(problem)
+            if self._note is not None:
+                self._note(problem)
+        if self._most is not None and len(self.problems) > self._most:
+            raise ChunkError(
+                f"Cannot go on: {len(self.problems)} chunks are damaged, and at most {self._most} "
+                f"are left out (--max-bad-fraction). The last: {problem}"
+            )
 
 
 class TrainingStream:
@@ -45,6 +86,10 @@ class TrainingStream:
         Bytes for chips in memory, of this rank. A dataset that fits is read once and kept.
     threads
         Threads that read.
+    weights : (U,) float, optional
+        How often an epoch shows each unit on average; 1 by default.
+    problems
+        Notes damaged chunks whose chips are blank.
     rank, world_size
         Which of how many processes this is. Ranks see disjoint chips, together the epoch; all
         make the same number of steps (`sampling` says how).
@@ -59,6 +104,8 @@ class TrainingStream:
         memory: int,
         threads: int = 2,
         augmentation: Augmentation | None = None,
+        weights: np.ndarray | None = None,
+        problems: ProblemLog | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -71,22 +118,26 @@ class TrainingStream:
         self.batch_size = batch_size
         self.order = SampleOrder(
             dataset.chips_per_unit,
-            [dataset.unit_bytes(unit) for unit in range(len(dataset.units))],
+            dataset.bytes_per_unit,
             memory=memory,
             seed=seed,
             rank=rank,
             world_size=world_size,
+            weights=weights,
         )
         self.waited = 0.0
         """Seconds that batches were waited for, in all."""
         self._seed = seed
         self._augmentation = augmentation or Augmentation()
+        self._problems = problems or ProblemLog()
+        self._home = HomeProcess()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="chips")
         self._groups: dict[tuple[int, int], dict[int, Future[list[Chip]]]] = {}
         self._current: tuple[int, int] | None = None
 
     def batches(self, start: int, count: int) -> Generator[Batch]:
         """Yield batches ``start`` to ``start + count - 1``; nothing is read before the first."""
+        self._home.check()
         source = run_ahead(self._make(start, count), depth=_BATCHES_AHEAD)
         try:
             while True:
@@ -111,15 +162,10 @@ class TrainingStream:
             for _ in range(self.batch_size):
                 sample = next(samples)
                 chip = self._chips(sample.group)[sample.unit].result()[sample.chip]
+                if chip.problem is not None:
+                    self._problems.add(chip.problem)
                 generator = np.random.default_rng([self._seed, sample.epoch, sample.offset])
-                chips.append(
-                    augment(
-                        chip,
-                        generator,
-                        max_dates=self._augmentation.max_dates,
-                        dihedral=self._augmentation.dihedral,
-                    )
-                )
+                chips.append(augment(chip, generator, self._augmentation))
             yield collate(chips)
 
     def _chips(self, group: Group) -> dict[int, Future[list[Chip]]]:
@@ -135,10 +181,13 @@ class TrainingStream:
         if key != self._current:
             after = self.order.after(group)
             members = {key: group, (after.epoch, after.index): after}
+            old = self._groups
             self._groups = {
-                name: self._groups.get(name) or self._begin(member.units)
+                name: old.pop(name, None) or self._begin(member.units)
                 for name, member in members.items()
             }
+            for future in (future for units in old.values() for future in units.values()):
+                future.cancel()
             self._current = key
         return self._groups[key]
 
@@ -153,6 +202,8 @@ class OrderedStream:
     ----------
     memory
         Chips are kept after the first walk if they surely fit in so many bytes.
+    problems
+        Notes damaged chunks whose chips are blank.
     rank, world_size
         Which of how many processes this is. Each walks a run of neighbouring chips; together
         they see each chip once. All yield as many batches: where one has no chip left for the
@@ -166,6 +217,7 @@ class OrderedStream:
         batch_size: int,
         memory: int,
         threads: int = 2,
+        problems: ProblemLog | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -173,6 +225,8 @@ class OrderedStream:
         self.dataset = dataset
         self.batch_size = batch_size
         self._threads = threads
+        self._problems = problems or ProblemLog()
+        self._home = HomeProcess()
         starts = np.concatenate([[0], np.cumsum(dataset.chips_per_unit)])
         total = int(starts[-1])
         begin, end = (total * place // world_size for place in (rank, rank + 1))
@@ -185,7 +239,8 @@ class OrderedStream:
             if start < end and start + count > begin
         ]
         """Units that hold chips of this rank, and which of their chips these are."""
-        self._keep = sum(dataset.unit_bytes(unit) for unit, _ in self._parts) <= memory
+        sizes = dataset.bytes_per_unit
+        self._keep = sum(int(sizes[unit]) for unit, _ in self._parts) <= memory
         self._kept: list[Chip] | None = None
 
     def __len__(self) -> int:
@@ -194,12 +249,15 @@ class OrderedStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; the last may hold fewer chips."""
+        self._home.check()
         return run_ahead(self._make(), depth=_BATCHES_AHEAD)
 
     def _make(self) -> Generator[Batch]:
         chips = self._chips()
         for _ in range(self._batches):
             batch = list(itertools.islice(chips, self.batch_size))
+            for problem in (chip.problem for chip in batch if chip.problem is not None):
+                self._problems.add(problem)
             yield collate(batch or [self.dataset.blank_chip()])
 
     def _chips(self) -> Iterator[Chip]:

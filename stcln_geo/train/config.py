@@ -14,6 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..data.batch import Augmentation
+from ..data.chips import BadChunks
+from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
 from ..model.device import Precision
@@ -28,8 +31,10 @@ __all__ = [
     "ModelSection",
     "OptimiserSection",
     "PretrainConfig",
+    "PretrainDataSection",
     "TrainConfig",
     "ValidationSection",
+    "WeightsSection",
     "load_config",
     "settle",
     "to_toml",
@@ -71,6 +76,12 @@ class DataSection(_Section):
     """Training chips are thinned to so many random dates; 0 keeps all."""
     augment: bool = True
     """Turn and mirror training chips."""
+    drop_dates: float = Field(default=0.0, ge=0, lt=1)
+    """Leave out up to this share of a training chip's dates; how many and which is random."""
+    prefix: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training chips that end at a random date, as a season still going on does."""
+    min_dates: int = Field(default=4, ge=1)
+    """Dates that ``drop_dates`` and ``prefix`` leave."""
     memory_gb: float = Field(default=2.0, gt=0)
     """Chips held in memory; part of the recipe, as it sets how far chips are mixed."""
 
@@ -78,6 +89,48 @@ class DataSection(_Section):
     def memory(self) -> int:
         """Bytes for chips."""
         return int(self.memory_gb * 1e9)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The random changes of training chips."""
+        return Augmentation(
+            max_dates=self.max_dates or None,
+            dihedral=self.augment,
+            prefix=self.prefix,
+            drop_dates=self.drop_dates,
+            min_dates=self.min_dates,
+        )
+
+
+class WeightsSection(_Section):
+    """How often an epoch shows a chip: 1 if nothing is said, 0 never. What fits is multiplied."""
+
+    cubes: dict[str, float] = {}
+    """By name, path or pattern of a cube or stack, as ``"alps*" = 2.0``."""
+    years: dict[str, float] = {}
+    """By the year in which a season begins, or its first day."""
+    regions: dict[str, float] = {}
+    """By polygon file, or ``"W,S,E,N"`` in degrees."""
+
+
+class PretrainDataSection(DataSection):
+    """What pre-training is shown."""
+
+    drop_dates: float = Field(default=0.3, ge=0, lt=1)
+    """Leave out up to this share of a training chip's dates; how many and which is random."""
+    prefix: float = Field(default=0.1, ge=0, le=1)
+    """Share of the training chips that end at a random date, as a season still going on does."""
+    min_clear: float = Field(default=3.0, ge=0)
+    """Leave out chips whose pixels have fewer clear dates, on average over the storage chunk."""
+    balance: Balance = "chips"
+    """``sources`` shows each season of a cube or stack as often as any other, whatever its size."""
+    bad_chunks: BadChunks = "fail"
+    """``skip`` shows nothing where stored bytes are damaged."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Damaged chunks as a share of all reads of an epoch, above which ``skip`` stops too."""
+    allow_amplification: bool = False
+    """Accept layouts of which a chunk is decoded more than 8 times an epoch."""
+    weights: WeightsSection = WeightsSection()
 
 
 class OptimiserSection(_Section):
@@ -152,6 +205,7 @@ class PretrainConfig(TrainConfig):
     """The recipe of masked pre-training."""
 
     masking: MaskingSection = MaskingSection()
+    data: PretrainDataSection = PretrainDataSection()
 
 
 class FinetuneConfig(TrainConfig):
@@ -308,6 +362,9 @@ def _format(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
+    if isinstance(value, dict):
+        rows = [f"{_format(key)} = {_format(item)}" for key, item in value.items()]
+        return "{" + ", ".join(rows) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_format(item) for item in value) + "]"
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')

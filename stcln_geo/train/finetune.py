@@ -16,7 +16,7 @@ from ..cube.store import FieldTable, Season, open_season
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
 from ..data.reader import band_indices
 from ..data.split import check_labelled, few_label_fields
-from ..data.stream import Augmentation, OrderedStream, TrainingStream
+from ..data.stream import OrderedStream, TrainingStream
 from ..errors import CheckpointError, InputError, LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
@@ -358,9 +358,7 @@ def _make_task(
         seed=config.seed,
         memory=config.data.memory,
         threads=workers,
-        augmentation=Augmentation(
-            max_dates=config.data.max_dates or None, dihedral=config.data.augment
-        ),
+        augmentation=config.data.augmentation,
     )
     validation = None
     if prepared.held_out.chips:
