@@ -23,6 +23,7 @@ __all__ = [
     "BandStatistics",
     "Chip",
     "ChipDataset",
+    "ChipSource",
     "ChipUnit",
     "band_statistics",
     "plan_chips",
@@ -31,6 +32,24 @@ __all__ = [
 ]
 
 _LABEL_TILE = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipSource:
+    """Where a chip was cut from."""
+
+    cube: str
+    season: str
+    window: Window
+    """Counted from the season's first pixel."""
+
+    def __str__(self) -> str:
+        """Name the chip for people."""
+        part = self.window
+        return (
+            f"{self.cube}, season {self.season}, rows {part.row} to {part.row + part.height}, "
+            f"columns {part.col} to {part.col + part.width}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +64,8 @@ class Chip:
     """(T,) int32: days since the season's first day."""
     target: np.ndarray | None = None
     """(H, W) uint8 class codes, 255 = not to be learnt from or judged; None without labels."""
+    source: ChipSource | None = None
+    """Where it was cut from."""
 
     @property
     def nbytes(self) -> int:
@@ -213,6 +234,7 @@ class ChipDataset:
                     valid=np.ascontiguousarray(cut.valid),
                     days=cut.days,
                     target=target,
+                    source=ChipSource(cube=str(season.cube), season=season.name, window=part),
                 )
             )
         return chips

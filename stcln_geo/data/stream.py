@@ -96,7 +96,7 @@ class TrainingStream:
     def _make(self, start: int, count: int) -> Generator[Batch]:
         samples = self.order.samples(start * self.batch_size)
         for _ in range(count):
-            chips = []
+            chips, places = [], []
             for _ in range(self.batch_size):
                 sample = next(samples)
                 chip = self._chips(sample.group)[sample.unit].result()[sample.chip]
@@ -109,7 +109,8 @@ class TrainingStream:
                         dihedral=self._augmentation.dihedral,
                     )
                 )
-            yield collate(chips)
+                places.append(sample.epoch * self.order.chips + sample.offset)
+            yield collate(chips, samples=places)
 
     def _chips(self, group: Group) -> dict[int, Future[list[Chip]]]:
         """Return the chips of a group, being read; begin the next group; forget older ones."""
@@ -161,13 +162,15 @@ class OrderedStream:
 
     def _make(self) -> Generator[Batch]:
         pending: list[Chip] = []
+        done = 0
         for chip in self._chips():
             pending.append(chip)
             if len(pending) == self.batch_size:
-                yield collate(pending)
+                yield collate(pending, samples=range(done, done + len(pending)))
+                done += len(pending)
                 pending = []
         if pending:
-            yield collate(pending)
+            yield collate(pending, samples=range(done, done + len(pending)))
 
     def _chips(self) -> Iterator[Chip]:
         if self._kept is not None:
