@@ -35,7 +35,8 @@ class Batch:
     sources: tuple[ChipSource | None, ...] = ()
     """Where each chip was cut from; empty where that is not known."""
     samples: tuple[int, ...] = ()
-    """Place of each chip in its stream: the same for any batch size; empty outside of streams."""
+    """Place of each chip in its stream (in training: epoch * 2**40 + place in the epoch), whatever
+    the batch size; empty for blank chips and outside of streams."""
 
     def __len__(self) -> int:
         """Return the number of chips."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cube.contract import FILL
 from ..cube.store import Season
 from ..errors import InputError, LabelError
 from ..grid import Lattice, Window, tiles
@@ -238,6 +239,18 @@ class ChipDataset:
                 )
             )
         return chips
+
+    def blank_chip(self) -> Chip:
+        """Return a chip in the shape of the others, with one date and no valid pixel."""
+        height, width = self.units[0].chips[0].shape_yx
+        return Chip(
+            reflectance=np.full((1, len(self.bands), height, width), FILL, dtype=np.int16),
+            valid=np.zeros((1, height, width), dtype=bool),
+            days=np.zeros(1, dtype=np.int32),
+            target=None
+            if self._wanted is None
+            else np.full((height, width), UNLABELLED, dtype=np.uint8),
+        )
 
     def _target(self, season: Season, wanted: np.ndarray, part: Window) -> np.ndarray:
         labels = _read_plane(season.labels, part, season.shape_yx, fill=UNLABELLED)

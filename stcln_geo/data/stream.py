@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -15,7 +17,7 @@ import numpy as np
 from ..errors import InputError
 from .batch import Batch, augment, collate
 from .chips import Chip, ChipDataset
-from .sampling import Group, SampleOrder
+from .sampling import Group, SampleOrder, check_rank
 
 __all__ = ["Augmentation", "OrderedStream", "TrainingStream", "run_ahead"]
 
@@ -33,14 +35,19 @@ class Augmentation:
 
 
 class TrainingStream:
-    """Shuffled, augmented batches: batch number ``step`` depends on the seed and ``step`` only.
+    """Shuffled, augmented batches: batch ``step`` depends on seed, ``step`` and rank only.
 
     Parameters
     ----------
+    batch_size
+        Chips of a batch of this rank.
     memory
-        Bytes for chips in memory. A dataset that fits is read once and kept.
+        Bytes for chips in memory, of this rank. A dataset that fits is read once and kept.
     threads
         Threads that read.
+    rank, world_size
+        Which of how many processes this is. Ranks see disjoint chips, together the epoch; all
+        make the same number of steps (`sampling` says how).
     """
 
     def __init__(
@@ -52,6 +59,8 @@ class TrainingStream:
         memory: int,
         threads: int = 2,
         augmentation: Augmentation | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1 or threads < 1:
             raise InputError(
@@ -65,6 +74,8 @@ class TrainingStream:
             [dataset.unit_bytes(unit) for unit in range(len(dataset.units))],
             memory=memory,
             seed=seed,
+            rank=rank,
+            world_size=world_size,
         )
         self.waited = 0.0
         """Seconds that batches were waited for, in all."""
@@ -109,28 +120,31 @@ class TrainingStream:
                         dihedral=self._augmentation.dihedral,
                     )
                 )
-                places.append(sample.epoch * self.order.chips + sample.offset)
+                places.append((sample.epoch << 40) + sample.offset)
             yield collate(chips, samples=places)
 
     def _chips(self, group: Group) -> dict[int, Future[list[Chip]]]:
         """Return the chips of a group, being read; begin the next group; forget older ones."""
         if self.order.resident:
-            if not self._groups:
-                self._groups = {(0, 0): self._begin(group)}
-            return self._groups[0, 0]
+            # Everything fits: what an earlier epoch has read is kept.
+            held = self._groups.setdefault((0, 0), {})
+            if self._current != (group.epoch, group.index):
+                self._current = (group.epoch, group.index)
+                held.update(self._begin([unit for unit in group.units if unit not in held]))
+            return held
         key = (group.epoch, group.index)
         if key != self._current:
             after = self.order.after(group)
             members = {key: group, (after.epoch, after.index): after}
             self._groups = {
-                name: self._groups.get(name) or self._begin(member)
+                name: self._groups.get(name) or self._begin(member.units)
                 for name, member in members.items()
             }
             self._current = key
         return self._groups[key]
 
-    def _begin(self, group: Group) -> dict[int, Future[list[Chip]]]:
-        return {unit: self._executor.submit(self.dataset.read, unit) for unit in group.units}
+    def _begin(self, units: Iterable[int]) -> dict[int, Future[list[Chip]]]:
+        return {unit: self._executor.submit(self.dataset.read, unit) for unit in units}
 
 
 class OrderedStream:
@@ -140,37 +154,61 @@ class OrderedStream:
     ----------
     memory
         Chips are kept after the first walk if they surely fit in so many bytes.
+    rank, world_size
+        Which of how many processes this is. Each walks a run of neighbouring chips; together
+        they see each chip once. All yield as many batches: where one has no chip left for the
+        last, it yields a blank chip, without a valid pixel or a target.
     """
 
     def __init__(
-        self, dataset: ChipDataset, *, batch_size: int, memory: int, threads: int = 2
+        self,
+        dataset: ChipDataset,
+        *,
+        batch_size: int,
+        memory: int,
+        threads: int = 2,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        check_rank(rank, world_size)
         self.dataset = dataset
         self.batch_size = batch_size
         self._threads = threads
-        total = sum(dataset.unit_bytes(unit) for unit in range(len(dataset.units)))
-        self._keep = total <= memory
+        starts = np.concatenate([[0], np.cumsum(dataset.chips_per_unit)])
+        total = int(starts[-1])
+        begin, end = (total * place // world_size for place in (rank, rank + 1))
+        self._first = begin
+        self._batches = math.ceil(math.ceil(total / world_size) / batch_size)
+        self._parts = [
+            (int(unit), range(max(begin - start, 0), min(end - start, count)))
+            for unit, (start, count) in enumerate(
+                zip(starts[:-1].tolist(), dataset.chips_per_unit.tolist(), strict=True)
+            )
+            if start < end and start + count > begin
+        ]
+        """Units that hold chips of this rank, and which of their chips these are."""
+        self._keep = sum(dataset.unit_bytes(unit) for unit, _ in self._parts) <= memory
         self._kept: list[Chip] | None = None
 
     def __len__(self) -> int:
-        """Return the number of batches."""
-        return -(-self.dataset.chips // self.batch_size)
+        """Return the number of batches: the same on each rank."""
+        return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; the last may hold fewer chips."""
         return run_ahead(self._make(), depth=_BATCHES_AHEAD)
 
     def _make(self) -> Generator[Batch]:
-        pending: list[Chip] = []
-        done = 0
-        for chip in self._chips():
-            pending.append(chip)
-            if len(pending) == self.batch_size:
-                yield collate(pending, samples=range(done, done + len(pending)))
-                done += len(pending)
-                pending = []
-        if pending:
-            yield collate(pending, samples=range(done, done + len(pending)))
+        chips = self._chips()
+        for number in range(self._batches):
+            batch = list(itertools.islice(chips, self.batch_size))
+            first = self._first + number * self.batch_size
+            if not batch:
+                yield collate([self.dataset.blank_chip()])
+                continue
+            yield collate(batch, samples=range(first, first + len(batch)))
+        # Exhausted, so that what is to be kept is kept.
+        next(chips, None)
 
     def _chips(self) -> Iterator[Chip]:
         if self._kept is not None:
@@ -178,24 +216,22 @@ class OrderedStream:
             return
         kept: list[Chip] = []
         with ThreadPoolExecutor(self._threads, thread_name_prefix="windows") as executor:
-            waiting: list[Future[list[Chip]]] = []
-            units = iter(range(len(self.dataset.units)))
+            waiting: list[tuple[range, Future[list[Chip]]]] = []
+            parts = iter(self._parts)
             try:
                 while True:
                     # As many reads under way as threads can use, and no more in memory.
-                    while len(waiting) < 2 * self._threads:
-                        unit = next(units, None)
-                        if unit is None:
-                            break
-                        waiting.append(executor.submit(self.dataset.read, unit))
+                    for unit, own in itertools.islice(parts, 2 * self._threads - len(waiting)):
+                        waiting.append((own, executor.submit(self.dataset.read, unit)))
                     if not waiting:
                         break
-                    for chip in waiting.pop(0).result():
+                    own, future = waiting.pop(0)
+                    for chip in future.result()[own.start : own.stop]:
                         if self._keep:
                             kept.append(chip)
                         yield chip
             finally:
-                for future in waiting:
+                for _, future in waiting:
                     future.cancel()
         if self._keep:
             self._kept = kept
