@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from ..cube.contract import FILL, SCALE
 from ..errors import InputError
 from ..legend import UNLABELLED
-from .chips import Chip
+from .chips import Chip, ChipSource
 
 __all__ = ["IGNORE_INDEX", "Augmentation", "Batch", "augment", "collate", "decode_reflectance"]
 
@@ -32,6 +32,11 @@ class Batch:
     """(B, T) float32: days since the season's first day; 0 on padded dates."""
     target: torch.Tensor | None
     """(B, H, W) int64 class codes, -100 = ignored; None without labels."""
+    sources: tuple[ChipSource | None, ...] = ()
+    """Where each chip was cut from; empty where that is not known."""
+    samples: tuple[int, ...] = ()
+    """Place of each chip in its stream (in training: epoch * 2**40 + place in the epoch), whatever
+    the batch size; empty for blank chips and outside of streams."""
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -43,12 +48,41 @@ class Batch:
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """Return the batch on another device; arguments as of ``torch.Tensor.to``."""
-        return Batch(
+        return replace(
+            self,
             reflectance=self.reflectance.to(*args, **kwargs),
             valid=self.valid.to(*args, **kwargs),
             days=self.days.to(*args, **kwargs),
             target=None if self.target is None else self.target.to(*args, **kwargs),
         )
+
+    def part(self, first: int, last: int) -> Batch:
+        """Return the chips ``first`` to ``last - 1`` as a batch; a view."""
+        chosen = slice(first, last)
+        return replace(
+            self,
+            reflectance=self.reflectance[chosen],
+            valid=self.valid[chosen],
+            days=self.days[chosen],
+            target=None if self.target is None else self.target[chosen],
+            sources=self.sources[chosen],
+            samples=self.samples[chosen],
+        )
+
+    def describe(self, chip: int) -> str:
+        """Name a chip for people: where it was cut from, and its dates."""
+        source = self.sources[chip] if self.sources else None
+        seen = self.valid[chip].flatten(1).any(1).cpu().numpy()
+        days = self.days[chip].cpu().numpy()[seen]
+        if source is None:
+            return f"chip {chip} of the batch, {len(days)} dates"
+        if not len(days):
+            return f"{source}, without a clear date"
+        first, last = (
+            np.datetime64(source.season) + np.timedelta64(int(day), "D")
+            for day in (days.min(), days.max())
+        )
+        return f"{source}, {len(days)} dates from {first} to {last}"
 
 
 def decode_reflectance(reflectance: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -95,7 +129,7 @@ def augment(chip: Chip, generator: np.random.Generator, options: Augmentation) -
             _turn(array, turns, mirrored=mirrored) for array in (reflectance, valid)
         )
         target = None if target is None else _turn(target, turns, mirrored=mirrored)
-    return Chip(reflectance=reflectance, valid=valid, days=days, target=target)
+    return replace(chip, reflectance=reflectance, valid=valid, days=days, target=target)
 
 
 def _choose_dates(
@@ -116,10 +150,11 @@ def _choose_dates(
     return np.sort(generator.choice(end, size=keep, replace=False))
 
 
-def collate(chips: Sequence[Chip]) -> Batch:
+def collate(chips: Sequence[Chip], *, samples: Sequence[int] = ()) -> Batch:
     """Stack chips, with as many dates as the longest; padded dates are not valid.
 
-    A chip without any date takes part, with no valid pixel.
+    A chip without any date takes part, with no valid pixel. ``samples`` are the chips' places in
+    their stream.
     """
     if not chips or len({chip.reflectance.shape[1:] for chip in chips}) != 1:
         shapes = sorted({chip.reflectance.shape[1:] for chip in chips})
@@ -149,6 +184,8 @@ def collate(chips: Sequence[Chip]) -> Batch:
         valid=torch.from_numpy(valid),
         days=torch.from_numpy(days),
         target=None if target is None else torch.from_numpy(target),
+        sources=tuple(chip.source for chip in chips),
+        samples=tuple(samples),
     )
 
 

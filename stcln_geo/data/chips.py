@@ -21,7 +21,7 @@ from ..legend import UNLABELLED
 from .plan import ChipPlan, ChipUnit, plan_chips
 from .process import HomeProcess
 from .reader import Block, band_indices
-from .source import Source, source_of
+from .source import ChipSource, Source, source_of
 from .split import check_labelled
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "BandStatistics",
     "Chip",
     "ChipDataset",
+    "ChipSource",
     "ChipUnit",
     "band_statistics",
     "plan_chips",
@@ -54,6 +55,8 @@ class Chip:
     """(T,) int32: days since the season's first day."""
     target: np.ndarray | None = None
     """(H, W) uint8 class codes, 255 = not to be learnt from or judged; None without labels."""
+    source: ChipSource | None = None
+    """Where it was cut from."""
     problem: str | None = None
     """Why the chip is blank, where its stored bytes are damaged and such chunks are skipped."""
 
@@ -240,6 +243,7 @@ class ChipDataset:
                     valid=cut.valid[kept],
                     days=cut.days[kept],
                     target=target,
+                    source=source.name_chip(part, plan.site),
                 )
             )
         return chips

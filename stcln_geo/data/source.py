@@ -24,7 +24,7 @@ from ..storage import Location
 from .blocks import BlockReader, open_reader
 from .reader import Block
 
-__all__ = ["ClearCounts", "Source", "source_of"]
+__all__ = ["ChipSource", "ClearCounts", "Source", "source_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,27 @@ class ClearCounts:
     """(S, chunk_y, chunk_x) int64: clear pixels, over all dates."""
     dates: np.ndarray
     """(S, chunk_y, chunk_x) int32: dates with a clear pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipSource:
+    """Where a chip was cut from."""
+
+    cube: str
+    season: str
+    window: Window
+    """Counted from the first pixel of the season, or of the site."""
+    site: str | None = None
+    """The site of a stack."""
+
+    def __str__(self) -> str:
+        """Name the chip for people."""
+        part, site = self.window, f", site {self.site}" if self.site is not None else ""
+        return (
+            f"{self.cube}, season {self.season}{site}, "
+            f"rows {part.row} to {part.row + part.height}, "
+            f"columns {part.col} to {part.col + part.width}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +76,8 @@ class Source:
     """(S, T) int32: days since the season's first day; what follows a site's last date is cut."""
     dates: np.ndarray
     """(S,) int64: dates of each site."""
+    site_id: tuple[str, ...]
+    """(S,) name of each site; empty for a cube."""
     crs: tuple[str, ...]
     """(S,) CRS of each site."""
     transform: np.ndarray
@@ -141,6 +164,15 @@ class Source:
             usable = _pad(usable, inside, window, False)
         return Block(reflectance=values, valid=usable, days=self.days[site, :dates], window=window)
 
+    def name_chip(self, window: Window, site: int) -> ChipSource:
+        """Return where a chip lies."""
+        return ChipSource(
+            cube=str(self.path),
+            season=self.season,
+            window=window,
+            site=self.site_id[site] if self.site_id else None,
+        )
+
     def _read(self, reader: BlockReader, place: tuple[slice, ...], site: int) -> np.ndarray:
         if self.kind == "cube":
             return reader.read(place)
@@ -154,7 +186,8 @@ def source_of(season: Season | Stack) -> Source:
         return Source(
             path=season.path, season=season.name, kind="stack", bands=season.bands,
             shape_yx=season.shape_yx, chunk=season.layout.chunk, days=season.days,
-            dates=season.dates, crs=season.crs, transform=np.asarray(season.transform),
+            dates=season.dates, site_id=season.site_id, crs=season.crs,
+            transform=np.asarray(season.transform),
             reflectance=open_reader(season.reflectance, folder / "reflectance"),
             valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
         )  # fmt: skip
@@ -168,7 +201,7 @@ def source_of(season: Season | Stack) -> Source:
     return Source(
         path=season.cube, season=season.name, kind="cube", bands=season.bands,
         shape_yx=season.shape_yx, chunk=season.layout.chunk, days=season.days[None],
-        dates=np.array([len(season.time)]),
+        dates=np.array([len(season.time)]), site_id=(),
         crs=(f"EPSG:{epsg}" if epsg else str(season.geobox.crs),),
         transform=np.array([tuple(season.geobox.affine)[:6]], dtype=np.float64),
         reflectance=open_reader(season.reflectance, folder / "reflectance"),

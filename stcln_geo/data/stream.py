@@ -158,7 +158,7 @@ class TrainingStream:
     def _make(self, start: int, count: int) -> Generator[Batch]:
         samples = self.order.samples(start * self.batch_size)
         for _ in range(count):
-            chips = []
+            chips, places = [], []
             for _ in range(self.batch_size):
                 sample = next(samples)
                 chip = self._chips(sample.group)[sample.unit].result()[sample.chip]
@@ -166,7 +166,8 @@ class TrainingStream:
                     self._problems.add(chip.problem)
                 generator = np.random.default_rng([self._seed, sample.epoch, sample.offset])
                 chips.append(augment(chip, generator, self._augmentation))
-            yield collate(chips)
+                places.append((sample.epoch << 40) + sample.offset)
+            yield collate(chips, samples=places)
 
     def _chips(self, group: Group) -> dict[int, Future[list[Chip]]]:
         """Return the chips of a group, being read; begin the next group; forget older ones."""
@@ -230,6 +231,7 @@ class OrderedStream:
         starts = np.concatenate([[0], np.cumsum(dataset.chips_per_unit)])
         total = int(starts[-1])
         begin, end = (total * place // world_size for place in (rank, rank + 1))
+        self._first = begin
         self._batches = math.ceil(math.ceil(total / world_size) / batch_size)
         self._parts = [
             (int(unit), range(max(begin - start, 0), min(end - start, count)))
@@ -254,11 +256,17 @@ class OrderedStream:
 
     def _make(self) -> Generator[Batch]:
         chips = self._chips()
-        for _ in range(self._batches):
+        for number in range(self._batches):
             batch = list(itertools.islice(chips, self.batch_size))
             for problem in (chip.problem for chip in batch if chip.problem is not None):
                 self._problems.add(problem)
-            yield collate(batch or [self.dataset.blank_chip()])
+            first = self._first + number * self.batch_size
+            if not batch:
+                yield collate([self.dataset.blank_chip()])
+                continue
+            yield collate(batch, samples=range(first, first + len(batch)))
+        # Exhausted, so that what is to be kept is kept.
+        next(chips, None)
 
     def _chips(self) -> Iterator[Chip]:
         if self._kept is not None:
