@@ -11,7 +11,10 @@ from ._common import progress_bar, say
 
 
 def pretrain(
-    cubes: Annotated[list[Path], typer.Argument(metavar="CUBE...", help="Cubes of equal bands.")],
+    cubes: Annotated[
+        list[Path],
+        typer.Argument(metavar="CUBE_OR_ARCHIVE...", help="Cubes, stacks and archives, mixed."),
+    ],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     preset: Annotated[
         str | None, typer.Option(help="Size of the network: tiny, base (default) or large.")
@@ -39,6 +42,20 @@ def pretrain(
     memory: Annotated[
         str | None, typer.Option(help="Memory for chips, such as 4GB. Default: 2GB.")
     ] = None,
+    bad_chunks: Annotated[
+        str | None,
+        typer.Option(help="Where stored bytes are damaged: fail (default), or skip the chunk."),
+    ] = None,
+    max_bad_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of damaged chunks above which skip fails too. Default: 0.01."),
+    ] = None,
+    allow_amplification: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-amplification", help="Read layouts that decode chunks more than 8 times."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Threads that read.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[
@@ -48,7 +65,7 @@ def pretrain(
         bool, typer.Option("--dry-run", help="Resolve all, try one batch, say what it takes.")
     ] = False,
 ) -> None:
-    """Pre-train the network on cubes without labels.
+    """Pre-train the network on cubes, stacks and archives, without labels.
 
     Part of the clear observations is hidden, and the network learns to fill them in. The same
     command again goes on where it stopped; a finished run is left alone.
@@ -62,17 +79,22 @@ def pretrain(
         PretrainConfig,
         file=config,
         assignments=assignments or (),
-        overrides=common_options(
-            preset=preset,
-            steps=steps,
-            epochs=epochs,
-            batch_size=batch_size,
-            chip=chip,
-            max_dates=max_dates,
-            seed=seed,
-            season=season,
-            memory=memory,
-        ),
+        overrides={
+            **common_options(
+                preset=preset,
+                steps=steps,
+                epochs=epochs,
+                batch_size=batch_size,
+                chip=chip,
+                max_dates=max_dates,
+                seed=seed,
+                season=season,
+                memory=memory,
+            ),
+            "data.bad_chunks": bad_chunks,
+            "data.max_bad_fraction": max_bad_fraction,
+            "data.allow_amplification": allow_amplification,
+        },
     )
     if dry_run:
         plan = plan_pretrain(cubes, recipe, device=device, workers=workers)  # type: ignore[arg-type]

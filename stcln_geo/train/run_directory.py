@@ -6,6 +6,7 @@
     RUN/environment.json       versions, machine, cubes with their fingerprints
     RUN/metrics.jsonl          one line a validation
     RUN/curves.png
+    RUN/bad_chunks.jsonl       damaged chunks that were left out, where there are any
     RUN/checkpoints/           best.safetensors, last.safetensors, last.ckpt (to resume)
     RUN/run.json               status, best figure, counts, notes
 """
@@ -27,6 +28,7 @@ import numpy as np
 
 from .. import __version__
 from ..cube.store import Season
+from ..data.source import source_of
 from ..errors import InputError, OutputError
 
 __all__ = [
@@ -45,6 +47,7 @@ _MADE = (
     "environment.json",
     "metrics.jsonl",
     "curves.png",
+    "bad_chunks.jsonl",
     "run.json",
     "checkpoints",
 )
@@ -66,6 +69,7 @@ class RunDirectory:
         self.best_file = self.checkpoints / "best.safetensors"
         self.last_file = self.checkpoints / "last.safetensors"
         self.curves_file = self.path / "curves.png"
+        self.problems_file = self.path / "bad_chunks.jsonl"
         self._config = self.path / "config.toml"
         self._environment = self.path / "environment.json"
         self._metrics = self.path / "metrics.jsonl"
@@ -250,12 +254,7 @@ def describe_cube(season: Season, *, labels: bool) -> dict[str, Any]:
 
 def fingerprint_season(season: Season) -> str:
     """Return a hash of a season's grid, dates, bands and cloud counts, not of its labels."""
-    digest = hashlib.sha256()
-    described = [str(season.geobox.crs), tuple(season.geobox.affine)[:6], season.shape_yx]
-    digest.update(json.dumps([*described, season.bands, season.name]).encode())
-    digest.update(np.ascontiguousarray(season.time.astype("int64")).tobytes())
-    digest.update(np.ascontiguousarray(season.coverage[:]).tobytes())
-    return digest.hexdigest()
+    return source_of(season).fingerprint
 
 
 def fingerprint_labels(season: Season) -> str:

@@ -157,7 +157,7 @@ def test_unit_bytes_bound_what_is_read(season: Season) -> None:
 
 
 def test_says_what_is_missing(season: Season) -> None:
-    with pytest.raises(CubeError, match="lacks band 'blue'.*The cube has: green, red"):
+    with pytest.raises(CubeError, match=r"lacks band 'blue'.*The cube has: green, red"):
         ChipDataset([season], plan_chips(season, chip=32), bands=("nir", "blue"))
     with pytest.raises(LabelError, match="one value a field"):
         plan_labelled_chips(season, np.ones(3, dtype=bool), chip=32)

@@ -438,15 +438,16 @@ def test_a_gate_that_hides_nothing_is_an_error(
 def test_hold_out_keeps_each_chip_in_one_part(small_cube: Path) -> None:
     from stcln_geo.data.chips import plan_chips
 
-    units = plan_chips(open_season(small_cube), chip=16)
+    plan = plan_chips(open_season(small_cube), chip=16)
+    assert len(plan.row) == 20
 
-    trained, held = hold_out(units, most=64, seed=0)
+    held = hold_out(20, most=64, seed=0)
+    parts = [[chip for unit in plan.choose(kept) for chip in unit.chips] for kept in (~held, held)]
 
-    parts = [[chip for unit in part for chip in unit.chips] for part in (trained, held)]
     assert len(parts[1]) == 20 // 8
     assert set(parts[0]).isdisjoint(parts[1])
-    assert len(parts[0]) + len(parts[1]) == 20
-    assert hold_out(units, most=1, seed=0)[1] != hold_out(units, most=1, seed=1)[1]
+    assert set(parts[0] + parts[1]) == {chip for unit in plan for chip in unit.chips}
+    assert (hold_out(20, most=1, seed=0) != hold_out(20, most=1, seed=1)).any()
 
 
 def test_early_stop_keeps_the_best(small_cube: Path, tmp_path: Path) -> None:
