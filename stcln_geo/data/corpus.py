@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +158,10 @@ def shared_bands(
     left = [band for band in every if band not in bands]
     if not left:
         return bands, ()
-    lacking = [source for source in sources if set(left) - set(source.bands)]
-    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    lacking = next(source for source in sources if set(left) - set(source.bands))
     return bands, (
         f"Bands: {', '.join(bands)}. Left out, as not all sources have them: {', '.join(left)} "
-        f"({lacking[0]}{more} lacks {', '.join(b for b in left if b not in lacking[0].bands)}).",
+        f"(for example, {lacking} lacks {', '.join(b for b in left if b not in lacking.bands)}).",
     )
 
 
@@ -226,14 +225,15 @@ def plan_corpus(
             f"never clear and {cloudy} have fewer than {min_clear:g} clear dates. Chips must be "
             "clear often enough to be learnt from. Give more dates, or set data.min_clear lower."
         )
-    return Corpus(
+    corpus = Corpus(
         sources=tuple(sources),
         bands=chosen,
         plan=plan,
         empty=empty,
         cloudy=cloudy,
-        notes=(*notes, *_differences(sources), *_left_out(empty, cloudy, min_clear)),
+        notes=(*notes, *_differences(sources)),
     )
+    return replace(corpus, notes=(*corpus.notes, *_left_out(corpus, min_clear)))
 
 
 def _differences(sources: Sequence[Source]) -> list[str]:
@@ -251,9 +251,17 @@ def _differences(sources: Sequence[Source]) -> list[str]:
     return notes
 
 
-def _left_out(empty: int, cloudy: int, min_clear: float) -> list[str]:
-    if not empty + cloudy:
-        return []
-    return [
-        f"Chips left out: {empty} never clear, {cloudy} with fewer than {min_clear:g} clear dates."
-    ]
+def _left_out(corpus: Corpus, min_clear: float) -> list[str]:
+    """Say which chips and dates are never shown."""
+    notes = []
+    if corpus.empty + corpus.cloudy:
+        notes.append(
+            f"Chips left out: {corpus.empty} never clear, {corpus.cloudy} with fewer than "
+            f"{min_clear:g} clear dates."
+        )
+    if corpus.empty_dates:
+        notes.append(
+            f"Dates left out: {corpus.empty_dates} of {corpus.dates} of all chips, as their "
+            "storage chunk has no clear pixel."
+        )
+    return notes

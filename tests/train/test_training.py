@@ -25,8 +25,9 @@ from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.train import fit as fit_module
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.finetune import finetune, finetune_seeds, plan_finetune
+from stcln_geo.train.loading import hold_out
 from stcln_geo.train.modules import classification_loss, count_confusion, rate_factor
-from stcln_geo.train.pretrain import hold_out, plan_pretrain, pretrain
+from stcln_geo.train.pretrain import plan_pretrain, pretrain
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",
