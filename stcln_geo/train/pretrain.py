@@ -19,9 +19,20 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from .config import PretrainConfig, settle, to_toml
-from .modules import PretrainTask, step_seed
-from .plan import RunResult, TrainingPlan, carry_out, finished_result, network_config, rehearse
+from .modules import PretrainTask
+from .plan import (
+    RunResult,
+    TrainingPlan,
+    carry_out,
+    choose_batch_size,
+    finished_result,
+    network_config,
+    rehearse,
+)
+from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
+from .task import step_seed
+from .trackers import TrackerName, check_trackers
 
 __all__ = ["plan_pretrain", "pretrain"]
 
@@ -50,12 +61,15 @@ def pretrain(
     device: Device = "auto",
     workers: int = 2,
     overwrite: bool = False,
+    save_every: float = 10.0,
+    trackers: Sequence[str] = (),
     progress: ProgressHook | None = None,
 ) -> RunResult:
     """Train a network to fill in hidden observations.
 
-    Called again with the same arguments, an unfinished run goes on from its last checkpoint and
-    a finished one is left alone.
+    Called again with the same arguments, an unfinished run goes on from its last save and a
+    finished one is left alone. In a process that torchrun or srun started, this is one rank of a
+    run on several devices.
 
     Parameters
     ----------
@@ -67,29 +81,64 @@ def pretrain(
         Threads that read.
     overwrite
         True begins anew where ``out`` holds another run.
+    save_every
+        Minutes between two saves within a round; 0 saves after each step.
+    trackers
+        Where the figures also go: ``tensorboard``, ``wandb``, ``mlflow``.
     """
-    prepared = _prepare(cubes, config, device=device)
-    run = RunDirectory(out)
+    followed, ranks = check_trackers(trackers), find_ranks()
+    with join(ranks, device=choose_device(device)):
+        return _pretrain(
+            cubes,
+            RunDirectory(out),
+            config,
+            device=device,
+            workers=workers,
+            overwrite=overwrite,
+            save_every=save_every,
+            trackers=followed,
+            progress=progress,
+            ranks=ranks,
+        )
+
+
+def _pretrain(
+    cubes: Sequence[str | Path],
+    run: RunDirectory,
+    config: PretrainConfig,
+    *,
+    device: Device,
+    workers: int,
+    overwrite: bool,
+    save_every: float,
+    trackers: Sequence[TrackerName],
+    progress: ProgressHook | None,
+    ranks: Ranks,
+) -> RunResult:
+    prepared = _prepare(cubes, config, device=device, ranks=ranks, run=None if overwrite else run)
     environment = describe_environment(
         list(prepared.seasons), device=prepared.device, precision=prepared.precision, labels=False
     )
-    begun = run.begin(
-        kind="pretrain",
-        config=to_toml(prepared.config),
-        environment=environment,
-        identity={"pixels": [cube["fingerprint"] for cube in environment["cubes"]]},
-        summary={
-            "chips": prepared.dataset.chips,
-            "validation_chips": prepared.held_out.chips,
-            "notes": list(prepared.notes),
-        },
-        overwrite=overwrite,
+    begun = ranks.on_first(
+        lambda: run.begin(
+            kind="pretrain",
+            config=to_toml(prepared.config),
+            environment=environment,
+            identity={"pixels": [cube["fingerprint"] for cube in environment["cubes"]]},
+            summary={
+                "chips": prepared.dataset.chips,
+                "validation_chips": prepared.held_out.chips,
+                "global_batch": prepared.config.global_batch,
+                "notes": list(prepared.notes),
+            },
+            overwrite=overwrite,
+        )
     )
     if begun == "finished":
-        return finished_result(run, kind="pretrain", notes=prepared.notes)
+        return ranks.on_first(lambda: finished_result(run, kind="pretrain", notes=prepared.notes))
     days = np.concatenate([season.days for season in prepared.seasons])
     return carry_out(
-        _make_task(prepared, workers=workers, measure=begun == "new"),
+        _make_task(prepared, workers=workers, measure=begun == "new", ranks=ranks),
         run,
         kind="pretrain",
         resume=begun == "resume",
@@ -111,6 +160,8 @@ def pretrain(
             },
         },
         notes=prepared.notes,
+        save_every=save_every,
+        trackers=trackers,
         progress=progress,
     )
 
@@ -121,11 +172,19 @@ def plan_pretrain(
     *,
     device: Device = "auto",
     workers: int = 2,
+    ranks: int = 1,
 ) -> TrainingPlan:
-    """Resolve a run and try one batch of it, writing nothing."""
-    prepared = _prepare(cubes, config, device=device)
+    """Resolve a run and try one step of it on one device, writing nothing.
+
+    Parameters
+    ----------
+    ranks
+        Devices that the run shall have.
+    """
+    share = Ranks(size=ranks, local_size=ranks)
+    prepared = _prepare(cubes, config, device=device, ranks=share, run=None)
     return rehearse(
-        _make_task(prepared, workers=workers, measure=True),
+        _make_task(prepared, workers=workers, measure=True, ranks=share, alone=True),
         kind="pretrain",
         device=prepared.device,
         precision=prepared.precision,
@@ -133,7 +192,14 @@ def plan_pretrain(
     )
 
 
-def _prepare(cubes: Sequence[str | Path], config: PretrainConfig, *, device: Device) -> _Prepared:
+def _prepare(
+    cubes: Sequence[str | Path],
+    config: PretrainConfig,
+    *,
+    device: Device,
+    ranks: Ranks,
+    run: RunDirectory | None,
+) -> _Prepared:
     if not cubes:
         raise InputError("Cannot pre-train without a cube: name at least one. Build it first.")
     seasons = _open_all(cubes, config.season)
@@ -147,13 +213,26 @@ def _prepare(cubes: Sequence[str | Path], config: PretrainConfig, *, device: Dev
         for unit in plan_chips(season, chip=config.data.chip, index=index)
     ]
     trained, held_out = hold_out(units, most=config.validation.chips, seed=config.seed)
+    where = choose_device(device)
+    precision = choose_precision(config.precision, where)
+    chips = sum(len(unit.chips) for unit in trained)
     settled = settle(
         config,
-        chips=sum(len(unit.chips) for unit in trained),
+        chips=chips,
         preset=preset,
         default_steps=_DEFAULT_STEPS,
+        batch_size=choose_batch_size(
+            config,
+            run,
+            lambda: PretrainTask(MaskedPretrainer(network), config),
+            dates=max(len(season.time) for season in seasons),
+            chips=chips,
+            device=where,
+            precision=precision,
+            ranks=ranks,
+        ),
+        ranks=ranks.size,
     )
-    where = choose_device(device)
     notes = []
     if config.masking.gate and not {"red", "nir"} <= set(bands):
         notes.append(
@@ -168,7 +247,7 @@ def _prepare(cubes: Sequence[str | Path], config: PretrainConfig, *, device: Dev
         dataset=ChipDataset(seasons, trained, bands=bands),
         held_out=ChipDataset(seasons, held_out, bands=bands),
         device=where,
-        precision=choose_precision(config.precision, where),
+        precision=precision,
         notes=tuple(notes),
     )
 
@@ -202,20 +281,25 @@ def hold_out(
     return parts
 
 
-def _make_task(prepared: _Prepared, *, workers: int, measure: bool) -> PretrainTask:
+def _make_task(
+    prepared: _Prepared, *, workers: int, measure: bool, ranks: Ranks, alone: bool = False
+) -> PretrainTask:
+    """Build network and streams; ``alone`` makes steps without the other ranks."""
     config = prepared.config
     with torch.random.fork_rng():
         torch.manual_seed(step_seed(config.seed, 0))
         network = MaskedPretrainer(prepared.network)
     stream = TrainingStream(
         prepared.dataset,
-        batch_size=config.batch_size,
+        batch_size=config.rank_batch,
         seed=config.seed,
         memory=config.data.memory,
         threads=workers,
         augmentation=Augmentation(
             max_dates=config.data.max_dates or None, dihedral=config.data.augment
         ),
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
     if measure:
         statistics = band_statistics(prepared.dataset, seed=config.seed)
@@ -224,11 +308,19 @@ def _make_task(prepared: _Prepared, *, workers: int, measure: bool) -> PretrainT
     if prepared.held_out.chips:
         validation = OrderedStream(
             prepared.held_out,
-            batch_size=config.batch_size,
+            batch_size=config.rank_batch,
             memory=config.data.memory // 4,
             threads=workers,
+            rank=ranks.rank,
+            world_size=ranks.size,
         )
-    return PretrainTask(network, config, stream=stream, validation=validation)
+    return PretrainTask(
+        network,
+        config,
+        stream=stream,
+        validation=validation,
+        ranks=Ranks() if alone else ranks,
+    )
 
 
 def _open_all(cubes: Sequence[str | Path], season: str | None) -> tuple[Season, ...]:
