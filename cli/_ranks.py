@@ -145,15 +145,15 @@ def _run_all(arguments: Sequence[str], devices: int) -> int:
         ranks: list[subprocess.Popen[bytes]] = []
         stack.callback(_stop, ranks)
         for rank in range(devices):
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", _COMMAND, *arguments],
-                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    pass_fds=(lifeline,),
-                    stdout=None if rank == 0 else subprocess.DEVNULL,
-                    stderr=errors[rank],
-                )
+            environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, *arguments],
+                env=environment,
+                pass_fds=(lifeline,),
+                stdout=None if rank == 0 else subprocess.DEVNULL,
+                stderr=errors[rank],
             )
+            ranks.append(started)
         failed = _wait(ranks)
         codes = {rank: ranks[rank].returncode for rank in failed}
         if codes.get(0) != _MISTAKE:

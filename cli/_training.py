@@ -9,7 +9,7 @@ from ._common import parse_memory, say
 if TYPE_CHECKING:
     from ..train.plan import RunResult
 
-__all__ = ["command_line", "common_options", "ranks_planned", "say_result", "trackers_from"]
+__all__ = ["common_options", "ranks_planned", "say_result", "trackers_from"]
 
 
 def common_options(
@@ -36,13 +36,6 @@ def common_options(
         "season": season,
         "data.memory_gb": None if memory is None else parse_memory(memory) / 1e9,
     }
-
-
-def command_line() -> list[str]:
-    """Return the arguments of this command, as they were given."""
-    import click
-
-    return list(click.get_current_context().obj)
 
 
 def ranks_planned(devices: int | None, nodes: int | None) -> int:

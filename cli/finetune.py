@@ -12,6 +12,7 @@ from ._common import progress_bar, say
 
 
 def finetune(
+    context: typer.Context,
     cube: Annotated[Path, typer.Argument(help="A cube with burnt labels and a split.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     init: Annotated[
@@ -96,7 +97,7 @@ def finetune(
     from ..train.finetune import finetune as train
     from ..train.finetune import finetune_seeds, plan_finetune
     from ._ranks import is_first_rank, share_out
-    from ._training import command_line, common_options, ranks_planned, say_result, trackers_from
+    from ._training import common_options, ranks_planned, say_result, trackers_from
 
     recipe = load_config(
         FinetuneConfig,
@@ -133,7 +134,7 @@ def finetune(
         for line in plan.lines():
             say(line)
         return
-    code = share_out(command_line(), devices=devices, nodes=nodes, device=device)
+    code = share_out(context.obj, devices=devices, nodes=nodes, device=device)
     if code is not None:
         raise typer.Exit(code)
     first = is_first_rank()

@@ -12,6 +12,7 @@ from ._common import progress_bar, say
 
 
 def pretrain(
+    context: typer.Context,
     cubes: Annotated[list[Path], typer.Argument(metavar="CUBE...", help="Cubes of equal bands.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     preset: Annotated[
@@ -77,7 +78,7 @@ def pretrain(
     from ..train.pretrain import plan_pretrain
     from ..train.pretrain import pretrain as train
     from ._ranks import is_first_rank, share_out
-    from ._training import command_line, common_options, ranks_planned, say_result, trackers_from
+    from ._training import common_options, ranks_planned, say_result, trackers_from
 
     recipe = load_config(
         PretrainConfig,
@@ -109,7 +110,7 @@ def pretrain(
         for line in plan.lines():
             say(line)
         return
-    code = share_out(command_line(), devices=devices, nodes=nodes, device=device)
+    code = share_out(context.obj, devices=devices, nodes=nodes, device=device)
     if code is not None:
         raise typer.Exit(code)
     first = is_first_rank()

@@ -19,9 +19,9 @@ _USE = {
         "Maps of the crop types of the legend, from Sentinel-2 series of the bands below, with "
         "`stcln-geo predict`.",
         "Trained on the regions and seasons below only: elsewhere, evaluate on fields of that "
-        "place and season first (`stcln-geo evaluate`). Classes outside the legend are given one of "
-        "its names. A pixel without a clear date has no class. Confidence is not a probability of "
-        "being right unless it was calibrated.",
+        "place and season first (`stcln-geo evaluate`). Classes outside the legend are given one "
+        "of its names. A pixel without a clear date has no class. Confidence is not a probability "
+        "of being right unless it was calibrated.",
     ),
     "pretrainer": (
         "A start for `stcln-geo finetune --init` on few labelled fields. It names no classes.",
@@ -149,6 +149,7 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         lines += [
             f"| {split.replace('_', ', ')} | {count['fields']} | {count['pixels']} |"
             for split, count in card["splits"].items()
+            if count["fields"]
         ]
     lines += [
         "",

@@ -154,8 +154,6 @@ class TrainConfig(_Section):
     """Use only operations that repeat bit for bit; slower on GPUs."""
     recompute: bool = False
     """Run the transformer again for the gradients, instead of keeping what it made: less memory."""
-    compile: bool = False
-    """Compile the network (torch.compile); results differ in the last digits."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()

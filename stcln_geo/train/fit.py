@@ -208,6 +208,7 @@ def _quiet() -> Iterator[None]:
             ".*could not find the monitored key.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+            ".*`broadcast_buffers` is deprecated.*",
         ):
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:

@@ -106,14 +106,15 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         elif int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
             # Of the job step that srun began; the job's own variables are also set without srun.
             size = int(found["SLURM_STEP_NUM_TASKS"])
-            slurm = SLURMEnvironment(auto_requeue=False)
+            nodes = found.get("SLURM_STEP_NODELIST") or found["SLURM_NODELIST"]
             ranks = Ranks(
                 rank=int(found["SLURM_PROCID"]),
                 size=size,
                 local_rank=int(found["SLURM_LOCALID"]),
                 local_size=size // int(found.get("SLURM_STEP_NUM_NODES", "1")),
-                address=slurm.main_address,
-                port=slurm.main_port,
+                address=SLURMEnvironment.resolve_root_node_address(nodes),
+                # The same for all processes of a job, another for other jobs on the node.
+                port=int(found.get("MASTER_PORT", 15000 + int(found["SLURM_JOB_ID"]) % 10000)),
             )
         else:
             return Ranks()

@@ -297,11 +297,18 @@ def describe_cube(season: Season, *, labels: bool) -> dict[str, Any]:
         "fingerprint": fingerprint_season(season),
         "resolution": season.resolution,
         "dates": len(season.time),
-        "crs": str(season.geobox.crs) if season.geobox.crs is not None else None,
+        "crs": _name_crs(season.geobox.crs),
     }
     if labels:
         described["labels"] = fingerprint_labels(season)
     return described
+
+
+def _name_crs(crs: Any) -> str | None:
+    if crs is None:
+        return None
+    code = crs.to_epsg()
+    return str(crs) if code is None else f"EPSG:{code}"
 
 
 def fingerprint_season(season: Season) -> str:

@@ -119,8 +119,6 @@ class TrainingTask(LightningModule):
                 module.sum_over_ranks = sum_over_ranks
             if isinstance(module, TemporalEncoder):
                 module.recompute = config.recompute
-        if config.compile:
-            network.compile(dynamic=True)
 
     # What subclasses say.
 
