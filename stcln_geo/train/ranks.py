@@ -14,7 +14,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor, distributed
 
 from ..errors import InputError
@@ -187,7 +188,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """Add up a tensor over all ranks, elementwise; gradients flow back to all of them."""
     if not _joined():
         return values
-    total: Tensor = _SumOverRanks.apply(values)
+    total: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
     return total
 
 

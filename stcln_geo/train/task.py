@@ -261,8 +261,8 @@ class TrainingTask(LightningModule):
         if not math.isfinite(loss):
             raise TaskError(self._say_not_finite(parts, loss))
         self.loss = loss
-        before = self.counted or [0.0] * len(counted)
-        self.counted = [one + other for one, other in zip(before, counted, strict=True)]
+        so_far = self.counted or [0.0] * len(counted)
+        self.counted = [one + other for one, other in zip(so_far, counted, strict=True)]
 
     def _accumulate(
         self, parts: Sequence[Batch], *, backward: Callable[[Tensor], None]

@@ -1,7 +1,7 @@
 """One of two ranks on the CPU: computes a step, walks an epoch and judges; writes what it found.
 
-Run as ``python rank_worker.py CUBE FOLDER`` with the variables of torchrun. With WORLD_SIZE 1 it does
-with the whole batch what two ranks do with halves.
+Run as ``python rank_worker.py CUBE FOLDER`` with the variables of torchrun. With WORLD_SIZE 1 it
+does with the whole batch what two ranks do with halves.
 """
 
 from __future__ import annotations

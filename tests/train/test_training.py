@@ -41,15 +41,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Same sums in the same order, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def finetune_config(**options: Any) -> FinetuneConfig:
     named = {key.replace("__", "."): value for key, value in options.items()}
     return load_config(FinetuneConfig, overrides={**SMALL, "validation.every": 3, **named})
