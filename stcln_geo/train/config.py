@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -147,6 +147,9 @@ class OptimiserSection(_Section):
     """Share of the steps in which the learning rate rises."""
     clip: float = Field(default=5.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights, such as 0.999; 0 keeps none. With an average, it is
+    what is judged, and what best.safetensors and last.safetensors hold."""
 
 
 class ValidationSection(_Section):
@@ -193,12 +196,31 @@ class TrainConfig(_Section):
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     """Instead of steps: passes over the chips."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Chips that go through the network together, on each rank; ``auto``: as many as fit."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up for one step."""
+    ranks: int | None = Field(default=None, ge=1)
+    """Processes that share a step, one a device; settled by how the run is started."""
     precision: Precision = "auto"
+    deterministic: bool = False
+    """Use only operations that repeat bit for bit; slower on GPUs."""
+    recompute: bool = False
+    """Run the transformer again for the gradients, instead of keeping what it made: less memory."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()
     validation: ValidationSection = ValidationSection()
+
+    @property
+    def rank_batch(self) -> int:
+        """Chips that go through the network together, of a settled recipe."""
+        return int(self.batch_size)
+
+    @property
+    def global_batch(self) -> int:
+        """Chips of a step, over all ranks, of a settled recipe."""
+        return self.rank_batch * self.accumulate * (self.ranks or 1)
 
 
 class PretrainConfig(TrainConfig):
@@ -276,13 +298,25 @@ def load_config(
         ) from error
 
 
-def settle(config: C, *, chips: int, preset: PresetName | None, default_steps: int) -> C:
-    """Fill in what depends on the data: steps, learning rate, steps between validations.
+def settle(
+    config: C,
+    *,
+    chips: int,
+    preset: PresetName | None,
+    default_steps: int,
+    batch_size: int | None = None,
+    ranks: int = 1,
+) -> C:
+    """Fill in what depends on data and machine: batch, steps, learning rate, validations.
 
     Parameters
     ----------
     chips
         Training chips.
+    batch_size
+        What ``auto`` comes to.
+    ranks
+        Processes that share a step.
     preset
         The network's preset; None for sizes of one's own.
     """
@@ -291,9 +325,12 @@ def settle(config: C, *, chips: int, preset: PresetName | None, default_steps: i
             f"Cannot train for steps={config.steps} and epochs={config.epochs} at once: both say "
             "how long. Give one of them."
         )
+    if config.batch_size == "auto" and batch_size is not None:
+        config = config.model_copy(update={"batch_size": batch_size})
+    config = config.model_copy(update={"ranks": ranks})
     steps = config.steps or default_steps
     if config.epochs is not None:
-        steps = max(math.ceil(config.epochs * chips / config.batch_size), 1)
+        steps = max(math.ceil(config.epochs * chips / config.global_batch), 1)
     rate = config.optimiser.learning_rate or _LEARNING_RATES.get(preset or "base", 3e-4)
     every = config.validation.every or max(math.ceil(steps / _ROUNDS), _SHORTEST_ROUND)
     return config.model_copy(

@@ -18,7 +18,7 @@ from ..data.weights import weigh_units
 from ..errors import InputError
 from .config import PretrainConfig
 
-__all__ = ["Loading", "hold_out", "load_problems", "plan_loading"]
+__all__ = ["Loading", "hold_out", "load_problems", "plan_loading", "read_problems"]
 
 _BATCHES_HELD = 4
 """Batches that are made ahead, or on their way to the device."""
@@ -54,6 +54,11 @@ class Loading:
         """First and last day that is seen."""
         days = [source.days[source.days >= 0] for source in self.corpus.sources]
         return int(min(part.min() for part in days)), int(max(part.max() for part in days))
+
+    @property
+    def most_dates(self) -> int:
+        """Dates of the site that has most."""
+        return max(int(source.dates.max()) for source in self.corpus.sources)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what a run's records tell of each source."""
@@ -91,8 +96,7 @@ class Loading:
         reading = max(source.chunk_bytes for source in self.corpus.sources) + max(
             self._whole_unit_bytes(), largest
         )
-        dates = max(int(source.dates.max()) for source in self.corpus.sources)
-        dates = min(dates, options.max_dates or dates)
+        dates = min(self.most_dates, options.max_dates or self.most_dates)
         batch = batch_size * options.chip**2 * dates * (2 * len(self.corpus.bands) + 1)
         held_out = min(kept, options.memory // 8)
         working = held_out + workers * reading + _BATCHES_HELD * batch
@@ -195,13 +199,6 @@ def hold_out(chips: int, *, most: int, seed: int) -> np.ndarray:
 
 def load_problems(file: Path, loading: Loading) -> ProblemLog:
     """Return the log of a run's damaged chunks, kept in a file over resumptions."""
-    known: list[str] = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                known.append(str(json.loads(line)["problem"]))
-            except (ValueError, KeyError, TypeError):
-                continue  # A line cut short by a kill is met again.
     lock = threading.Lock()
 
     def note(problem: str) -> None:
@@ -209,4 +206,18 @@ def load_problems(file: Path, loading: Loading) -> ProblemLog:
             lines.write(json.dumps({"problem": problem}) + "\n")
 
     reads = len(loading.dataset.units) + len(loading.held_out.units)
-    return ProblemLog(known, most=int(loading.config.data.max_bad_fraction * reads), note=note)
+    return ProblemLog(
+        read_problems(file), most=int(loading.config.data.max_bad_fraction * reads), note=note
+    )
+
+
+def read_problems(file: Path) -> list[str]:
+    """Return the damaged chunks that a run has met, sorted; a line cut short is left out."""
+    known: set[str] = set()
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                known.add(str(json.loads(line)["problem"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+    return sorted(known)

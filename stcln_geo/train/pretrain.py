@@ -15,10 +15,21 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from .config import PretrainConfig, settle, to_toml
-from .loading import Loading, load_problems, plan_loading
-from .modules import PretrainTask, step_seed
-from .plan import RunResult, TrainingPlan, carry_out, finished_result, network_config, rehearse
+from .loading import Loading, load_problems, plan_loading, read_problems
+from .modules import PretrainTask
+from .plan import (
+    RunResult,
+    TrainingPlan,
+    carry_out,
+    choose_batch_size,
+    finished_result,
+    network_config,
+    rehearse,
+)
+from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
+from .task import step_seed
+from .trackers import TrackerName, check_trackers
 
 __all__ = ["plan_pretrain", "pretrain"]
 
@@ -45,12 +56,15 @@ def pretrain(
     device: Device = "auto",
     workers: int = 2,
     overwrite: bool = False,
+    save_every: float = 10.0,
+    trackers: Sequence[str] = (),
     progress: ProgressHook | None = None,
 ) -> RunResult:
     """Train a network to fill in hidden observations.
 
-    Called again with the same arguments, an unfinished run goes on from its last checkpoint and
-    a finished one is left alone.
+    Called again with the same arguments, an unfinished run goes on from its last save and a
+    finished one is left alone. In a process that torchrun or srun started, this is one rank of a
+    run on several devices.
 
     Parameters
     ----------
@@ -63,27 +77,71 @@ def pretrain(
         Threads that read.
     overwrite
         True begins anew where ``out`` holds another run.
+    save_every
+        Minutes between two saves within a round; 0 saves after each step.
+    trackers
+        Where the figures also go: ``tensorboard``, ``wandb``, ``mlflow``.
     """
-    prepared = _prepare(cubes, config, device=device)
-    run = RunDirectory(out)
+    followed, ranks = check_trackers(trackers), find_ranks()
+    with join(ranks, device=choose_device(device)):
+        return _pretrain(
+            cubes,
+            RunDirectory(out),
+            config,
+            device=device,
+            workers=workers,
+            overwrite=overwrite,
+            save_every=save_every,
+            trackers=followed,
+            progress=progress,
+            ranks=ranks,
+        )
+
+
+def _pretrain(
+    cubes: Sequence[str | Path],
+    run: RunDirectory,
+    config: PretrainConfig,
+    *,
+    device: Device,
+    workers: int,
+    overwrite: bool,
+    save_every: float,
+    trackers: Sequence[TrackerName],
+    progress: ProgressHook | None,
+    ranks: Ranks,
+) -> RunResult:
+    prepared = _prepare(cubes, config, device=device, ranks=ranks, run=None if overwrite else run)
     loading = prepared.loading
     environment = describe_environment(
         [], device=prepared.device, precision=prepared.precision, labels=False
     )
     environment["cubes"] = loading.describe()
-    begun = run.begin(
-        kind="pretrain",
-        config=to_toml(prepared.config),
-        environment=environment,
-        identity={"pixels": [cube["fingerprint"] for cube in environment["cubes"]]},
-        summary={**loading.summary(), "notes": list(prepared.notes)},
-        overwrite=overwrite,
+    begun = ranks.on_first(
+        lambda: run.begin(
+            kind="pretrain",
+            config=to_toml(prepared.config),
+            environment=environment,
+            identity={"pixels": [cube["fingerprint"] for cube in environment["cubes"]]},
+            summary={
+                **loading.summary(),
+                "global_batch": prepared.config.global_batch,
+                "notes": list(prepared.notes),
+            },
+            overwrite=overwrite,
+        )
     )
     if begun == "finished":
-        return finished_result(run, kind="pretrain", notes=prepared.notes)
+        return ranks.on_first(lambda: finished_result(run, kind="pretrain", notes=prepared.notes))
     problems = load_problems(run.problems_file, loading)
     result = carry_out(
-        _make_task(prepared, workers=workers, measure=begun == "new", problems=problems),
+        _make_task(
+            prepared,
+            workers=workers,
+            measure=begun == "new",
+            ranks=ranks,
+            problems=problems,
+        ),
         run,
         kind="pretrain",
         resume=begun == "resume",
@@ -105,11 +163,19 @@ def pretrain(
             },
         },
         notes=prepared.notes,
+        save_every=save_every,
+        trackers=trackers,
         progress=progress,
     )
-    if problems.problems:
-        run.update(bad_chunks=sorted(problems.problems))
+    ranks.on_first(lambda: _tell_problems(run))
     return result
+
+
+def _tell_problems(run: RunDirectory) -> None:
+    """Put the damaged chunks that any rank has met, ever, into the run's summary."""
+    problems = read_problems(run.problems_file)
+    if problems:
+        run.update(bad_chunks=problems)
 
 
 def plan_pretrain(
@@ -118,11 +184,19 @@ def plan_pretrain(
     *,
     device: Device = "auto",
     workers: int = 2,
+    ranks: int = 1,
 ) -> TrainingPlan:
-    """Resolve a run and try one batch of it, writing nothing."""
-    prepared = _prepare(cubes, config, device=device)
+    """Resolve a run and try one step of it on one device, writing nothing.
+
+    Parameters
+    ----------
+    ranks
+        Devices that the run shall have.
+    """
+    share = Ranks(size=ranks, local_size=ranks)
+    prepared = _prepare(cubes, config, device=device, ranks=share, run=None)
     return rehearse(
-        _make_task(prepared, workers=workers, measure=True),
+        _make_task(prepared, workers=workers, measure=True, ranks=share, alone=True),
         kind="pretrain",
         device=prepared.device,
         precision=prepared.precision,
@@ -130,17 +204,36 @@ def plan_pretrain(
     )
 
 
-def _prepare(cubes: Sequence[str | Path], config: PretrainConfig, *, device: Device) -> _Prepared:
+def _prepare(
+    cubes: Sequence[str | Path],
+    config: PretrainConfig,
+    *,
+    device: Device,
+    ranks: Ranks,
+    run: RunDirectory | None,
+) -> _Prepared:
     loading = plan_loading(cubes, config)
     bands = loading.corpus.bands
     network, preset = network_config(config.model, bands=bands, classes=0)
+    where = choose_device(device)
+    precision = choose_precision(config.precision, where)
     settled = settle(
         config,
         chips=loading.epoch_chips,
         preset=preset,
         default_steps=_DEFAULT_STEPS,
+        batch_size=choose_batch_size(
+            config,
+            run,
+            lambda: PretrainTask(MaskedPretrainer(network), config),
+            dates=loading.most_dates,
+            chips=loading.dataset.chips,
+            device=where,
+            precision=precision,
+            ranks=ranks,
+        ),
+        ranks=ranks.size,
     )
-    where = choose_device(device)
     notes = [*loading.notes]
     if config.masking.gate and not {"red", "nir"} <= set(bands):
         notes.append(
@@ -153,22 +246,39 @@ def _prepare(cubes: Sequence[str | Path], config: PretrainConfig, *, device: Dev
         ),
         network=network,
         device=where,
-        precision=choose_precision(config.precision, where),
+        precision=precision,
         notes=tuple(notes),
     )
 
 
 def _make_task(
-    prepared: _Prepared, *, workers: int, measure: bool, problems: ProblemLog | None = None
+    prepared: _Prepared,
+    *,
+    workers: int,
+    measure: bool,
+    ranks: Ranks,
+    problems: ProblemLog | None = None,
+    alone: bool = False,
 ) -> PretrainTask:
+    """Build network and streams; ``alone`` makes steps without the other ranks."""
     config = prepared.config
     with torch.random.fork_rng():
         torch.manual_seed(step_seed(config.seed, 0))
         network = MaskedPretrainer(prepared.network)
     stream, validation = prepared.loading.streams(
-        batch_size=config.batch_size, workers=workers, problems=problems
+        batch_size=config.rank_batch,
+        workers=workers,
+        problems=problems,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
     if measure:
         statistics = band_statistics(prepared.loading.dataset, seed=config.seed)
         network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
-    return PretrainTask(network, config, stream=stream, validation=validation)
+    return PretrainTask(
+        network,
+        config,
+        stream=stream,
+        validation=validation,
+        ranks=Ranks() if alone else ranks,
+    )

@@ -22,12 +22,13 @@ from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import FieldTable, open_season, write_fields
 from stcln_geo.errors import CheckpointError, InputError, LabelError
 from stcln_geo.model.checkpoint import load_model, read_metadata
-from stcln_geo.train import fit as fit_module
+from stcln_geo.train import journal as journal_module
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.finetune import finetune, finetune_seeds, plan_finetune
 from stcln_geo.train.loading import hold_out
-from stcln_geo.train.modules import classification_loss, count_confusion, rate_factor
+from stcln_geo.train.modules import classification_loss, count_confusion
 from stcln_geo.train.pretrain import plan_pretrain, pretrain
+from stcln_geo.train.task import rate_factor
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",
@@ -39,15 +40,6 @@ SMALL: dict[str, Any] = {
     "batch_size": 4,
     "seed": 5,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Same sums in the same order, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def finetune_config(**options: Any) -> FinetuneConfig:
@@ -83,14 +75,14 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training stop dead in the middle of a round, as a kill does."""
-    end = fit_module._Journal.on_train_batch_end
+    end = journal_module.Journal.on_train_batch_end
 
     def dying(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
         end(self, trainer, *args, **kwargs)
-        if trainer.global_step == step:
+        if args[0].step == step:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(fit_module._Journal, "on_train_batch_end", dying)
+    monkeypatch.setattr(journal_module.Journal, "on_train_batch_end", dying)
 
 
 def test_learns_a_separable_cube(small_cube: Path, tmp_path: Path) -> None:
@@ -154,15 +146,15 @@ def test_killed_between_writing_figures_and_saving(
 ) -> None:
     config = finetune_config(steps=9)
     finetune(small_cube, tmp_path / "whole", config)
-    save = fit_module._Journal._save_resumable
+    save = journal_module.Journal._save_resumable
 
-    def dying(self: Any, trainer: Any) -> None:
-        if trainer.global_step == 6:
+    def dying(self: Any, task: Any) -> None:
+        if task.step == 6:
             raise RuntimeError("killed")
-        save(self, trainer)
+        save(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module._Journal, "_save_resumable", dying)
+        patch.setattr(journal_module.Journal, "_save_resumable", dying)
         with pytest.raises(RuntimeError, match="killed"):
             finetune(small_cube, tmp_path / "parts", config)
     assert len(figures(tmp_path / "parts")) == 2
@@ -271,6 +263,9 @@ def test_run_directory_holds_what_was_done(small_cube: Path, tmp_path: Path) -> 
         "config.toml",
         "environment.json",
         "metrics.jsonl",
+        "steps.jsonl",
+        "model_card.md",
+        "model_card.json",
         "curves.png",
         "run.json",
         "checkpoints",
