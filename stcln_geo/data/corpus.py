@@ -58,7 +58,8 @@ class Corpus:
         table = np.zeros((len(self.sources), most), dtype=np.int64)
         for number, source in enumerate(self.sources):
             table[number, : source.sites] = source.dates
-        return table[self.plan.season, self.plan.site]
+        dates: np.ndarray = table[self.plan.season, self.plan.site]
+        return dates
 
     def summary(self) -> dict[str, int]:
         """Return the counts that a run's records hold."""

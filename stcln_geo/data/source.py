@@ -114,7 +114,7 @@ class Source:
             pixels=values.sum(axis=1, dtype=np.int64),
             dates=(values > 0).sum(axis=1, dtype=np.int32),
         )
-        return counts, hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+        return counts, hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
     @property
     def clear(self) -> ClearCounts:
@@ -176,7 +176,8 @@ class Source:
     def _read(self, reader: BlockReader, place: tuple[slice, ...], site: int) -> np.ndarray:
         if self.kind == "cube":
             return reader.read(place)
-        return reader.read((slice(site, site + 1), *place))[0]
+        values: np.ndarray = reader.read((slice(site, site + 1), *place))[0]
+        return values
 
 
 def source_of(season: Season | Stack) -> Source:

@@ -184,7 +184,7 @@ class TrainingStream:
             members = {key: group, (after.epoch, after.index): after}
             old = self._groups
             self._groups = {
-                name: old.pop(name, None) or self._begin(member.units)
+                name: old.pop(name) if name in old else self._begin(member.units)
                 for name, member in members.items()
             }
             for future in (future for units in old.values() for future in units.values()):

@@ -69,7 +69,7 @@ def weigh_units(
     if balance == "sources":
         shown = counts > 0
         of_source[shown] *= counts.sum() / shown.sum() / counts[shown]
-    weights = of_source[plan.season]
+    weights: np.ndarray = of_source[plan.season]
     if regions:
         lon, lat = _centres(plan, sources)
         for key, weight in regions.items():

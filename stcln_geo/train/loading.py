@@ -90,17 +90,8 @@ class Loading:
             If the memory does not suffice to read and to mix a few units.
         """
         options, dataset = self.config.data, self.dataset
-        kept = int(self.held_out.bytes_per_unit.sum()) // world_size
-        largest = int(dataset.bytes_per_unit.max())
-        # While it is read, a unit is there with its empty dates and with all bands.
-        reading = max(source.chunk_bytes for source in self.corpus.sources) + max(
-            self._whole_unit_bytes(), largest
-        )
-        dates = min(self.most_dates, options.max_dates or self.most_dates)
-        batch = batch_size * options.chip**2 * dates * (2 * len(self.corpus.bands) + 1)
-        held_out = min(kept, options.memory // 8)
-        working = held_out + workers * reading + _BATCHES_HELD * batch
-        least = working + 2 * _FEWEST_UNITS * largest
+        working = self.working(batch_size=batch_size, workers=workers)
+        least = working + 2 * _FEWEST_UNITS * int(dataset.bytes_per_unit.max())
         if options.memory < least:
             raise InputError(
                 f"Cannot stream batches of {batch_size} chips in {options.memory / 1e9:g} GB with "
@@ -125,12 +116,28 @@ class Loading:
         return stream, OrderedStream(
             self.held_out,
             batch_size=batch_size,
-            memory=held_out,
+            memory=self._kept,
             threads=workers,
             problems=problems,
             rank=rank,
             world_size=world_size,
         )
+
+    def working(self, *, batch_size: int, workers: int) -> int:
+        """Return the bytes of what is in memory besides the chips that are mixed."""
+        options, bands = self.config.data, len(self.corpus.bands)
+        # While it is read, a unit is there with its empty dates and with all bands.
+        reading = self._whole_unit_bytes() + max(
+            source.chunk_bytes for source in self.corpus.sources
+        )
+        dates = min(self.most_dates, options.max_dates or self.most_dates)
+        batch = batch_size * options.chip**2 * dates * (2 * bands + 1)
+        return self._kept + workers * reading + _BATCHES_HELD * batch
+
+    @property
+    def _kept(self) -> int:
+        """Bytes for chips to judge on, which are kept where they fit."""
+        return min(int(self.held_out.bytes_per_unit.sum()), self.config.data.memory // 8)
 
     def _whole_unit_bytes(self) -> int:
         """Return the bytes of the largest unit with all dates and all bands of its source."""

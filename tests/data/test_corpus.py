@@ -10,15 +10,19 @@ import pytest
 
 from stcln_geo.archive.members import add_members
 from stcln_geo.cube.store import open_season
+from stcln_geo.data.blocks import ShardReader
 from stcln_geo.data.chips import ChipDataset
 from stcln_geo.data.corpus import open_sources, plan_corpus
 from stcln_geo.data.plan import plan_source, unit_side
-from stcln_geo.data.source import source_of
+from stcln_geo.data.sampling import SampleOrder
+from stcln_geo.data.source import Source, source_of
 from stcln_geo.data.weights import weigh_units
 from stcln_geo.errors import CubeError, InputError
+from stcln_geo.storage import list_files, location, write_file
 
 STACK_BANDS = ("red", "blue", "nir", "green")
 SITES, DATES, SIDE = 7, 9, 50
+SEASON = "2021-03-01"
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_stack(tmp_path_factory.mktemp("stack") / "sites.zarr")
 
 
-def make_stack(path: Path, *, season: str = "2021-03-01", seed: int = 5) -> Path:
+def make_stack(path: Path, *, season: str = SEASON, seed: int = 5) -> Path:
     from stcln_geo.cube.stack import StackLayout
     from stcln_geo.cube.stack_store import create_stack, finish_stack, write_sites
 
@@ -66,7 +70,7 @@ def test_chips_of_a_stack_are_its_pixels(stack: Path) -> None:
     plan = plan_source(source, chip=16).plan
     dataset = ChipDataset([source], plan, bands=("nir", "red"))
 
-    told = xr.open_zarr(stack / "2021-03-01", mask_and_scale=False, consolidated=False)
+    told = xr.open_zarr(stack / SEASON, mask_and_scale=False, consolidated=False)
     pixels = told.reflectance.sel(band=["nir", "red"]).values
     valid = told.valid.values
     seen = np.zeros((SITES, 64, 64), dtype=int)
@@ -233,3 +237,72 @@ def test_fingerprints_tell_sources_apart(stack: Path, tmp_path: Path) -> None:
 
     assert again.fingerprint == open_sources([stack])[0].fingerprint
     assert other.fingerprint != again.fingerprint
+
+
+def upload(folder: Path, target: str) -> None:
+    for name in list_files(folder):
+        write_file(location(target) / name, (folder / name).read_bytes())
+
+
+def test_chips_of_a_bucket_are_those_of_disk(
+    stack: Path, new_cube: Callable[..., Path], s3: str
+) -> None:
+    own = new_cube("own")
+    upload(own, f"{s3}/own.zarr")
+    upload(stack, f"{s3}/sites.zarr")
+    add_members(f"{s3}/archive", [f"{s3}/own.zarr", f"{s3}/sites.zarr"])
+
+    here = open_sources([own, stack])
+    there = open_sources([f"{s3}/archive"])
+
+    assert [source.fingerprint for source in there] == [source.fingerprint for source in here]
+    plan = plan_corpus(there, chip=16, memory=10**9).plan
+    bands = ("nir", "red")
+    local, remote = (ChipDataset(sources, plan, bands=bands) for sources in (here, there))
+    for source in remote.sources:
+        assert isinstance(source.reflectance, ShardReader)
+    for unit in range(len(plan)):
+        for ours, theirs in zip(local.read(unit), remote.read(unit), strict=True):
+            assert np.array_equal(ours.reflectance, theirs.reflectance)
+            assert np.array_equal(ours.valid, theirs.valid)
+            assert np.array_equal(ours.days, theirs.days)
+
+
+def test_an_archive_of_many_sites_plans_without_opening_them(tmp_path: Path) -> None:
+    """20 000 sites: the pixels do not exist, the plan comes from the counts."""
+    import time
+
+    source = many_sites(20_000)
+    begun = time.process_time()
+    part = plan_source(source, chip=32, min_clear=3)
+
+    assert part.chips + part.empty + part.cloudy == 20_000 * 16
+    assert len(part.plan) == int(part.chips / 4)
+    assert time.process_time() - begun < 5
+    weights = weigh_units(part.plan, [source], regions={"-180,-90,180,0": 2.0})
+    assert weights is not None
+    order = SampleOrder(
+        part.plan.chips_per_unit, np.full(len(part.plan), 10**6), memory=10**9, seed=0,
+        rank=3, world_size=8, weights=weights,
+    )  # fmt: skip
+    assert next(order.samples(123_456)).epoch >= 1
+    assert time.process_time() - begun < 10
+
+
+def many_sites(sites: int) -> Source:
+    generator = np.random.default_rng(0)
+    clear = generator.random((sites, 1, 1, 1)) < 0.9
+    coverage = (generator.integers(500, 4096, (sites, 12, 2, 2)) * clear).astype(np.uint16)
+
+    class Unread:
+        def read(self, selection: tuple[slice, ...]) -> np.ndarray:
+            raise AssertionError("planning reads no pixel")
+
+    return Source(
+        path=Path("many.zarr"), season=SEASON, kind="stack", bands=STACK_BANDS,
+        shape_yx=(128, 128), chunk=64, days=np.tile(np.arange(12, dtype=np.int32), (sites, 1)),
+        dates=np.full(sites, 12), site_id=tuple(f"s{site}" for site in range(sites)),
+        crs=tuple("EPSG:32631" if site % 2 else "EPSG:32731" for site in range(sites)),
+        transform=np.tile([10.0, 0, 5e5, 0, -10, 5e6], (sites, 1)),
+        reflectance=Unread(), valid=Unread(), coverage=coverage,
+    )  # fmt: skip

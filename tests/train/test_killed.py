@@ -23,7 +23,7 @@ OPTIONS = [
     "--set", "deterministic=true", "--set", "optimiser.ema=0.9",
 ]  # fmt: skip
 EXTRA = {
-    "pretrain": ["--set", "masking.gate=false", "--set", "data.memory_gb=0.0004"],
+    "pretrain": ["--set", "masking.gate=false", "--set", "data.memory_gb=0.0006"],
     "finetune": ["--set", "accumulate=2"],
 }
 TIMED = ("seconds", "samples_per_second", "data_wait")

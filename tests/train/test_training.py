@@ -169,7 +169,7 @@ def test_killed_between_writing_figures_and_saving(
 def test_resumed_pretraining_equals_uninterrupted(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = pretrain_config(steps=8, data__memory_gb=0.0004, data__max_dates=4)
+    config = pretrain_config(steps=8, data__memory_gb=0.0006, data__max_dates=4)
     pretrain([small_cube], tmp_path / "whole", config)
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
