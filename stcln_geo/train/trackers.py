@@ -57,7 +57,7 @@ class Trackers:
             logger.finalize("failed" if failed else "success")
             if type(logger).__name__ == "WandbLogger":
                 # Else the next run of this process would be written into this one.
-                logger.experiment.finish(exit_code=int(failed), quiet=True)
+                logger.experiment.finish(exit_code=int(failed))
 
 
 def check_trackers(names: Sequence[str]) -> tuple[TrackerName, ...]:
@@ -83,8 +83,8 @@ def check_trackers(names: Sequence[str]) -> tuple[TrackerName, ...]:
             )
     if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ:
         raise InputError(
-            "Cannot track the run with mlflow: MLFLOW_TRACKING_URI is not set, and MLflow no longer "
-            "writes into plain folders. Set it to the address of your server, such as "
+            "Cannot track the run with mlflow: MLFLOW_TRACKING_URI is not set, and MLflow no "
+            "longer writes into plain folders. Set it to the address of your server, such as "
             "http://localhost:5000."
         )
     return tuple(names)  # type: ignore[arg-type]  # each was looked up above
