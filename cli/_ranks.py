@@ -10,8 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import IO
 
 from ..errors import InputError, TaskError
 
@@ -154,7 +154,12 @@ def _run_all(arguments: Sequence[str], devices: int) -> int:
                 stderr=errors[rank],
             )
             ranks.append(started)
-        failed = _wait(ranks)
+        try:
+            failed = _wait(ranks)
+        except KeyboardInterrupt:
+            # The terminal has interrupted the ranks too.
+            _let_end(ranks)
+            raise
         codes = {rank: ranks[rank].returncode for rank in failed}
         if codes.get(0) != _MISTAKE:
             # All ranks say the same of a user's mistake.
@@ -180,17 +185,19 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
 
 
 def _stop(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the ranks that are left, by force if need be."""
     for end in (subprocess.Popen.terminate, subprocess.Popen.kill):
-        _end_all(ranks, end)
-        deadline = time.monotonic() + _GRACE_S
-        while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        for rank in ranks:
+            if rank.poll() is None:
+                end(rank)
+        _let_end(ranks)
 
 
-def _end_all(ranks: Sequence[subprocess.Popen[bytes]], end: Callable[[Any], None]) -> None:
-    for rank in ranks:
-        if rank.poll() is None:
-            end(rank)
+def _let_end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait until the ranks have ended, but not for long."""
+    deadline = time.monotonic() + _GRACE_S
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _repeat(rank: int, told: IO[bytes] | None) -> None:

@@ -95,7 +95,8 @@ def finetune(
     """
     from ..train.config import FinetuneConfig, load_config, to_toml
     from ..train.finetune import finetune as train
-    from ..train.finetune import finetune_seeds, plan_finetune
+    from ..train.finetune import plan_finetune
+    from ..train.seeds import finetune_seeds
     from ._ranks import is_first_rank, share_out
     from ._training import common_options, ranks_planned, say_result, trackers_from
 

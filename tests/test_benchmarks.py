@@ -33,3 +33,16 @@ def test_cog_write_compares_equal_maps(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "ties in the first overview" in finished.stdout
     assert "x as fast in all" in finished.stdout
+
+
+@pytest.mark.slow
+def test_loader_compares_equal_chips(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "loader.py", "--side", "192", "--dates", "4", "--rounds", "1",
+         "--batch", "4", "--sites", "8", "--memory", "0.05", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "npy of ready chips" in finished.stdout
+    assert "a chunk by zarr" in finished.stdout
+    assert "128 chips planned" in finished.stdout

@@ -54,7 +54,6 @@ _MADE = (
     "steps.jsonl",
     "tensorboard",
     "wandb",
-    "mlruns",
     "model_card.md",
     "model_card.json",
     "curves.png",

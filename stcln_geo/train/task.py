@@ -249,8 +249,7 @@ class TrainingTask(LightningModule):
             # Outside of the except block, so that nothing holds on to what ran out.
             self.pieces *= 2
             self.zero_grad()
-            for buffer, before in zip(self.network.buffers(), kept, strict=True):
-                buffer.copy_(before)
+            self._put_back(kept)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.notes.append(
@@ -259,10 +258,16 @@ class TrainingTask(LightningModule):
                 "before."
             )
         if not math.isfinite(loss):
+            # Running statistics have seen it already.
+            self._put_back(kept)
             raise TaskError(self._say_not_finite(parts, loss))
         self.loss = loss
         so_far = self.counted or [0.0] * len(counted)
         self.counted = [one + other for one, other in zip(so_far, counted, strict=True)]
+
+    def _put_back(self, kept: Sequence[Tensor]) -> None:
+        for buffer, before in zip(self.network.buffers(), kept, strict=True):
+            buffer.copy_(before)
 
     def _accumulate(
         self, parts: Sequence[Batch], *, backward: Callable[[Tensor], None]

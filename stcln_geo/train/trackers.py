@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -52,6 +55,9 @@ class Trackers:
         """Close what is open."""
         for logger in self._loggers:
             logger.finalize("failed" if failed else "success")
+            if type(logger).__name__ == "WandbLogger":
+                # Else the next run of this process would be written into this one.
+                logger.experiment.finish(exit_code=int(failed))
 
 
 def check_trackers(names: Sequence[str]) -> tuple[TrackerName, ...]:
@@ -60,23 +66,27 @@ def check_trackers(names: Sequence[str]) -> tuple[TrackerName, ...]:
     Raises
     ------
     InputError
-        If a name is unknown, or its package is not installed.
+        If a name is unknown, its package is not installed, or it has no address to write to.
     """
-    import importlib.util
-
-    packages = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow",)}
     for name in names:
-        if name not in packages:
+        if name not in get_args(TrackerName):
             raise InputError(
                 f"Cannot track the run with {name!r}: trackers are "
                 f"{', '.join(get_args(TrackerName))}. Use for example --track tensorboard, or "
                 "--track none."
             )
-        if importlib.util.find_spec(packages[name][0]) is None:
+        # The packages are called as the trackers are.
+        if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"Cannot track the run with {name}: its package is not installed. Run "
                 f"`pip install 'stcln-geo[{name}]'`, or leave it out of --track."
             )
+    if "mlflow" in names and "MLFLOW_TRACKING_URI" not in os.environ:
+        raise InputError(
+            "Cannot track the run with mlflow: MLFLOW_TRACKING_URI is not set, and MLflow no "
+            "longer writes into plain folders. Set it to the address of your server, such as "
+            "http://localhost:5000."
+        )
     return tuple(names)  # type: ignore[arg-type]  # each was looked up above
 
 
@@ -85,12 +95,9 @@ def open_trackers(
 ) -> Trackers:
     """Open the trackers of a run; events after ``step`` of an earlier process are withdrawn.
 
-    Files go into the run directory. W&B and MLflow send them elsewhere if their own environment
-    variables say so (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``).
+    Where W&B and MLflow send them is up to their own environment variables (``WANDB_MODE``,
+    ``MLFLOW_TRACKING_URI``).
     """
-    import os
-    import warnings
-
     loggers: list[Any] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -126,10 +133,11 @@ def open_trackers(
                     MLFlowLogger(
                         experiment_name="stcln-geo",
                         run_name=run.path.name,
-                        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
-                        save_dir=str(run.path / "mlruns"),
+                        tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
+                        run_id=run.summary().get("mlflow_run"),
                     )
                 )
+                run.update(mlflow_run=loggers[-1].run_id)
     trackers = Trackers(loggers)
     trackers.begin(config)
     return trackers
