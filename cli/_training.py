@@ -9,7 +9,7 @@ from ._common import parse_memory, say
 if TYPE_CHECKING:
     from ..train.plan import RunResult
 
-__all__ = ["common_options", "say_result"]
+__all__ = ["common_options", "ranks_planned", "say_result", "trackers_from"]
 
 
 def common_options(
@@ -17,7 +17,7 @@ def common_options(
     preset: str | None,
     steps: int | None,
     epochs: float | None,
-    batch_size: int | None,
+    batch_size: str | None,
     chip: int | None,
     max_dates: int | None,
     seed: int | None,
@@ -36,6 +36,20 @@ def common_options(
         "season": season,
         "data.memory_gb": None if memory is None else parse_memory(memory) / 1e9,
     }
+
+
+def ranks_planned(devices: int | None, nodes: int | None) -> int:
+    """Return the processes that a run shall have: those started, else those asked for."""
+    from ..train.ranks import find_ranks
+
+    started = find_ranks().size
+    return started if started > 1 else (devices or 1) * (nodes or 1)
+
+
+def trackers_from(track: str) -> tuple[str, ...]:
+    """Return the names in a comma-separated list; ``none`` is none."""
+    names = (name.strip() for name in track.split(","))
+    return tuple(name for name in names if name and name != "none")
 
 
 def say_result(result: RunResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from ._common import progress_bar, say
 
 
 def finetune(
+    context: typer.Context,
     cube: Annotated[Path, typer.Argument(help="A cube with burnt labels and a split.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     init: Annotated[
@@ -34,7 +36,10 @@ def finetune(
     epochs: Annotated[
         float | None, typer.Option(help="Instead of steps: passes over the chips.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Chips a step. Default: 8.")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Chips at a time on each device, or auto: as many as fit. Default: 8."),
+    ] = None,
     chip: Annotated[int | None, typer.Option(help="Side of a chip (pixels). Default: 32.")] = None,
     max_dates: Annotated[
         int | None, typer.Option(help="Dates a chip is thinned to; 0 keeps all. Default: 30.")
@@ -59,11 +64,27 @@ def finetune(
     ] = None,
     workers: Annotated[int, typer.Option(help="Threads that read.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs of this machine (processes, on a CPU). Default: 1.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Machines, where torchrun or srun starts the command.")
+    ] = None,
+    save_every: Annotated[
+        float,
+        typer.Option(help="Minutes between saves; each validation saves too. 0: each step."),
+    ] = 10.0,
+    track: Annotated[
+        str, typer.Option(help="Where figures also go: tensorboard, wandb, mlflow, or none.")
+    ] = "tensorboard",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Resolve all, try one batch, say what it takes.")
+        bool, typer.Option("--dry-run", help="Resolve all, try one step, say what it takes.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the options as TOML, and do no more.")
     ] = False,
 ) -> None:
     """Fine-tune the network on the training fields of a cube.
@@ -72,10 +93,12 @@ def finetune(
     the validation fields are kept. The same command again goes on where it stopped; a finished
     run is left alone.
     """
-    from ..train.config import FinetuneConfig, load_config
+    from ..train.config import FinetuneConfig, load_config, to_toml
     from ..train.finetune import finetune as train
-    from ..train.finetune import finetune_seeds, plan_finetune
-    from ._training import common_options, say_result
+    from ..train.finetune import plan_finetune
+    from ..train.seeds import finetune_seeds
+    from ._ranks import is_first_rank, share_out
+    from ._training import common_options, ranks_planned, say_result, trackers_from
 
     recipe = load_config(
         FinetuneConfig,
@@ -98,12 +121,25 @@ def finetune(
             "labels.fraction": fraction,
         },
     )
+    if print_config:
+        say(to_toml(recipe).rstrip())
+        return
     if dry_run:
-        plan = plan_finetune(cube, recipe, device=device, workers=workers)  # type: ignore[arg-type]
+        plan = plan_finetune(
+            cube,
+            recipe,
+            device=device,  # type: ignore[arg-type]  # refused by name below if it is none
+            workers=workers,
+            ranks=ranks_planned(devices, nodes),
+        )
         for line in plan.lines():
             say(line)
         return
-    with progress_bar("finetune") as progress:
+    code = share_out(context.obj, devices=devices, nodes=nodes, device=device)
+    if code is not None:
+        raise typer.Exit(code)
+    first = is_first_rank()
+    with progress_bar("finetune") if first else nullcontext() as progress:
         if seeds is None:
             result = train(
                 cube,
@@ -112,10 +148,13 @@ def finetune(
                 device=device,  # type: ignore[arg-type]
                 workers=workers,
                 overwrite=overwrite,
+                save_every=save_every,
+                trackers=trackers_from(track),
                 progress=progress,
             )
-            say_result(result)
-            say(f"Next: stcln-geo evaluate {out} {cube}")
+            if first:
+                say_result(result)
+                say(f"Next: stcln-geo evaluate {out} {cube}")
             return
         summary = finetune_seeds(
             cube,
@@ -125,9 +164,13 @@ def finetune(
             device=device,  # type: ignore[arg-type]
             workers=workers,
             overwrite=overwrite,
+            save_every=save_every,
+            trackers=trackers_from(track),
             progress=progress,
-            on_result=say_result,
+            on_result=say_result if first else None,
         )
+    if not first:
+        return
     if summary.mean is not None:
         deviation = "" if summary.deviation is None else f" (sd {summary.deviation:.4f})"
         say(f"{summary.monitor}, mean of {seeds} seeds: {summary.mean:.4f}{deviation}")

@@ -115,7 +115,10 @@ def invoke(arguments: list[str]) -> int:
 
     command = typer.main.get_command(app)
     try:
-        outcome = command.main(args=arguments, prog_name="stcln-geo", standalone_mode=False)
+        # Commands that start processes of themselves repeat the arguments: hence obj.
+        outcome = command.main(
+            args=arguments, prog_name="stcln-geo", standalone_mode=False, obj=list(arguments)
+        )
     except StclnGeoError as error:
         _complain(str(error))
         return 1 if isinstance(error, TaskError) else 2

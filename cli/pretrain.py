@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,11 @@ from ._common import progress_bar, say
 
 
 def pretrain(
-    cubes: Annotated[list[Path], typer.Argument(metavar="CUBE...", help="Cubes of equal bands.")],
+    context: typer.Context,
+    cubes: Annotated[
+        list[Path],
+        typer.Argument(metavar="CUBE_OR_ARCHIVE...", help="Cubes, stacks and archives, mixed."),
+    ],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     preset: Annotated[
         str | None, typer.Option(help="Size of the network: tiny, base (default) or large.")
@@ -20,7 +25,10 @@ def pretrain(
     epochs: Annotated[
         float | None, typer.Option(help="Instead of steps: passes over the chips.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Chips a step. Default: 8.")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Chips at a time on each device, or auto: as many as fit. Default: 8."),
+    ] = None,
     chip: Annotated[int | None, typer.Option(help="Side of a chip (pixels). Default: 32.")] = None,
     max_dates: Annotated[
         int | None, typer.Option(help="Dates a chip is thinned to; 0 keeps all. Default: 30.")
@@ -39,54 +47,106 @@ def pretrain(
     memory: Annotated[
         str | None, typer.Option(help="Memory for chips, such as 4GB. Default: 2GB.")
     ] = None,
+    bad_chunks: Annotated[
+        str | None,
+        typer.Option(help="Where stored bytes are damaged: fail (default), or skip the chunk."),
+    ] = None,
+    max_bad_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of damaged chunks above which skip fails too. Default: 0.01."),
+    ] = None,
+    allow_amplification: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-amplification", help="Read layouts that decode chunks more than 8 times."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Threads that read.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="GPUs of this machine (processes, on a CPU). Default: 1.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Machines, where torchrun or srun starts the command.")
+    ] = None,
+    save_every: Annotated[
+        float,
+        typer.Option(help="Minutes between saves; each validation saves too. 0: each step."),
+    ] = 10.0,
+    track: Annotated[
+        str, typer.Option(help="Where figures also go: tensorboard, wandb, mlflow, or none.")
+    ] = "tensorboard",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Resolve all, try one batch, say what it takes.")
+        bool, typer.Option("--dry-run", help="Resolve all, try one step, say what it takes.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the options as TOML, and do no more.")
     ] = False,
 ) -> None:
-    """Pre-train the network on cubes without labels.
+    """Pre-train the network on cubes, stacks and archives, without labels.
 
     Part of the clear observations is hidden, and the network learns to fill them in. The same
     command again goes on where it stopped; a finished run is left alone.
     """
-    from ..train.config import PretrainConfig, load_config
+    from ..train.config import PretrainConfig, load_config, to_toml
     from ..train.pretrain import plan_pretrain
     from ..train.pretrain import pretrain as train
-    from ._training import common_options, say_result
+    from ._ranks import is_first_rank, share_out
+    from ._training import common_options, ranks_planned, say_result, trackers_from
 
     recipe = load_config(
         PretrainConfig,
         file=config,
         assignments=assignments or (),
-        overrides=common_options(
-            preset=preset,
-            steps=steps,
-            epochs=epochs,
-            batch_size=batch_size,
-            chip=chip,
-            max_dates=max_dates,
-            seed=seed,
-            season=season,
-            memory=memory,
-        ),
+        overrides={
+            **common_options(
+                preset=preset,
+                steps=steps,
+                epochs=epochs,
+                batch_size=batch_size,
+                chip=chip,
+                max_dates=max_dates,
+                seed=seed,
+                season=season,
+                memory=memory,
+            ),
+            "data.bad_chunks": bad_chunks,
+            "data.max_bad_fraction": max_bad_fraction,
+            "data.allow_amplification": allow_amplification,
+        },
     )
+    if print_config:
+        say(to_toml(recipe).rstrip())
+        return
     if dry_run:
-        plan = plan_pretrain(cubes, recipe, device=device, workers=workers)  # type: ignore[arg-type]
+        plan = plan_pretrain(
+            cubes,
+            recipe,
+            device=device,  # type: ignore[arg-type]  # refused by name below if it is none
+            workers=workers,
+            ranks=ranks_planned(devices, nodes),
+        )
         for line in plan.lines():
             say(line)
         return
-    with progress_bar("pretrain") as progress:
+    code = share_out(context.obj, devices=devices, nodes=nodes, device=device)
+    if code is not None:
+        raise typer.Exit(code)
+    first = is_first_rank()
+    with progress_bar("pretrain") if first else nullcontext() as progress:
         result = train(
             cubes,
             out,
             recipe,
-            device=device,  # type: ignore[arg-type]  # refused by name below if it is none
+            device=device,  # type: ignore[arg-type]
             workers=workers,
             overwrite=overwrite,
+            save_every=save_every,
+            trackers=trackers_from(track),
             progress=progress,
         )
-    say_result(result)
+    if first:
+        say_result(result)

@@ -10,6 +10,7 @@ __all__ = [
     "BrokenDeviceError",
     "CatalogError",
     "CheckpointError",
+    "ChunkError",
     "CubeError",
     "InputError",
     "LabelError",
@@ -54,6 +55,10 @@ class MissingFileError(StclnGeoError, FileNotFoundError):
 
 class CubeError(InputError):
     """A cube, or the dataset meant to become one, breaks the cube contract."""
+
+
+class ChunkError(CubeError):
+    """The stored bytes of a chunk are damaged."""
 
 
 class CatalogError(InputError):

@@ -119,3 +119,16 @@ def test_predict_gpu_goes_all_its_steps_on_a_cpu(capsys):
     cores = 1375**2  # of 8 px in 11,000
     assert best["tile"] == pytest.approx(cores * 8 * 8 * 3 / best["px_dates"])
     assert best["flops"] > 0
+
+
+@pytest.mark.slow
+def test_loader_compares_equal_chips(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "loader.py", "--side", "192", "--dates", "4", "--rounds", "1",
+         "--batch", "4", "--sites", "8", "--memory", "0.05", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "npy of ready chips" in finished.stdout
+    assert "a chunk by zarr" in finished.stdout
+    assert "128 chips planned" in finished.stdout

@@ -1,34 +1,44 @@
 """Chips: the squares the network sees in training, and the windows it is judged on.
 
-A `ChipUnit` is what one read fetches: a storage chunk with the chips in it, or one chip. A plan
-is a list of units; a `ChipDataset` reads them. Nothing here depends on the order of reading.
+A plan is a sequence of units, each of which is what one read fetches; a `ChipDataset` reads them.
+Nothing here depends on the order of reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ..cube.contract import FILL
+from ..cube.stack import Stack
 from ..cube.store import Season
-from ..errors import InputError, LabelError
+from ..errors import ChunkError, InputError, LabelError
 from ..grid import Lattice, Window, tiles
 from ..legend import UNLABELLED
-from .reader import Block, drop_empty_dates, read_block
+from .plan import ChipPlan, ChipUnit, plan_chips
+from .process import HomeProcess
+from .reader import Block, band_indices
+from .source import ChipSource, Source, source_of
 from .split import check_labelled
 
 __all__ = [
+    "BadChunks",
     "BandStatistics",
     "Chip",
     "ChipDataset",
+    "ChipSource",
     "ChipUnit",
     "band_statistics",
     "plan_chips",
     "plan_labelled_chips",
     "plan_windows",
 ]
+
+BadChunks = Literal["fail", "skip"]
+"""What to do where stored bytes are damaged: stop, or show nothing in their place."""
 
 _LABEL_TILE = 1024
 
@@ -45,24 +55,16 @@ class Chip:
     """(T,) int32: days since the season's first day."""
     target: np.ndarray | None = None
     """(H, W) uint8 class codes, 255 = not to be learnt from or judged; None without labels."""
+    source: ChipSource | None = None
+    """Where it was cut from."""
+    problem: str | None = None
+    """Why the chip is blank, where its stored bytes are damaged and such chunks are skipped."""
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         target = 0 if self.target is None else self.target.nbytes
         return self.reflectance.nbytes + self.valid.nbytes + self.days.nbytes + target
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChipUnit:
-    """What one read fetches."""
-
-    season: int
-    """Position of the season in the dataset."""
-    window: Window
-    """What is read, counted from the season's first pixel."""
-    chips: tuple[Window, ...]
-    """The chips to cut from it, counted from the season's first pixel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,24 +79,6 @@ class BandStatistics:
     """Valid pixel-dates counted."""
 
 
-def plan_chips(season: Season, *, chip: int, index: int = 0) -> list[ChipUnit]:
-    """List all chips of a season that are ever seen, by storage chunk.
-
-    Parameters
-    ----------
-    chip
-        Side of a chip (pixels). Chips tile the season from its first pixel; the last ones
-        reach beyond its edge, where nothing is valid.
-    index
-        The season's position in the dataset.
-    """
-    seen = _chunks_seen(season)
-    return _group(
-        season, [part for part in _chip_grid(season, chip) if _is_seen(part, seen, season)],
-        chip=chip, index=index,
-    )  # fmt: skip
-
-
 def plan_labelled_chips(
     season: Season, wanted: np.ndarray, *, chip: int, index: int = 0
 ) -> list[ChipUnit]:
@@ -105,7 +89,7 @@ def plan_labelled_chips(
     wanted : (F,) bool over the season's fields.
     """
     hits = _mark_squares(season, wanted, side=chip, offset_yx=(0, 0))
-    seen = _chunks_seen(season)
+    seen = np.any(np.asarray(season.coverage[:]) > 0, axis=0)
     chips = [
         part
         for part in _chip_grid(season, chip)
@@ -141,7 +125,7 @@ def plan_windows(
 
 
 class ChipDataset:
-    """Chips of one or more seasons, read as int16.
+    """Chips of one or more seasons, of cubes or stacks, read as int16.
 
     Parameters
     ----------
@@ -153,69 +137,129 @@ class ChipDataset:
         Bands by name, in the order the network takes them.
     wanted
         For each season (F,) bool: the fields whose pixels carry a target; all other pixels get
-        255. None gives chips without a target.
+        255. None gives chips without a target. Only cubes have fields.
     halo
         Pixels at each side of a chip that get the target 255 whatever their field.
+    bad_chunks
+        ``skip`` gives blank chips in place of those whose stored bytes are damaged, which add
+        nothing to any loss or figure; ``fail`` raises.
     """
 
     def __init__(
         self,
-        seasons: Sequence[Season],
+        seasons: Sequence[Season | Stack | Source],
         units: Sequence[ChipUnit],
         *,
         bands: tuple[str, ...],
         wanted: Sequence[np.ndarray] | None = None,
         halo: int = 0,
+        bad_chunks: BadChunks = "fail",
     ) -> None:
-        self.seasons = tuple(seasons)
-        self.units = tuple(units)
+        self.sources = tuple(
+            season if isinstance(season, Source) else source_of(season) for season in seasons
+        )
+        self.units = units if isinstance(units, ChipPlan) else tuple(units)
         self.bands = tuple(bands)
         self.halo = halo
-        self._wanted = (
-            None
-            if wanted is None
-            else tuple(
-                _by_number(season, chosen)
-                for season, chosen in zip(self.seasons, wanted, strict=True)
+        self._bad_chunks = bad_chunks
+        self._home = HomeProcess()
+        self._indices: list[np.ndarray | None] = []
+        for source in self.sources:
+            indices = band_indices(source, self.bands, wanted_by="the dataset")
+            whole = indices == list(range(len(source.bands)))
+            self._indices.append(None if whole else np.array(indices))
+        self._labelled: tuple[tuple[Season, np.ndarray], ...] | None = None
+        if wanted is not None:
+            self._labelled = tuple(
+                (season, _by_number(season, chosen))
+                for season, chosen in zip(seasons, wanted, strict=True)
+                if isinstance(season, Season)
             )
-        )
 
     @property
     def chips(self) -> int:
         """Number of chips."""
-        return sum(len(unit.chips) for unit in self.units)
+        return int(self.chips_per_unit.sum())
 
     @property
     def chips_per_unit(self) -> np.ndarray:
         """Chips of each unit: (U,) int64."""
+        if isinstance(self.units, ChipPlan):
+            return self.units.chips_per_unit
         return np.array([len(unit.chips) for unit in self.units], dtype=np.int64)
+
+    @property
+    def bytes_per_unit(self) -> np.ndarray:
+        """Most bytes that the chips of each unit can take in memory: (U,) int64."""
+        date_bytes = 2 * len(self.bands) + 1
+        if isinstance(self.units, ChipPlan):
+            pixels = self.chips_per_unit * self.units.chip**2
+            return pixels * (self.units.dates.astype(np.int64) * date_bytes + 1)
+        return np.array([self._bytes_of(unit) for unit in self.units], dtype=np.int64)
 
     def unit_bytes(self, unit: int) -> int:
         """Return the most bytes the chips of a unit can take in memory."""
-        plan = self.units[unit]
-        dates = len(self.seasons[plan.season].time)
+        return self._bytes_of(self.units[unit])
+
+    def _bytes_of(self, plan: ChipUnit) -> int:
+        dates = plan.dates
+        if dates is None:
+            dates = int(self.sources[plan.season].dates[plan.site])
         return sum(part.area for part in plan.chips) * (dates * (2 * len(self.bands) + 1) + 1)
 
     def read(self, unit: int) -> list[Chip]:
-        """Read the chips of a unit; safe to call from several threads."""
+        """Read the chips of a unit; safe to call from several threads.
+
+        Raises
+        ------
+        ChunkError
+            If stored bytes are damaged, unless such chunks are to be skipped.
+        """
+        self._home.check()
         plan = self.units[unit]
-        season = self.seasons[plan.season]
-        block = read_block(season, plan.window, bands=self.bands)
+        source = self.sources[plan.season]
+        try:
+            block = source.read(plan.window, site=plan.site)
+        except ChunkError as error:
+            if self._bad_chunks == "fail":
+                raise
+            return [self.blank_chip(problem=str(error))] * len(plan.chips)
+        indices = self._indices[plan.season]
         chips = []
         for part in plan.chips:
-            cut = drop_empty_dates(_cut(block, part))
-            wanted = None if self._wanted is None else self._wanted[plan.season]
-            target = None if wanted is None else self._target(season, wanted, part)
+            cut = _cut(block, part)
+            target = None
+            if self._labelled is not None:
+                target = self._target(*self._labelled[plan.season], part)
             # Copies, so that a chip does not keep its whole block in memory.
+            kept = np.flatnonzero(cut.valid.any(axis=(1, 2)))
+            if indices is not None:
+                reflectance = cut.reflectance[kept[:, None], indices]
+            else:
+                reflectance = cut.reflectance[kept]
             chips.append(
                 Chip(
-                    reflectance=np.ascontiguousarray(cut.reflectance),
-                    valid=np.ascontiguousarray(cut.valid),
-                    days=cut.days,
+                    reflectance=reflectance,
+                    valid=cut.valid[kept],
+                    days=cut.days[kept],
                     target=target,
+                    source=source.name_chip(part, plan.site),
                 )
             )
         return chips
+
+    def blank_chip(self, *, problem: str | None = None) -> Chip:
+        """Return a chip in the shape of the others, with one date and no valid pixel."""
+        height, width = self.units[0].chips[0].shape_yx
+        return Chip(
+            reflectance=np.full((1, len(self.bands), height, width), FILL, dtype=np.int16),
+            valid=np.zeros((1, height, width), dtype=bool),
+            days=np.zeros(1, dtype=np.int32),
+            target=None
+            if self._labelled is None
+            else np.full((height, width), UNLABELLED, dtype=np.uint8),
+            problem=problem,
+        )
 
     def _target(self, season: Season, wanted: np.ndarray, part: Window) -> np.ndarray:
         labels = _read_plane(season.labels, part, season.shape_yx, fill=UNLABELLED)
@@ -261,12 +305,6 @@ def band_statistics(dataset: ChipDataset, *, seed: int = 0, most_units: int = 64
 def _chip_grid(season: Season, chip: int) -> list[Window]:
     """Return whole chips that tile the season; the last ones reach beyond its edge."""
     return [Window(part.row, part.col, chip, chip) for part in tiles(season.shape_yx, chip)]
-
-
-def _chunks_seen(season: Season) -> np.ndarray:
-    """Return (chunk_y, chunk_x) bool: True where any date has a valid pixel."""
-    seen: np.ndarray = np.any(np.asarray(season.coverage[:]) > 0, axis=0)
-    return seen
 
 
 def _is_seen(part: Window, seen: np.ndarray, season: Season) -> bool:

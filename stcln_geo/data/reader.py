@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from ..cube.contract import FILL
 from ..cube.store import Season
 from ..errors import CubeError
 from ..grid import Window
+
+if TYPE_CHECKING:
+    from .source import Source
 
 __all__ = ["Block", "band_indices", "drop_empty_dates", "read_block"]
 
@@ -28,8 +32,8 @@ class Block:
     """The rectangle, counted from the season's first pixel."""
 
 
-def band_indices(season: Season, bands: tuple[str, ...], *, wanted_by: str) -> list[int]:
-    """Return the positions of bands in a season.
+def band_indices(season: Season | Source, bands: tuple[str, ...], *, wanted_by: str) -> list[int]:
+    """Return the positions of bands in a season of a cube or stack.
 
     Raises
     ------
@@ -38,8 +42,9 @@ def band_indices(season: Season, bands: tuple[str, ...], *, wanted_by: str) -> l
     """
     missing = [band for band in bands if band not in season.bands]
     if missing:
+        place = season.cube if isinstance(season, Season) else season.path
         raise CubeError(
-            f"Cannot read {season.cube}: the cube lacks {'band' if len(missing) == 1 else 'bands'} "
+            f"Cannot read {place}: the cube lacks {'band' if len(missing) == 1 else 'bands'} "
             f"{', '.join(repr(band) for band in missing)} required by {wanted_by} (bands: "
             f"{', '.join(bands)}). The cube has: {', '.join(season.bands)}. Rebuild it with "
             "--bands, or choose another checkpoint."

@@ -51,8 +51,11 @@ class MaskedBatchNorm2d(nn.Module):
 
     With everything valid this is `nn.BatchNorm2d`. Without one valid pixel in the batch the
     running statistics stay as they are. Computed in float32; the result has the input's dtype.
+    Where `sum_over_ranks` is set, the batch is that of all processes together.
     """
 
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+    """Adds up a tensor over the processes of a run, with gradients; None: this one is alone."""
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -74,7 +77,7 @@ class MaskedBatchNorm2d(nn.Module):
         """
         with torch.autocast(device_type=x.device.type, enabled=False):
             values = full_precision(x)
-            if not self.training or valid is None:
+            if not self.training or (valid is None and self.sum_over_ranks is None):
                 normalised = self._plain(values)
             else:
                 normalised = self._over_valid(values, valid)
@@ -100,13 +103,18 @@ class MaskedBatchNorm2d(nn.Module):
             eps=self.eps,
         )
 
-    def _over_valid(self, x: Tensor, valid: Tensor) -> Tensor:
+    def _over_valid(self, x: Tensor, valid: Tensor | None) -> Tensor:
         # Two passes: the variance of centred values keeps its digits.
-        weight = valid.to(x.dtype)
-        pixels = weight.sum()
-        mean = (x * weight).sum((0, 2, 3)) / pixels.clamp(min=1)
+        weight = x.new_ones(len(x), 1, *x.shape[-2:]) if valid is None else valid.to(x.dtype)
+        pixels, total = weight.sum(), (x * weight).sum((0, 2, 3))
+        if self.sum_over_ranks is not None:
+            pixels, total = self.sum_over_ranks(torch.cat([pixels[None], total])).tensor_split([1])
+        mean = total / pixels.clamp(min=1)
         centred = (x - mean[:, None, None]) * weight
-        variance = centred.square().sum((0, 2, 3)) / pixels.clamp(min=1)
+        squares = centred.square().sum((0, 2, 3))
+        if self.sum_over_ranks is not None:
+            squares = self.sum_over_ranks(squares)
+        variance = squares / pixels.clamp(min=1)
 
         with torch.no_grad():
             seen = (pixels > 0).to(x.dtype)
@@ -114,7 +122,7 @@ class MaskedBatchNorm2d(nn.Module):
             unbiased = variance * pixels / (pixels - 1).clamp(min=1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
-            self.num_batches_tracked += seen.long()
+            self.num_batches_tracked += seen.long().squeeze()
 
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]
@@ -284,6 +292,8 @@ class TemporalEncoder(nn.Module):
         self.layers = nn.ModuleList(
             [TransformerLayer(dim, heads, feedforward, dropout) for _ in range(layers)]
         )
+        self.recompute = False
+        """True keeps a layer's input only, and runs it again for the gradients: less memory."""
 
     def forward(
         self,
@@ -303,7 +313,10 @@ class TemporalEncoder(nn.Module):
             keys = valid | ~valid.any(1, keepdim=True)
         x = self.norm(x, valid) + positions
         for layer in self.layers if prepared is None else prepared:
-            x = layer(x, keys)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, keys, use_reentrant=False)
+            else:
+                x = layer(x, keys)
         if valid is None:
             return x
         return x * valid[..., None] if prepared is None else x.mul_(valid[..., None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -20,7 +21,7 @@ def make_mask(
     mask_ratio: float,
     red: int | None,
     nir: int | None,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     strategy: MaskStrategy = "space-time",
     gate: bool = True,
     ndvi_above: float = 0.2,
@@ -38,7 +39,8 @@ def make_mask(
     valid : (B, T, H, W) bool. True where usable; None: everywhere. Only valid ones are hidden.
     mask_ratio : chance of each draw, in (0, 1).
     red, nir : places of these bands on the channel axis; None where the cube lacks one.
-    generator : the source of chance; may live on another device than `images`.
+    generator : the source of chance, or one for each sample, so that a sample's mask does not
+        depend on the batch it is in; may live on another device than `images`.
 
     Returns
     -------
@@ -56,7 +58,12 @@ def make_mask(
         )
     batch, dates, _, height, width = images.shape
     shape = (batch, dates, height, width) if strategy == "space-time" else (batch, dates, 1, 1)
-    draws = torch.rand(shape, generator=generator, device=generator.device)
+    if isinstance(generator, torch.Generator):
+        draws = torch.rand(shape, generator=generator, device=generator.device)
+    else:
+        draws = torch.stack(
+            [torch.rand(shape[1:], generator=one, device=one.device) for one in generator]
+        )
     mask = (draws < mask_ratio).to(images.device).expand(batch, dates, height, width)
     if valid is not None:
         mask = mask & valid

@@ -1,15 +1,17 @@
 """Pre-training, fine-tuning and evaluation.
 
-Import order: config, run_directory -> modules -> fit -> plan -> pretrain, finetune -> evaluate.
+Import order: config, ranks, run_directory -> memory, trackers, task -> modules, journal, card ->
+fit -> plan -> pretrain, finetune -> seeds, evaluate.
 """
 
 from __future__ import annotations
 
 from .config import FinetuneConfig, PretrainConfig, load_config
 from .evaluate import Evaluation, evaluate_run, evaluate_seeds
-from .finetune import SeedsResult, finetune, finetune_seeds, plan_finetune
+from .finetune import finetune, plan_finetune
 from .plan import RunResult, TrainingPlan
 from .pretrain import plan_pretrain, pretrain
+from .seeds import SeedsResult, finetune_seeds
 
 __all__ = [
     "Evaluation",

@@ -10,10 +10,13 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..data.batch import Augmentation
+from ..data.chips import BadChunks
+from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
 from ..model.device import Precision
@@ -28,8 +31,10 @@ __all__ = [
     "ModelSection",
     "OptimiserSection",
     "PretrainConfig",
+    "PretrainDataSection",
     "TrainConfig",
     "ValidationSection",
+    "WeightsSection",
     "load_config",
     "settle",
     "to_toml",
@@ -71,6 +76,12 @@ class DataSection(_Section):
     """Training chips are thinned to so many random dates; 0 keeps all."""
     augment: bool = True
     """Turn and mirror training chips."""
+    drop_dates: float = Field(default=0.0, ge=0, lt=1)
+    """Leave out up to this share of a training chip's dates; how many and which is random."""
+    prefix: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training chips that end at a random date, as a season still going on does."""
+    min_dates: int = Field(default=4, ge=1)
+    """Dates that ``drop_dates`` and ``prefix`` leave."""
     memory_gb: float = Field(default=2.0, gt=0)
     """Chips held in memory; part of the recipe, as it sets how far chips are mixed."""
 
@@ -78,6 +89,48 @@ class DataSection(_Section):
     def memory(self) -> int:
         """Bytes for chips."""
         return int(self.memory_gb * 1e9)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The random changes of training chips."""
+        return Augmentation(
+            max_dates=self.max_dates or None,
+            dihedral=self.augment,
+            prefix=self.prefix,
+            drop_dates=self.drop_dates,
+            min_dates=self.min_dates,
+        )
+
+
+class WeightsSection(_Section):
+    """How often an epoch shows a chip: 1 if nothing is said, 0 never. What fits is multiplied."""
+
+    cubes: dict[str, float] = {}
+    """By name, path or pattern of a cube or stack, as ``"alps*" = 2.0``."""
+    years: dict[str, float] = {}
+    """By the year in which a season begins, or its first day."""
+    regions: dict[str, float] = {}
+    """By polygon file, or ``"W,S,E,N"`` in degrees."""
+
+
+class PretrainDataSection(DataSection):
+    """What pre-training is shown."""
+
+    drop_dates: float = Field(default=0.3, ge=0, lt=1)
+    """Leave out up to this share of a training chip's dates; how many and which is random."""
+    prefix: float = Field(default=0.1, ge=0, le=1)
+    """Share of the training chips that end at a random date, as a season still going on does."""
+    min_clear: float = Field(default=3.0, ge=0)
+    """Leave out chips whose pixels have fewer clear dates, on average over the storage chunk."""
+    balance: Balance = "chips"
+    """``sources`` shows each season of a cube or stack as often as any other, whatever its size."""
+    bad_chunks: BadChunks = "fail"
+    """``skip`` shows nothing where stored bytes are damaged."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Damaged chunks as a share of all reads of an epoch, above which ``skip`` stops too."""
+    allow_amplification: bool = False
+    """Accept layouts of which a chunk is decoded more than 8 times an epoch."""
+    weights: WeightsSection = WeightsSection()
 
 
 class OptimiserSection(_Section):
@@ -94,6 +147,9 @@ class OptimiserSection(_Section):
     """Share of the steps in which the learning rate rises."""
     clip: float = Field(default=5.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights, such as 0.999; 0 keeps none. With an average, it is
+    what is judged, and what best.safetensors and last.safetensors hold."""
 
 
 class ValidationSection(_Section):
@@ -140,18 +196,38 @@ class TrainConfig(_Section):
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     """Instead of steps: passes over the chips."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Chips that go through the network together, on each rank; ``auto``: as many as fit."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up for one step."""
+    ranks: int | None = Field(default=None, ge=1)
+    """Processes that share a step, one a device; settled by how the run is started."""
     precision: Precision = "auto"
+    deterministic: bool = False
+    """Use only operations that repeat bit for bit; slower on GPUs."""
+    recompute: bool = False
+    """Run the transformer again for the gradients, instead of keeping what it made: less memory."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()
     validation: ValidationSection = ValidationSection()
+
+    @property
+    def rank_batch(self) -> int:
+        """Chips that go through the network together, of a settled recipe."""
+        return int(self.batch_size)
+
+    @property
+    def global_batch(self) -> int:
+        """Chips of a step, over all ranks, of a settled recipe."""
+        return self.rank_batch * self.accumulate * (self.ranks or 1)
 
 
 class PretrainConfig(TrainConfig):
     """The recipe of masked pre-training."""
 
     masking: MaskingSection = MaskingSection()
+    data: PretrainDataSection = PretrainDataSection()
 
 
 class FinetuneConfig(TrainConfig):
@@ -222,13 +298,25 @@ def load_config(
         ) from error
 
 
-def settle(config: C, *, chips: int, preset: PresetName | None, default_steps: int) -> C:
-    """Fill in what depends on the data: steps, learning rate, steps between validations.
+def settle(
+    config: C,
+    *,
+    chips: int,
+    preset: PresetName | None,
+    default_steps: int,
+    batch_size: int | None = None,
+    ranks: int = 1,
+) -> C:
+    """Fill in what depends on data and machine: batch, steps, learning rate, validations.
 
     Parameters
     ----------
     chips
         Training chips.
+    batch_size
+        What ``auto`` comes to.
+    ranks
+        Processes that share a step.
     preset
         The network's preset; None for sizes of one's own.
     """
@@ -237,9 +325,12 @@ def settle(config: C, *, chips: int, preset: PresetName | None, default_steps: i
             f"Cannot train for steps={config.steps} and epochs={config.epochs} at once: both say "
             "how long. Give one of them."
         )
+    if config.batch_size == "auto" and batch_size is not None:
+        config = config.model_copy(update={"batch_size": batch_size})
+    config = config.model_copy(update={"ranks": ranks})
     steps = config.steps or default_steps
     if config.epochs is not None:
-        steps = max(math.ceil(config.epochs * chips / config.batch_size), 1)
+        steps = max(math.ceil(config.epochs * chips / config.global_batch), 1)
     rate = config.optimiser.learning_rate or _LEARNING_RATES.get(preset or "base", 3e-4)
     every = config.validation.every or max(math.ceil(steps / _ROUNDS), _SHORTEST_ROUND)
     return config.model_copy(
@@ -308,6 +399,9 @@ def _format(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
+    if isinstance(value, dict):
+        rows = [f"{_format(key)} = {_format(item)}" for key, item in value.items()]
+        return "{" + ", ".join(rows) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_format(item) for item in value) + "]"
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')

@@ -29,9 +29,10 @@ from ..model.device import Device, autocast_for, choose_device, choose_precision
 from ..model.stcln import Stcln, positions_for
 from ..report.metrics import Metrics, metrics_from_confusion
 from ..storage import Location
+from .card import write_model_card
 from .modules import count_confusion, observed_target
 from .plan import TRANSDUCTIVE
-from .run_directory import fingerprint_labels, fingerprint_season, write_text
+from .run_directory import RunDirectory, fingerprint_labels, fingerprint_season, write_text
 
 __all__ = [
     "Evaluation",
@@ -207,6 +208,9 @@ def evaluate_run(
     )
     if evaluation.folder is not None:
         _write(evaluation, evaluation.folder)
+        run = RunDirectory(evaluation.folder.parent)
+        if run.status == "finished":
+            write_model_card(run)
     return evaluation
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from ..cube.store import FieldTable, Season, open_season
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
 from ..data.reader import band_indices
 from ..data.split import check_labelled, few_label_fields
-from ..data.stream import Augmentation, OrderedStream, TrainingStream
-from ..errors import CheckpointError, InputError, LabelError
+from ..data.stream import OrderedStream, TrainingStream
+from ..errors import CheckpointError, LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
 from ..legend import Legend
@@ -26,34 +25,25 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
 from .config import FinetuneConfig, settle, to_toml
-from .modules import FinetuneTask, step_seed
+from .modules import FinetuneTask
 from .plan import (
     TRANSDUCTIVE,
     RunResult,
     TrainingPlan,
     carry_out,
+    choose_batch_size,
     finished_result,
     network_config,
     rehearse,
 )
-from .run_directory import RunDirectory, describe_environment, write_text
+from .ranks import Ranks, find_ranks, join
+from .run_directory import RunDirectory, describe_environment
+from .task import step_seed
+from .trackers import TrackerName, check_trackers
 
-__all__ = ["SeedsResult", "finetune", "finetune_seeds", "plan_finetune"]
+__all__ = ["finetune", "plan_finetune"]
 
 _DEFAULT_STEPS = 2000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeedsResult:
-    """Several runs that differ in their seed: fields chosen, first weights, order."""
-
-    path: Path
-    runs: tuple[RunResult, ...]
-    monitor: str
-    mean: float | None
-    """Mean of the runs' best figures; None where nothing was judged."""
-    deviation: float | None
-    """Standard deviation between the runs (n - 1); None for one run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +73,15 @@ def finetune(
     device: Device = "auto",
     workers: int = 2,
     overwrite: bool = False,
+    save_every: float = 10.0,
+    trackers: Sequence[str] = (),
     progress: ProgressHook | None = None,
 ) -> RunResult:
     """Train a classifier on the pixels of training fields; choose weights on validation fields.
 
-    Called again with the same arguments, an unfinished run goes on from its last checkpoint and
-    a finished one is left alone.
+    Called again with the same arguments, an unfinished run goes on from its last save and a
+    finished one is left alone. In a process that torchrun or srun started, this is one rank of a
+    run on several devices.
 
     Parameters
     ----------
@@ -100,37 +93,72 @@ def finetune(
         Threads that read.
     overwrite
         True begins anew where ``out`` holds another run.
+    save_every
+        Minutes between two saves within a round; 0 saves after each step.
+    trackers
+        Where the figures also go: ``tensorboard``, ``wandb``, ``mlflow``.
     """
-    prepared = _prepare(cube, config, device=device)
-    run = RunDirectory(out)
+    followed, ranks = check_trackers(trackers), find_ranks()
+    with join(ranks, device=choose_device(device)):
+        return _finetune(
+            cube,
+            RunDirectory(out),
+            config,
+            device=device,
+            workers=workers,
+            overwrite=overwrite,
+            save_every=save_every,
+            trackers=followed,
+            progress=progress,
+            ranks=ranks,
+        )
+
+
+def _finetune(
+    cube: str | Path,
+    run: RunDirectory,
+    config: FinetuneConfig,
+    *,
+    device: Device,
+    workers: int,
+    overwrite: bool,
+    save_every: float,
+    trackers: Sequence[TrackerName],
+    progress: ProgressHook | None,
+    ranks: Ranks,
+) -> RunResult:
+    prepared = _prepare(cube, config, device=device, ranks=ranks, run=None if overwrite else run)
     environment = describe_environment(
         [prepared.season], device=prepared.device, precision=prepared.precision, labels=True
     )
     described = environment["cubes"][0]
     counts = _counts(prepared)
-    begun = run.begin(
-        kind="finetune",
-        config=to_toml(prepared.config),
-        environment=environment,
-        identity={
-            "pixels": described["fingerprint"],
-            "labels": described["labels"],
-            "init": prepared.init.sha256 if prepared.init is not None else None,
-        },
-        summary={
-            "chips": prepared.dataset.chips,
-            "validation_windows": prepared.held_out.chips,
-            "splits": counts,
-            "transductive": TRANSDUCTIVE,
-            "notes": list(prepared.notes),
-        },
-        overwrite=overwrite,
+    begun = ranks.on_first(
+        lambda: run.begin(
+            kind="finetune",
+            config=to_toml(prepared.config),
+            environment=environment,
+            identity={
+                "pixels": described["fingerprint"],
+                "labels": described["labels"],
+                "init": prepared.init.sha256 if prepared.init is not None else None,
+            },
+            summary={
+                "chips": prepared.dataset.chips,
+                "validation_windows": prepared.held_out.chips,
+                "global_batch": prepared.config.global_batch,
+                "splits": counts,
+                "transductive": TRANSDUCTIVE,
+                "notes": list(prepared.notes),
+            },
+            overwrite=overwrite,
+        )
     )
     if begun == "finished":
-        return finished_result(run, kind="finetune", notes=prepared.notes)
-    task, report = _make_task(prepared, workers=workers, begin=begun == "new")
+        return ranks.on_first(lambda: finished_result(run, kind="finetune", notes=prepared.notes))
+    task, report = _make_task(prepared, workers=workers, begin=begun == "new", ranks=ranks)
     notes = (*prepared.notes, *report)
-    if begun == "new":
+    if begun == "new" and ranks.first:
         run.update(notes=list(notes))
     days = prepared.season.days
     return carry_out(
@@ -157,72 +185,30 @@ def finetune(
             },
         },
         notes=notes,
+        save_every=save_every,
+        trackers=trackers,
         progress=progress,
     )
 
 
-def finetune_seeds(
+def plan_finetune(
     cube: str | Path,
-    out: str | Path,
     config: FinetuneConfig,
     *,
-    seeds: int,
     device: Device = "auto",
     workers: int = 2,
-    overwrite: bool = False,
-    progress: ProgressHook | None = None,
-    on_result: Callable[[RunResult], None] | None = None,
-) -> SeedsResult:
-    """Fine-tune with several seeds, into ``out/seed-0``, ``out/seed-1`` and so on.
-
-    The split stays; the choice of few fields, the first weights and the order differ. Writes
-    ``out/summary.json``. Called again, it goes on where it stopped.
+    ranks: int = 1,
+) -> TrainingPlan:
+    """Resolve a run and try one step of it on one device, writing nothing.
 
     Parameters
     ----------
-    seeds
-        Number of runs; their seeds count up from that of ``config``.
-    on_result
-        Told each run's result as it ends.
+    ranks
+        Devices that the run shall have.
     """
-    if seeds < 1:
-        raise InputError(
-            f"Cannot train with --seeds {seeds}: it must be 1 or more. Use for example --seeds 5."
-        )
-    out = Path(out)
-    results = []
-    for place in range(seeds):
-        one = config.model_copy(update={"seed": config.seed + place})
-        result = finetune(
-            cube,
-            out / f"seed-{one.seed}",
-            one,
-            device=device,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress,
-        )
-        results.append(result)
-        if on_result is not None:
-            on_result(result)
-    best = [result.best for result in results if result.best is not None]
-    summary = SeedsResult(
-        path=out,
-        runs=tuple(results),
-        monitor=results[0].monitor,
-        mean=float(np.mean(best)) if best else None,
-        deviation=float(np.std(best, ddof=1)) if len(best) > 1 else None,
-    )
-    _write_summary(summary)
-    return summary
-
-
-def plan_finetune(
-    cube: str | Path, config: FinetuneConfig, *, device: Device = "auto", workers: int = 2
-) -> TrainingPlan:
-    """Resolve a run and try one batch of it, writing nothing."""
-    prepared = _prepare(cube, config, device=device)
-    task, report = _make_task(prepared, workers=workers, begin=True)
+    share = Ranks(size=ranks, local_size=ranks)
+    prepared = _prepare(cube, config, device=device, ranks=share, run=None)
+    task, report = _make_task(prepared, workers=workers, begin=True, ranks=share, alone=True)
     return rehearse(
         task,
         kind="finetune",
@@ -232,7 +218,14 @@ def plan_finetune(
     )
 
 
-def _prepare(cube: str | Path, config: FinetuneConfig, *, device: Device) -> _Prepared:
+def _prepare(
+    cube: str | Path,
+    config: FinetuneConfig,
+    *,
+    device: Device,
+    ranks: Ranks,
+    run: RunDirectory | None,
+) -> _Prepared:
     season = open_season(cube, config.season)
     fields, legend = _labelled(season)
     init = read_metadata(config.init) if config.init is not None else None
@@ -259,11 +252,25 @@ def _prepare(cube: str | Path, config: FinetuneConfig, *, device: Device) -> _Pr
             "fields lies where the cube has a clear date. Choose another season, or check the "
             "cube with `stcln-geo cube info`."
         )
+    where = choose_device(device)
+    precision = choose_precision(config.precision, where)
+    chips = sum(len(unit.chips) for unit in trained)
     settled = settle(
         config,
-        chips=sum(len(unit.chips) for unit in trained),
+        chips=chips,
         preset=preset,
         default_steps=_DEFAULT_STEPS,
+        batch_size=choose_batch_size(
+            config,
+            run,
+            lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(legend)),
+            dates=len(season.time),
+            chips=chips,
+            device=where,
+            precision=precision,
+            ranks=ranks,
+        ),
+        ranks=ranks.size,
     )
     notes = []
     if not judged.any():
@@ -275,7 +282,6 @@ def _prepare(cube: str | Path, config: FinetuneConfig, *, device: Device) -> _Pr
             f"The checkpoint counts days from {init.season_start}, this season from "
             f"{season.name[5:]}: what it learnt about dates is shifted."
         )
-    where = choose_device(device)
     return _Prepared(
         season=season,
         fields=fields,
@@ -294,7 +300,7 @@ def _prepare(cube: str | Path, config: FinetuneConfig, *, device: Device) -> _Pr
             [season], held_out, bands=bands, wanted=[judged], halo=config.data.halo
         ),
         device=where,
-        precision=choose_precision(config.precision, where),
+        precision=precision,
         notes=tuple(notes),
     )
 
@@ -337,9 +343,17 @@ def _choose_bands(
 
 
 def _make_task(
-    prepared: _Prepared, *, workers: int, begin: bool
+    prepared: _Prepared, *, workers: int, begin: bool, ranks: Ranks, alone: bool = False
 ) -> tuple[FinetuneTask, tuple[str, ...]]:
-    """Build network and streams; ``begin`` gives the network its first weights."""
+    """Build network and streams.
+
+    Parameters
+    ----------
+    begin
+        Give the network its first weights.
+    alone
+        Make steps without the other ranks.
+    """
     config = prepared.config
     with torch.random.fork_rng():
         torch.manual_seed(step_seed(config.seed, 0))
@@ -354,21 +368,23 @@ def _make_task(
             report = tuple(load_encoder_into(network, prepared.init.path))
     stream = TrainingStream(
         prepared.dataset,
-        batch_size=config.batch_size,
+        batch_size=config.rank_batch,
         seed=config.seed,
         memory=config.data.memory,
         threads=workers,
-        augmentation=Augmentation(
-            max_dates=config.data.max_dates or None, dihedral=config.data.augment
-        ),
+        augmentation=config.data.augmentation,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
     validation = None
     if prepared.held_out.chips:
         validation = OrderedStream(
             prepared.held_out,
-            batch_size=config.batch_size,
+            batch_size=config.rank_batch,
             memory=config.data.memory // 4,
             threads=workers,
+            rank=ranks.rank,
+            world_size=ranks.size,
         )
     fields = prepared.fields
     class_pixels = [
@@ -376,7 +392,12 @@ def _make_task(
         for code in prepared.legend.codes
     ]
     task = FinetuneTask(
-        network, config, stream=stream, validation=validation, class_pixels=class_pixels
+        network,
+        config,
+        stream=stream,
+        validation=validation,
+        class_pixels=class_pixels,
+        ranks=Ranks() if alone else ranks,
     )
     return task, report
 
@@ -410,16 +431,3 @@ def _describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:
     if init is None:
         return None
     return {"path": str(init.path), "sha256": init.sha256, "kind": init.kind}
-
-
-def _write_summary(summary: SeedsResult) -> None:
-    told = {
-        "monitor": summary.monitor,
-        "mean": summary.mean,
-        "deviation": summary.deviation,
-        "runs": [
-            {"run": result.path.name, "best": result.best, "best_step": result.best_step}
-            for result in summary.runs
-        ],
-    }
-    write_text(summary.path / "summary.json", json.dumps(told, indent=1) + "\n")

@@ -1,19 +1,11 @@
-"""What Lightning trains: a network, its loss and its figures, fed by our streams.
-
-A Lightning epoch is a round: the steps between two validations. Batches, masks and dropout of a
-step depend on the seed and the number of the step only, so a resumed run repeats an uninterrupted
-one.
-"""
+"""The two tasks: reconstruct hidden observations, classify labelled pixels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,122 +15,20 @@ from ..errors import InputError
 from ..model.masking import make_mask, masked_loss
 from ..model.stcln import MaskedPretrainer, Stcln, positions_for
 from ..report.metrics import metrics_from_confusion
-from .config import FinetuneConfig, OptimiserSection, PretrainConfig, TrainConfig
+from .config import FinetuneConfig, PretrainConfig
+from .ranks import Ranks, sum_over_ranks
+from .task import TrainingTask, step_seed
 
-__all__ = ["FinetuneTask", "PretrainTask", "TrainingTask", "count_confusion", "step_seed"]
-
-
-def step_seed(seed: int, *place: int) -> int:
-    """Return a well-mixed seed for a step (or any other place) of a run."""
-    return int(np.random.SeedSequence([seed, *place]).generate_state(1)[0])
+__all__ = ["FinetuneTask", "PretrainTask", "classification_loss", "count_confusion"]
 
 
-class _Round:
-    """The batches up to the next validation, as Lightning wants them: sized and iterable."""
+class _Hidden(NamedTuple):
+    """What pre-training hides from the network in a batch."""
 
-    def __init__(self, stream: TrainingStream, start: int, count: int) -> None:
-        self._stream, self._start, self._count = stream, start, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._stream.batches(self._start, self._count)
-
-
-class TrainingTask(LightningModule):
-    """Steps, optimiser and data of one run; subclasses give loss and figures.
-
-    Parameters
-    ----------
-    network
-        The network that is trained; saved without this wrapper.
-    config
-        A settled recipe.
-    validation
-        What to judge on; None judges nothing.
-    """
-
-    monitor: str
-    """The figure by which the best weights are chosen."""
-    larger_is_better: bool
-
-    def __init__(
-        self,
-        network: Stcln | MaskedPretrainer,
-        config: TrainConfig,
-        *,
-        stream: TrainingStream,
-        validation: OrderedStream | None,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.recipe = config
-        self.stream = stream
-        self.validation = validation
-        self.figures: dict[str, float | None] = {}
-        """Figures of the last validation."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return int(self.recipe.steps or 1)
-
-    @property
-    def round_steps(self) -> int:
-        """Steps of a round; the last may be shorter."""
-        return int(self.recipe.validation.every or 1)
-
-    @property
-    def rounds(self) -> int:
-        """Rounds of the whole run."""
-        return math.ceil(self.steps / self.round_steps)
-
-    def train_dataloader(self) -> Any:
-        """Return the batches of the coming round."""
-        start = int(self.global_step)
-        return _Round(self.stream, start, min(self.round_steps, self.steps - start))
-
-    def val_dataloader(self) -> Any:
-        """Return the validation batches."""
-        return self.validation if self.validation is not None else []
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make dropout a function of the seed and the step."""
-        torch.manual_seed(step_seed(self.recipe.seed, 1, int(self.global_step)))
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser and the schedule of the recipe."""
-        options = self.recipe.optimiser
-        encoder = list(self.network.encoder.parameters())
-        known = {id(weight) for weight in encoder}
-        others = [weight for weight in self.network.parameters() if id(weight) not in known]
-        rate = float(options.learning_rate or 1e-3)
-        groups = [
-            {"params": others, "lr": rate},
-            {"params": encoder, "lr": rate * options.encoder_factor},
-        ]
-        make = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
-        decay = options.weight_decay if options.name == "adamw" else 0.0
-        optimiser = make(groups, weight_decay=decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: rate_factor(step, steps=self.steps, options=options)
-        )
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-
-def rate_factor(step: int, *, steps: int, options: OptimiserSection) -> float:
-    """Return the learning rate of a step as a share of the highest."""
-    warm = math.ceil(options.warmup * steps)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if options.schedule == "constant":
-        return 1.0
-    done = (step - warm) / max(steps - warm, 1)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    images: Tensor
+    """(B, T, C, H, W) float32 reflectance."""
+    mask: Tensor
+    """(B, T, H, W) bool. True where hidden."""
 
 
 class PretrainTask(TrainingTask):
@@ -149,36 +39,30 @@ class PretrainTask(TrainingTask):
 
     network: MaskedPretrainer
     recipe: PretrainConfig
-    _hidden: Tensor
-    _usable: Tensor
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        loss, hidden, usable = self._loss(batch, 2, int(self.global_step))
-        self._hidden = self._hidden + hidden
-        self._usable = self._usable + usable
-        return loss
+    def prepare(self, batch: Batch) -> tuple[_Hidden, Tensor]:
+        """Hide observations; count hidden values, and the usable ones."""
+        hidden = self._hide(batch, 2)
+        return hidden, self._count(batch, hidden)
 
-    def on_train_epoch_start(self) -> None:
-        """Count anew what is hidden in this round."""
-        self._hidden = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._usable = torch.zeros((), dtype=torch.int64, device=self.device)
+    def error(self, batch: Batch, prepared: _Hidden) -> Tensor:
+        """Return the sum of squared errors of the hidden values."""
+        return self._error(self.network, batch, prepared)
 
     def on_validation_epoch_start(self) -> None:
         """Judge from nought."""
-        self._sum = torch.zeros((), dtype=torch.float64, device=self._sum_device())
-        self._count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the error of a batch; its mask is the same at each validation."""
-        loss, hidden, _ = self._loss(batch, 3, batch_idx)
-        self._sum += (loss * hidden).to(self._sum)
-        self._count += hidden
+        """Add the error of a batch; its masks are the same at each validation."""
+        hidden = self._hide(batch, 3)
+        error = self._error(self.judged, batch, hidden)
+        self._sums += torch.stack([error.double(), self._count(batch, hidden)[0].double()])
 
     def on_validation_epoch_end(self) -> None:
-        """Put the mean error of all hidden observations into the figures."""
-        count = int(self._count)
-        self.figures = {"validation_loss": float(self._sum) / count if count else None}
+        """Put the mean error of all hidden values into the figures."""
+        error, values = sum_over_ranks(self._sums).tolist()
+        self.figures = {"validation_loss": error / values if values else None}
 
     def end_round(self) -> dict[str, float | None]:
         """Return what a round tells besides loss and figures.
@@ -188,40 +72,48 @@ class PretrainTask(TrainingTask):
         InputError
             If nothing was hidden in a whole round: there was nothing to learn from.
         """
-        hidden, usable = int(self._hidden), int(self._usable)
+        hidden, usable = self.counted
         if hidden == 0:
             raise InputError(
-                f"Cannot pre-train: none of {usable} clear observations was hidden in "
-                f"{self.round_steps} steps, as no date was green over nearly a whole chip. "
-                "Pre-training learns from hidden observations. Switch the gate off with "
-                "--set masking.gate=false, or use smaller chips or other seasons."
+                f"Cannot pre-train: none of {usable / len(self.network.config.bands):.0f} clear "
+                f"observations was hidden in {self.round_steps} steps, as no date was green over "
+                "nearly a whole chip. Pre-training learns from hidden observations. Switch the "
+                "gate off with --set masking.gate=false, or use smaller chips or other seasons."
             )
         return {"hidden_share": hidden / usable}
 
-    def _loss(self, batch: Batch, *place: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _hide(self, batch: Batch, purpose: int) -> _Hidden:
+        """Draw masks, each from the seed and the place of the chip in its stream."""
         images = batch.images()
         options = self.recipe.masking
         bands = self.network.config.bands
         # Drawn on the CPU: the same on every device.
-        generator = torch.Generator().manual_seed(step_seed(self.recipe.seed, *place))
+        generators = [
+            torch.Generator().manual_seed(step_seed(self.recipe.seed, purpose, place))
+            for place in batch.samples or range(len(batch))
+        ]
         mask = make_mask(
             images,
             batch.valid,
             mask_ratio=options.mask_ratio,
             red=bands.index("red") if "red" in bands else None,
             nir=bands.index("nir") if "nir" in bands else None,
-            generator=generator,
+            generator=generators,
             strategy=options.strategy,
             gate=options.gate,
         )
-        days = positions_for(self.network.config, batch.days)
-        made = self.network(images, days, batch.valid, mask)
-        target = self.network.normalise(images, batch.valid)
-        return masked_loss(made, target, mask, batch.valid), mask.sum(), batch.valid.sum()
+        return _Hidden(images, mask)
 
-    def _sum_device(self) -> torch.device:
-        # Apple's GPUs have no float64.
-        return torch.device("cpu") if self.device.type == "mps" else self.device
+    def _count(self, batch: Batch, hidden: _Hidden) -> Tensor:
+        counts = torch.stack([hidden.mask.sum(), batch.valid.sum()])
+        return counts * len(self.network.config.bands)
+
+    def _error(self, network: Any, batch: Batch, hidden: _Hidden) -> Tensor:
+        days = positions_for(network.config, batch.days)
+        made = network(hidden.images, days, batch.valid, hidden.mask)
+        target = network.normalise(hidden.images, batch.valid)
+        mean = masked_loss(made, target, hidden.mask, batch.valid)
+        return mean * self._count(batch, hidden)[0]
 
 
 class FinetuneTask(TrainingTask):
@@ -244,11 +136,12 @@ class FinetuneTask(TrainingTask):
         network: Stcln,
         config: FinetuneConfig,
         *,
-        stream: TrainingStream,
-        validation: OrderedStream | None,
+        stream: TrainingStream | None = None,
+        validation: OrderedStream | None = None,
         class_pixels: Sequence[int],
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(network, config, stream=stream, validation=validation)
+        super().__init__(network, config, stream=stream, validation=validation, ranks=ranks)
         weights = torch.ones(len(class_pixels))
         if config.loss.class_weights == "inverse-sqrt":
             pixels = torch.tensor(class_pixels, dtype=torch.float32)
@@ -256,12 +149,16 @@ class FinetuneTask(TrainingTask):
             weights = weights / weights[pixels > 0].mean()
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss over the pixels of training fields that are seen at least once."""
-        logits, target = self._classify(batch)
-        return classification_loss(
-            logits,
-            target,
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the target of the pixels seen at least once, and the weight of them all."""
+        target = observed_target(batch)
+        return target, weight_of(target, self.class_weights)[None]
+
+    def error(self, batch: Batch, prepared: Tensor) -> Tensor:
+        """Return the weighted sum of the pixels' errors."""
+        return classification_error(
+            self._classify(self.network, batch),
+            prepared,
             weights=self.class_weights,
             label_smoothing=self.recipe.loss.label_smoothing,
         )
@@ -273,22 +170,19 @@ class FinetuneTask(TrainingTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the pixels of validation fields by true and predicted class."""
-        logits, target = self._classify(batch)
-        self._confusion += count_confusion(logits, target)
+        logits = self._classify(self.judged, batch)
+        self._confusion += count_confusion(logits, observed_target(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Put the figures of this validation in place."""
-        found = metrics_from_confusion(self._confusion.cpu().numpy()).summary()
+        confusion = sum_over_ranks(self._confusion).cpu().numpy()
+        found = metrics_from_confusion(confusion).summary()
         self.figures = {f"validation_{name}": value for name, value in found.items()}
 
-    def end_round(self) -> dict[str, float | None]:
-        """Return what a round tells besides loss and figures: nothing."""
-        return {}
-
-    def _classify(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        days = positions_for(self.network.config, batch.days)
-        logits = self.network(batch.images(), days, batch.valid)
-        return logits, observed_target(batch)
+    def _classify(self, network: Any, batch: Batch) -> Tensor:
+        days = positions_for(network.config, batch.days)
+        logits: Tensor = network(batch.images(), days, batch.valid)
+        return logits
 
 
 def observed_target(batch: Batch) -> Tensor:
@@ -312,7 +206,15 @@ def classification_loss(
     target : (B, H, W) int64, -100 = ignored.
     weights : (K,) float32.
     """
-    total = functional.cross_entropy(
+    total = classification_error(logits, target, weights=weights, label_smoothing=label_smoothing)
+    return total / weight_of(target, weights).clamp(min=1e-12)
+
+
+def classification_error(
+    logits: Tensor, target: Tensor, *, weights: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the weighted sum of the pixels' cross-entropy; see `classification_loss`."""
+    return functional.cross_entropy(
         logits.float(),
         target,
         weight=weights,
@@ -320,9 +222,11 @@ def classification_loss(
         reduction="sum",
         label_smoothing=label_smoothing,
     )
-    counted = target != IGNORE_INDEX
-    weight = torch.where(counted, weights[target.clamp(min=0)], 0.0).sum()
-    return total / weight.clamp(min=1e-12)
+
+
+def weight_of(target: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of the class weights of all pixels that count."""
+    return torch.where(target != IGNORE_INDEX, weights[target.clamp(min=0)], 0.0).sum()
 
 
 def count_confusion(logits: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,25 @@ import torch
 from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
 from ..model.device import autocast_for
+from .card import write_model_card
 from .config import ModelSection, TrainConfig, to_toml
 from .fit import FitOutcome, fit
-from .modules import FinetuneTask, PretrainTask, parameters_of
+from .memory import blank_batch, find_batch_size, saved_bytes
+from .modules import parameters_of
+from .ranks import Ranks
 from .run_directory import RunDirectory
+from .task import TrainingTask
+from .trackers import TrackerName
 
-__all__ = ["TRANSDUCTIVE", "RunResult", "TrainingPlan", "carry_out", "network_config", "rehearse"]
+__all__ = [
+    "TRANSDUCTIVE",
+    "RunResult",
+    "TrainingPlan",
+    "carry_out",
+    "choose_batch_size",
+    "network_config",
+    "rehearse",
+]
 
 TRANSDUCTIVE = (
     "Pre-training on this cube, the bands' mean and deviation, and the network's attention see the "
@@ -58,13 +71,16 @@ class TrainingPlan:
         """Return the plan as lines of text for people."""
         steps = int(self.config.steps or 0)
         every = int(self.config.validation.every or 1)
-        epochs = steps * self.config.batch_size / max(self.chips, 1)
+        config = self.config
+        epochs = steps * config.global_batch / max(self.chips, 1)
         batch = " x ".join(str(size) for size in self.batch_shape)
         return [
             f"{self.kind} on {self.device}, {self.precision}",
             f"network: {self.parameters:,} parameters, bands {', '.join(self.network.bands)}",
             f"chips: {self.chips} to train on, {self.validation_chips} to judge on",
             f"steps: {steps} ({epochs:.1f} epochs), validation and save every {every}",
+            f"chips of a step: {config.rank_batch} x {config.ranks or 1} ranks x "
+            f"{config.accumulate} batches = {config.global_batch}",
             f"batch (chips x dates x bands x rows x columns): {batch}",
             f"one step: {self.seconds_per_step:.3f} s; all steps: about {self.eta:.0f} s",
             f"memory in use: {self.memory / 1e9:.2f} GB",
@@ -122,7 +138,7 @@ def network_config(
 
 
 def carry_out(
-    task: PretrainTask | FinetuneTask,
+    task: TrainingTask,
     run: RunDirectory,
     *,
     kind: str,
@@ -131,9 +147,14 @@ def carry_out(
     precision: str,
     checkpoint: Mapping[str, Any],
     notes: tuple[str, ...],
+    save_every: float,
+    trackers: Sequence[TrackerName],
     progress: ProgressHook | None,
 ) -> RunResult:
-    """Train, draw the curves and close the run directory; a failure is noted in it."""
+    """Train, draw the curves and close the run directory; a failure is noted in it.
+
+    Only rank 0 writes.
+    """
     try:
         with closing(task.stream):
             outcome = fit(
@@ -143,21 +164,26 @@ def carry_out(
                 device=device,
                 precision=precision,
                 checkpoint=checkpoint,
+                save_every=save_every,
+                trackers=trackers,
                 progress=progress,
             )
     except Exception as error:
-        run.update(status="failed", error=f"{type(error).__name__}: {error}")
+        if task.ranks.first:
+            run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
-    _draw_curves(run, monitor=task.monitor)
-    run.update(
-        status="finished",
-        steps=outcome.steps,
-        best_step=outcome.best_step,
-        monitor=task.monitor,
-        best=outcome.best,
-        seconds=outcome.seconds,
-        stopped_early=outcome.stopped_early,
-    )
+    if task.ranks.first:
+        _draw_curves(run, monitor=task.monitor)
+        run.update(
+            status="finished",
+            steps=outcome.steps,
+            best_step=outcome.best_step,
+            monitor=task.monitor,
+            best=outcome.best,
+            seconds=outcome.seconds,
+            stopped_early=outcome.stopped_early,
+        )
+        write_model_card(run)
     return _result(run, kind=kind, outcome=outcome, monitor=task.monitor, notes=notes)
 
 
@@ -178,8 +204,63 @@ def finished_result(run: RunDirectory, *, kind: str, notes: tuple[str, ...]) -> 
     )
 
 
+def choose_batch_size(
+    config: TrainConfig,
+    run: RunDirectory | None,
+    make_task: Callable[[], TrainingTask],
+    *,
+    dates: int,
+    chips: int,
+    device: str,
+    precision: str,
+    ranks: Ranks,
+) -> int | None:
+    """Return what ``batch_size = "auto"`` comes to; None where a number was given.
+
+    A run that was begun keeps the size it was begun with, whatever is free now.
+
+    Parameters
+    ----------
+    run
+        Where the run is written; None for a rehearsal.
+    make_task
+        Makes a task without streams to try.
+    dates
+        Most dates of a chip.
+    chips
+        Training chips.
+    """
+    if config.batch_size != "auto":
+        return None
+    earlier = None if run is None else run.settled("batch_size")
+    if isinstance(earlier, int):
+        return earlier
+
+    def find() -> int:
+        task = make_task().to(device)
+        bands = len(task.network.config.bands)
+
+        def attempt(size: int) -> int:
+            batch = blank_batch(
+                chips=size,
+                dates=min(dates, config.data.max_dates or dates),
+                bands=bands,
+                side=config.data.chip,
+                labelled=hasattr(task, "class_weights"),
+            ).to(device)
+            with autocast_for(precision, device):
+                prepared, _ = task.prepare(batch)
+                kept = saved_bytes(task.network, lambda: task.error(batch, prepared))
+            task.zero_grad()
+            return kept
+
+        return find_batch_size(attempt, device=device, chips=chips)
+
+    return ranks.on_first(find)
+
+
 def rehearse(
-    task: PretrainTask | FinetuneTask,
+    task: TrainingTask,
     *,
     kind: str,
     device: str,
@@ -187,20 +268,21 @@ def rehearse(
     notes: tuple[str, ...],
 ) -> TrainingPlan:
     """Try one batch, forward and backward, and time it; nothing is written."""
-    with closing(task.stream), closing(task.stream.batches(0, 1)) as batches:
-        batch = next(batches).to(device)
+    count = task.recipe.accumulate
+    with closing(task.stream), closing(task.stream.batches(0, count)) as stream:
+        batches = [batch.to(device) for batch in stream]
         task.to(device)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = 0.0
         # Twice: the first step pays for set-up that no other step pays for.
         for _ in range(2):
-            task.on_train_epoch_start()
             begun = time.perf_counter()
-            with autocast_for(precision, device):
-                loss = task.training_step(batch, 0)
-            loss.backward()
-            seconds = time.perf_counter() - begun + 0.0 * float(loss.detach())
+            with autocast_for(precision, device), torch.random.fork_rng():
+                task.try_step(batches, backward=torch.Tensor.backward)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - begun
             task.zero_grad()
     return TrainingPlan(
         kind=kind,
@@ -209,12 +291,12 @@ def rehearse(
         parameters=parameters_of(task.network),
         chips=task.stream.dataset.chips,
         validation_chips=0 if task.validation is None else task.validation.dataset.chips,
-        batch_shape=tuple(batch.reflectance.shape),
+        batch_shape=tuple(batches[0].reflectance.shape),
         seconds_per_step=seconds,
         memory=_peak_memory(device),
         device=device,
         precision=precision,
-        notes=notes,
+        notes=(*notes, *task.notes),
     )
 
 

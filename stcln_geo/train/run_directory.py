@@ -5,7 +5,11 @@
     RUN/config.toml            the recipe, settled; --config reads it back
     RUN/environment.json       versions, machine, cubes with their fingerprints
     RUN/metrics.jsonl          one line a validation
+    RUN/steps.jsonl            one line a step: its loss and learning rate
     RUN/curves.png
+    RUN/bad_chunks.jsonl       damaged chunks that were left out, where there are any
+    RUN/tensorboard/           the same for TensorBoard
+    RUN/model_card.md, .json   what the weights are, how they came about and how good they are
     RUN/checkpoints/           best.safetensors, last.safetensors, last.ckpt (to resume)
     RUN/run.json               status, best figure, counts, notes
 """
@@ -16,9 +20,11 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +33,7 @@ import numpy as np
 
 from .. import __version__
 from ..cube.store import Season
+from ..data.source import source_of
 from ..errors import InputError, OutputError
 
 __all__ = [
@@ -44,7 +51,13 @@ _MADE = (
     "config.toml",
     "environment.json",
     "metrics.jsonl",
+    "steps.jsonl",
+    "tensorboard",
+    "wandb",
+    "model_card.md",
+    "model_card.json",
     "curves.png",
+    "bad_chunks.jsonl",
     "run.json",
     "checkpoints",
 )
@@ -66,9 +79,11 @@ class RunDirectory:
         self.best_file = self.checkpoints / "best.safetensors"
         self.last_file = self.checkpoints / "last.safetensors"
         self.curves_file = self.path / "curves.png"
+        self.problems_file = self.path / "bad_chunks.jsonl"
         self._config = self.path / "config.toml"
         self._environment = self.path / "environment.json"
         self._metrics = self.path / "metrics.jsonl"
+        self._steps = self.path / "steps.jsonl"
         self._run = self.path / "run.json"
 
     @property
@@ -82,6 +97,24 @@ class RunDirectory:
             return {}
         found: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
         return found
+
+    def environment(self) -> dict[str, Any]:
+        """Return what environment.json holds; empty where there is none."""
+        if not self._environment.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self._environment.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def identifier(self) -> str:
+        """A name of this run that no other run has, for services that collect runs."""
+        return str(self.summary().get("id", ""))
+
+    def settled(self, key: str) -> Any:
+        """Return a value of the recipe of the run that was begun here; None where there is none."""
+        if not self._run.is_file() or not self._config.is_file():
+            return None
+        return tomllib.loads(self._config.read_text(encoding="utf-8")).get(key)
 
     def begin(
         self,
@@ -134,10 +167,20 @@ class RunDirectory:
                 )
         write_text(self._config, config)
         write_text(self._environment, json.dumps(dict(environment), indent=1) + "\n")
+        self.problems_file.unlink(missing_ok=True)
         write_text(self._metrics, "")
+        write_text(self._steps, "")
         write_text(
             self._run,
-            _to_json({"status": "running", "kind": kind, "identity": dict(identity), **summary}),
+            _to_json(
+                {
+                    "status": "running",
+                    "kind": kind,
+                    "id": secrets.token_hex(8),
+                    "identity": dict(identity),
+                    **summary,
+                }
+            ),
         )
         return "new"
 
@@ -147,28 +190,25 @@ class RunDirectory:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        try:
-            with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(record), allow_nan=False) + "\n")
-        except OSError as error:
-            raise _cannot_write(self._metrics, error) from error
+        _append(self._metrics, [record])
+
+    def log_steps(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines to steps.jsonl."""
+        _append(self._steps, records)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a line cut short by a kill is left out."""
-        if not self._metrics.is_file():
-            return []
-        records = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+        return _read_lines(self._metrics)
+
+    def step_records(self) -> list[dict[str, Any]]:
+        """Return the lines of steps.jsonl; a line cut short by a kill is left out."""
+        return _read_lines(self._steps)
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps after ``step``, which a resumed run will write again."""
-        kept = [record for record in self.records() if record["step"] <= step]
-        write_text(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        for path in (self._metrics, self._steps):
+            kept = [record for record in _read_lines(path) if record["step"] <= step]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def _check_same(self, *, kind: str, config: str, identity: Mapping[str, Any]) -> None:
         before = self.summary()
@@ -207,6 +247,26 @@ class RunDirectory:
             raise _cannot_write(self.path, error) from error
 
 
+def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dict(one), allow_nan=False) + "\n" for one in records)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it: readers see all of it or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -241,21 +301,23 @@ def describe_cube(season: Season, *, labels: bool) -> dict[str, Any]:
         "fingerprint": fingerprint_season(season),
         "resolution": season.resolution,
         "dates": len(season.time),
-        "crs": str(season.geobox.crs) if season.geobox.crs is not None else None,
+        "crs": _name_crs(season.geobox.crs),
     }
     if labels:
         described["labels"] = fingerprint_labels(season)
     return described
 
 
+def _name_crs(crs: Any) -> str | None:
+    if crs is None:
+        return None
+    code = crs.to_epsg()
+    return str(crs) if code is None else f"EPSG:{code}"
+
+
 def fingerprint_season(season: Season) -> str:
     """Return a hash of a season's grid, dates, bands and cloud counts, not of its labels."""
-    digest = hashlib.sha256()
-    described = [str(season.geobox.crs), tuple(season.geobox.affine)[:6], season.shape_yx]
-    digest.update(json.dumps([*described, season.bands, season.name]).encode())
-    digest.update(np.ascontiguousarray(season.time.astype("int64")).tobytes())
-    digest.update(np.ascontiguousarray(season.coverage[:]).tobytes())
-    return digest.hexdigest()
+    return source_of(season).fingerprint
 
 
 def fingerprint_labels(season: Season) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stcln_geo.cube.contract import FILL
-from stcln_geo.data.batch import IGNORE_INDEX, augment, collate, decode_reflectance
+from stcln_geo.data.batch import IGNORE_INDEX, Augmentation, augment, collate, decode_reflectance
 from stcln_geo.data.chips import Chip
 from stcln_geo.errors import InputError
 
@@ -29,7 +29,7 @@ def make_chip(dates: int = 5, side: int = 7, seed: int = 0) -> Chip:
 def test_augmentation_keeps_image_valid_and_target_aligned(seed: int) -> None:
     chip = make_chip()
 
-    changed = augment(chip, np.random.default_rng(seed), max_dates=3)
+    changed = augment(chip, np.random.default_rng(seed), Augmentation(max_dates=3))
 
     assert changed.target is not None
     assert len(changed.days) == 3
@@ -46,7 +46,7 @@ def test_augmentation_reaches_all_eight_symmetries_evenly() -> None:
     chip = make_chip(dates=1)
     generator = np.random.default_rng(0)
 
-    seen = [augment(chip, generator).target for _ in range(400)]
+    seen = [augment(chip, generator, Augmentation()).target for _ in range(400)]
 
     counts: dict[bytes, int] = {}
     for target in seen:
@@ -59,7 +59,7 @@ def test_augmentation_reaches_all_eight_symmetries_evenly() -> None:
 def test_augmentation_can_be_switched_off() -> None:
     chip = make_chip()
 
-    same = augment(chip, np.random.default_rng(1), max_dates=None, dihedral=False)
+    same = augment(chip, np.random.default_rng(1), Augmentation(dihedral=False))
 
     np.testing.assert_array_equal(same.reflectance, chip.reflectance)
     np.testing.assert_array_equal(same.target, chip.target)

@@ -16,7 +16,7 @@ from stcln_geo.cube.store import open_season
 from stcln_geo.data.batch import Batch
 from stcln_geo.data.chips import ChipDataset, plan_chips
 from stcln_geo.data.sampling import SampleOrder
-from stcln_geo.data.stream import OrderedStream, TrainingStream, run_ahead
+from stcln_geo.data.stream import Augmentation, OrderedStream, TrainingStream, run_ahead
 from stcln_geo.errors import InputError
 
 CHIPS = [4, 1, 3, 2, 4, 4, 1]
@@ -65,6 +65,85 @@ def test_a_unit_too_big_for_the_memory_is_a_group_of_its_own() -> None:
     order = SampleOrder([2, 2], [1000, 1000], memory=10, seed=0)
 
     assert [len(group.units) for group in order.epoch(0)] == [1, 1]
+
+
+@pytest.mark.parametrize("memory", [10, 140, 10_000])
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 25])
+def test_ranks_partition_every_epoch_and_share_it_evenly(world: int, memory: int) -> None:
+    sizes = [10 * count for count in CHIPS]
+    orders = [
+        SampleOrder(CHIPS, sizes, memory=memory, seed=3, rank=rank, world_size=world)
+        for rank in range(world)
+    ]
+    every = sorted((unit, chip) for unit, count in enumerate(CHIPS) for chip in range(count))
+    shown = np.zeros(world, dtype=int)
+    for epoch in range(2 * world):
+        seen, places, reads = [], [], []
+        for rank, order in enumerate(orders):
+            own = [tuple(chip) for group in order.epoch(epoch) for chip in group.samples.tolist()]
+            shown[rank] += len(own)
+            seen += own
+            places += [
+                group.offset + place
+                for group in order.epoch(epoch)
+                for place in range(len(group.samples))
+            ]
+            reads += [unit for group in order.epoch(epoch) for unit in group.units]
+            # A rank reads what it shows, and nothing else.
+            assert {unit for unit, _ in own} == {
+                unit for group in order.epoch(epoch) for unit in group.units
+            }
+        assert sorted(seen) == every
+        assert sorted(places) == list(range(len(every)))
+        assert len(reads) <= len(CHIPS) + world - 1
+        assert shown.max() - shown.min() <= 1
+    assert (shown == 2 * len(every)).all()
+
+
+def test_ranks_go_on_from_anywhere_and_rank_0_of_1_is_the_default() -> None:
+    def places(start: int, count: int, **ranks: int) -> list[tuple[int, int, int]]:
+        order = SampleOrder(CHIPS, [10] * len(CHIPS), memory=30, seed=3, **ranks)
+        samples = itertools.islice(order.samples(start), count)
+        return [(sample.unit, sample.chip, sample.offset) for sample in samples]
+
+    for rank in range(3):
+        whole = places(0, 40, rank=rank, world_size=3)
+        for start in range(20):
+            assert places(start, 40 - start, rank=rank, world_size=3) == whole[start:]
+    assert places(0, 40) == places(0, 40, rank=0, world_size=1)
+    assert places(0, 6, rank=0, world_size=3) != places(0, 6, rank=1, world_size=3)
+
+
+@pytest.mark.parametrize("ranks", [(2, 2), (-1, 2), (0, 0)])
+def test_a_rank_that_does_not_exist_is_an_error(ranks: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="ranks count from 0"):
+        SampleOrder([1], [1], memory=10, seed=0, rank=ranks[0], world_size=ranks[1])
+
+
+def test_weights_say_how_often_an_epoch_shows_a_unit() -> None:
+    weights = np.array([1, 0.25, 0, 2.5, 1, 1, 1])
+    orders = [
+        SampleOrder(CHIPS, [10] * 7, memory=40, seed=3, weights=weights, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    counts = np.zeros((8, 7), dtype=int)
+    lengths = [0, 0]
+    for epoch in range(8):
+        for rank, order in enumerate(orders):
+            for group in order.epoch(epoch):
+                lengths[rank] += len(group.samples)
+                np.add.at(counts[epoch], group.samples[:, 0], 1)
+
+    shown = counts / np.array(CHIPS)
+    assert set(shown[:, 0]) == {1}
+    assert set(shown[:, 2]) == {0}
+    assert set(shown[:, 3]) == {2, 3}
+    assert shown.sum(axis=0).tolist() == [8, 2, 0, 20, 8, 8, 8]
+    assert abs(lengths[0] - lengths[1]) <= 1
+    whole = [(s.unit, s.chip, s.epoch) for s in itertools.islice(orders[1].samples(0), 60)]
+    for start in (1, 13, 14, 30, 41):
+        entered = itertools.islice(orders[1].samples(start), 60 - start)
+        assert [(s.unit, s.chip, s.epoch) for s in entered] == whole[start:]
 
 
 def test_no_chip_is_an_error() -> None:
@@ -134,6 +213,47 @@ def test_ordered_stream_gives_all_chips_in_order_each_time(
     chips = [chip for unit in range(len(dataset.units)) for chip in dataset.read(unit)]
     expected = torch.from_numpy(np.array(chips[10].reflectance))
     assert torch.equal(first[1].reflectance[1, : len(expected)], expected)
+
+
+def chip_prints(batches: list[Batch]) -> list[bytes]:
+    return [
+        image[valid.any(dim=(1, 2))].numpy().tobytes()
+        for batch in batches
+        for image, valid in zip(batch.reflectance, batch.valid, strict=True)
+        if valid.any()
+    ]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 50])
+def test_ranks_walk_each_chip_once_in_equal_numbers_of_batches(
+    dataset: ChipDataset, world: int
+) -> None:
+    streams = [
+        OrderedStream(dataset, batch_size=7, memory=0, rank=rank, world_size=world)
+        for rank in range(world)
+    ]
+    walks = [list(stream) for stream in streams]
+
+    assert {len(walk) for walk in walks} == {len(streams[0])}
+    whole = list(OrderedStream(dataset, batch_size=7, memory=0))
+    assert chip_prints([batch for walk in walks for batch in walk]) == chip_prints(whole)
+
+
+def test_ranks_train_on_disjoint_chips_that_make_up_the_epoch(dataset: ChipDataset) -> None:
+    plain = Augmentation(dihedral=False)
+    seen: list[list[bytes]] = []
+    for rank in range(2):
+        stream = TrainingStream(
+            dataset, batch_size=7, seed=1, memory=400_000, augmentation=plain,
+            rank=rank, world_size=2,
+        )  # fmt: skip
+        seen.append(chip_prints(list(stream.batches(0, 3))))
+        stream.close()
+
+    assert dataset.chips == 42
+    assert [len(prints) for prints in seen] == [21, 21]
+    whole = chip_prints(list(OrderedStream(dataset, batch_size=7, memory=0)))
+    assert sorted(seen[0] + seen[1]) == sorted(whole)
 
 
 def test_run_ahead_raises_what_its_source_raises_and_stops_when_closed() -> None:

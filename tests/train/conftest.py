@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 BANDS = ("green", "red", "nir", "swir16")
 ORIGIN = (-123457, 51234)
@@ -98,6 +99,15 @@ def make_cube(
     legend = Legend.from_values([f"crop {value}" for value in range(classes)])
     write_fields(opened, labels=labels, parcels=parcels, fields=table, legend=legend)
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Same sums in the same order on every machine; no threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from rasterio.features import shapes
 
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import open_season
+from stcln_geo.train.config import PretrainConfig, load_config
 
 SMALL = [
     "--preset", "tiny", "--chip", "16", "--batch-size", "4", "--workers", "1",
@@ -102,6 +103,10 @@ def test_seeds(
         (["finetune", "CUBE", "--out", "OUT"], "labels split CUBE"),
         (["finetune", "CUBE", "--out", "OUT", "--set", "loss=3"], "loss: "),
         (["pretrain", "CUBE", "--out", "OUT", "--preset", "huge"], "model.preset"),
+        (["pretrain", "CUBE", "--out", "OUT", "--nodes", "2"], "Use torchrun or srun"),
+        (["pretrain", "CUBE", "--out", "OUT", "--devices", "0"], "it must be 1 or more"),
+        (["pretrain", "CUBE", "--out", "OUT", "--batch-size", "many"], "batch_size"),
+        (["pretrain", "CUBE", "--out", "OUT", "--track", "paper"], "trackers are tensorboard"),
         (["pretrain", "OUT", "--out", "OUT"], "there is no Zarr v3 group"),
         (["evaluate", "OUT", "CUBE"], "no such file or run directory"),
     ],
@@ -121,3 +126,44 @@ def test_mistakes_exit_2_with_one_sentence(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_options_are_printed_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--steps", "3", "--batch-size", "auto", "--set", "optimiser.ema=0.99"]
+
+    assert invoke(["pretrain", "no.zarr", "--out", "none", *asked, "--print-config"]) == 0
+
+    (tmp_path / "options.toml").write_text(capsys.readouterr().out)
+    read = load_config(PretrainConfig, file=tmp_path / "options.toml")
+    assert (read.steps, read.batch_size, read.optimiser.ema) == (3, "auto", 0.99)
+
+
+def test_a_plan_for_several_devices_tells_the_chips_of_a_step(
+    new_cube: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--steps", "3", "--devices", "2", "--set", "accumulate=2", "--dry-run"]
+
+    assert invoke(["finetune", str(new_cube()), "--out", str(tmp_path / "run"), *options]) == 0
+
+    told = capsys.readouterr().out
+    assert "chips of a step: 4 x 2 ranks x 2 batches = 16" in told
+    assert "ranks = 2" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_launcher_did_must_be_what_was_asked_for(
+    new_cube: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+    assert invoke(["pretrain", "no.zarr", "--out", str(tmp_path), "--devices", "4"]) == 2
+    assert "4 processes on 2 nodes, which makes 2" in capsys.readouterr().err

@@ -28,8 +28,9 @@ from stcln_geo.train.evaluate import (
     plan_evaluation,
     runs_of,
 )
-from stcln_geo.train.finetune import finetune, finetune_seeds
+from stcln_geo.train.finetune import finetune
 from stcln_geo.train.pretrain import pretrain
+from stcln_geo.train.seeds import finetune_seeds
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",

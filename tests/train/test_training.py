@@ -22,11 +22,14 @@ from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import FieldTable, open_season, write_fields
 from stcln_geo.errors import CheckpointError, InputError, LabelError
 from stcln_geo.model.checkpoint import load_model, read_metadata
-from stcln_geo.train import fit as fit_module
+from stcln_geo.train import journal as journal_module
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
-from stcln_geo.train.finetune import finetune, finetune_seeds, plan_finetune
-from stcln_geo.train.modules import classification_loss, count_confusion, rate_factor
-from stcln_geo.train.pretrain import hold_out, plan_pretrain, pretrain
+from stcln_geo.train.finetune import finetune, plan_finetune
+from stcln_geo.train.loading import hold_out
+from stcln_geo.train.modules import classification_loss, count_confusion
+from stcln_geo.train.pretrain import plan_pretrain, pretrain
+from stcln_geo.train.seeds import finetune_seeds
+from stcln_geo.train.task import rate_factor
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",
@@ -38,15 +41,6 @@ SMALL: dict[str, Any] = {
     "batch_size": 4,
     "seed": 5,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Same sums in the same order, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def finetune_config(**options: Any) -> FinetuneConfig:
@@ -82,14 +76,14 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training stop dead in the middle of a round, as a kill does."""
-    end = fit_module._Journal.on_train_batch_end
+    end = journal_module.Journal.on_train_batch_end
 
     def dying(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
         end(self, trainer, *args, **kwargs)
-        if trainer.global_step == step:
+        if args[0].step == step:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(fit_module._Journal, "on_train_batch_end", dying)
+    monkeypatch.setattr(journal_module.Journal, "on_train_batch_end", dying)
 
 
 def test_learns_a_separable_cube(small_cube: Path, tmp_path: Path) -> None:
@@ -153,15 +147,15 @@ def test_killed_between_writing_figures_and_saving(
 ) -> None:
     config = finetune_config(steps=9)
     finetune(small_cube, tmp_path / "whole", config)
-    save = fit_module._Journal._save_resumable
+    save = journal_module.Journal._save_resumable
 
-    def dying(self: Any, trainer: Any) -> None:
-        if trainer.global_step == 6:
+    def dying(self: Any, task: Any) -> None:
+        if task.step == 6:
             raise RuntimeError("killed")
-        save(self, trainer)
+        save(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module._Journal, "_save_resumable", dying)
+        patch.setattr(journal_module.Journal, "_save_resumable", dying)
         with pytest.raises(RuntimeError, match="killed"):
             finetune(small_cube, tmp_path / "parts", config)
     assert len(figures(tmp_path / "parts")) == 2
@@ -176,7 +170,7 @@ def test_killed_between_writing_figures_and_saving(
 def test_resumed_pretraining_equals_uninterrupted(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = pretrain_config(steps=8, data__memory_gb=0.0004, data__max_dates=4)
+    config = pretrain_config(steps=8, data__memory_gb=0.0006, data__max_dates=4)
     pretrain([small_cube], tmp_path / "whole", config)
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
@@ -270,6 +264,9 @@ def test_run_directory_holds_what_was_done(small_cube: Path, tmp_path: Path) -> 
         "config.toml",
         "environment.json",
         "metrics.jsonl",
+        "steps.jsonl",
+        "model_card.md",
+        "model_card.json",
         "curves.png",
         "run.json",
         "checkpoints",
@@ -438,15 +435,16 @@ def test_a_gate_that_hides_nothing_is_an_error(
 def test_hold_out_keeps_each_chip_in_one_part(small_cube: Path) -> None:
     from stcln_geo.data.chips import plan_chips
 
-    units = plan_chips(open_season(small_cube), chip=16)
+    plan = plan_chips(open_season(small_cube), chip=16)
+    assert len(plan.row) == 20
 
-    trained, held = hold_out(units, most=64, seed=0)
+    held = hold_out(20, most=64, seed=0)
+    parts = [[chip for unit in plan.choose(kept) for chip in unit.chips] for kept in (~held, held)]
 
-    parts = [[chip for unit in part for chip in unit.chips] for part in (trained, held)]
     assert len(parts[1]) == 20 // 8
     assert set(parts[0]).isdisjoint(parts[1])
-    assert len(parts[0]) + len(parts[1]) == 20
-    assert hold_out(units, most=1, seed=0)[1] != hold_out(units, most=1, seed=1)[1]
+    assert set(parts[0] + parts[1]) == {chip for unit in plan for chip in unit.chips}
+    assert (hold_out(20, most=1, seed=0) != hold_out(20, most=1, seed=1)).any()
 
 
 def test_early_stop_keeps_the_best(small_cube: Path, tmp_path: Path) -> None:

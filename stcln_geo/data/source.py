@@ -1,0 +1,219 @@
+"""Sources of chips: one season of a cube or of a stack, seen alike.
+
+A cube is a source of one site; its dates are those of all its pixels. What a source is asked for
+while training (pixels) goes through `BlockReader`s resolved here; what planning asks for (clear
+pixels per chunk) is read once, as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from ..cube.contract import FILL
+from ..cube.stack import Stack
+from ..cube.store import Season
+from ..errors import CubeError
+from ..grid import Window
+from ..storage import Location
+from .blocks import BlockReader, open_reader
+from .reader import Block
+
+__all__ = ["ChipSource", "ClearCounts", "Source", "source_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearCounts:
+    """How clear each chunk of each site is."""
+
+    pixels: np.ndarray
+    """(S, chunk_y, chunk_x) int64: clear pixels, over all dates."""
+    dates: np.ndarray
+    """(S, chunk_y, chunk_x) int32: dates with a clear pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipSource:
+    """Where a chip was cut from."""
+
+    cube: str
+    season: str
+    window: Window
+    """Counted from the first pixel of the season, or of the site."""
+    site: str | None = None
+    """The site of a stack."""
+
+    def __str__(self) -> str:
+        """Name the chip for people."""
+        part, site = self.window, f", site {self.site}" if self.site is not None else ""
+        return (
+            f"{self.cube}, season {self.season}{site}, "
+            f"rows {part.row} to {part.row + part.height}, "
+            f"columns {part.col} to {part.col + part.width}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One season of a cube or stack, ready to be read from several threads."""
+
+    path: Location
+    """The cube's or stack's folder."""
+    season: str
+    """First day of the season, ``YYYY-MM-DD``."""
+    kind: Literal["cube", "stack"]
+    bands: tuple[str, ...]
+    shape_yx: tuple[int, int]
+    """Height and width of a site (pixels)."""
+    chunk: int
+    """Side of the storage chunk (pixels)."""
+    days: np.ndarray
+    """(S, T) int32: days since the season's first day; what follows a site's last date is cut."""
+    dates: np.ndarray
+    """(S,) int64: dates of each site."""
+    site_id: tuple[str, ...]
+    """(S,) name of each site; empty for a cube."""
+    crs: tuple[str, ...]
+    """(S,) CRS of each site."""
+    transform: np.ndarray
+    """(S, 6) float64: a, b, c, d, e, f of each site's grid."""
+    reflectance: BlockReader
+    valid: BlockReader
+    coverage: Any
+    """(T, cy, cx) or (S, T, cy, cx) uint16 zarr array: clear pixels per chunk."""
+
+    def __str__(self) -> str:
+        return f"{self.path}, season {self.season}"
+
+    @property
+    def sites(self) -> int:
+        """Number of sites; 1 for a cube."""
+        return len(self.dates)
+
+    @property
+    def resolution(self) -> float:
+        """Pixel size of the first site (units of its CRS)."""
+        return float(self.transform[0, 0])
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of a chunk of one site, at most."""
+        return int(self.dates.max()) * (2 * len(self.bands) + 1) * self.chunk**2
+
+    @cached_property
+    def _counted(self) -> tuple[ClearCounts, str]:
+        values = np.asarray(self.coverage[:])
+        if self.kind == "cube":
+            values = values[None]
+        counts = ClearCounts(
+            pixels=values.sum(axis=1, dtype=np.int64),
+            dates=(values > 0).sum(axis=1, dtype=np.int32),
+        )
+        return counts, hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+    @property
+    def clear(self) -> ClearCounts:
+        """How clear each chunk is; read at first use."""
+        return self._counted[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of sites, grids, dates, bands and cloud counts."""
+        described = [self.kind, self.season, self.bands, self.shape_yx, self.crs, self._counted[1]]
+        digest = hashlib.sha256(json.dumps(described).encode())
+        for values in (self.transform, self.days):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run's records tell of the source."""
+        systems = sorted(set(self.crs))
+        return {
+            "cube": str(self.path.resolve()),
+            "season": self.season,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "sites": self.sites,
+            "resolution": self.resolution,
+            "dates": int(self.dates.max()),
+            "crs": systems[0] if len(systems) == 1 else systems,
+        }
+
+    def read(self, window: Window, *, site: int = 0) -> Block:
+        """Read all dates and bands of a rectangle; beyond the site is no data.
+
+        Parameters
+        ----------
+        window
+            Counted from the site's first pixel; may reach beyond the site.
+        """
+        dates = int(self.dates[site])
+        inside = window.intersection(Window(0, 0, *self.shape_yx))
+        place = (slice(0, dates), inside.rows, inside.cols)
+        values = self._read(
+            self.reflectance, (place[0], slice(0, len(self.bands)), *place[1:]), site
+        )
+        usable = self._read(self.valid, place, site)
+        if inside != window:
+            values = _pad(values, inside, window, FILL)
+            usable = _pad(usable, inside, window, False)
+        return Block(reflectance=values, valid=usable, days=self.days[site, :dates], window=window)
+
+    def name_chip(self, window: Window, site: int) -> ChipSource:
+        """Return where a chip lies."""
+        return ChipSource(
+            cube=str(self.path),
+            season=self.season,
+            window=window,
+            site=self.site_id[site] if self.site_id else None,
+        )
+
+    def _read(self, reader: BlockReader, place: tuple[slice, ...], site: int) -> np.ndarray:
+        if self.kind == "cube":
+            return reader.read(place)
+        values: np.ndarray = reader.read((slice(site, site + 1), *place))[0]
+        return values
+
+
+def source_of(season: Season | Stack) -> Source:
+    """Return an opened season of a cube or stack as a source."""
+    if isinstance(season, Stack):
+        folder = season.path / season.folder
+        return Source(
+            path=season.path, season=season.name, kind="stack", bands=season.bands,
+            shape_yx=season.shape_yx, chunk=season.layout.chunk, days=season.days,
+            dates=season.dates, site_id=season.site_id, crs=season.crs,
+            transform=np.asarray(season.transform),
+            reflectance=open_reader(season.reflectance, folder / "reflectance"),
+            valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
+        )  # fmt: skip
+    if season.geobox.crs is None:
+        raise CubeError(
+            f"Cannot read {season.cube}, season {season.name}: its grid has no CRS. Write the cube "
+            "again from a dataset that has one."
+        )
+    folder = season.cube / season.folder
+    epsg = season.geobox.crs.epsg
+    return Source(
+        path=season.cube, season=season.name, kind="cube", bands=season.bands,
+        shape_yx=season.shape_yx, chunk=season.layout.chunk, days=season.days[None],
+        dates=np.array([len(season.time)]), site_id=(),
+        crs=(f"EPSG:{epsg}" if epsg else str(season.geobox.crs),),
+        transform=np.array([tuple(season.geobox.affine)[:6]], dtype=np.float64),
+        reflectance=open_reader(season.reflectance, folder / "reflectance"),
+        valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
+    )  # fmt: skip
+
+
+def _pad(values: np.ndarray, inside: Window, window: Window, fill: Any) -> np.ndarray:
+    """Return the values of a window of which those of a part were read."""
+    padded = np.full((*values.shape[:-2], *window.shape_yx), fill, dtype=values.dtype)
+    if not inside.is_empty:
+        target = inside.relative_to(window)
+        padded[..., target.rows, target.cols] = values
+    return padded
