@@ -74,7 +74,8 @@ class PreparedLayer:
             layer.attention_norm,
             layer.feedforward_norm,
         )
-        weight, bias = attention.projection.weight, attention.projection.bias
+        weight: Tensor = attention.projection.weight
+        bias: Tensor = attention.projection.bias
         # Plain products in place of the fused kernel want scaled queries.
         self.plain = dtype == torch.bfloat16 and weight.device.type == "cpu"
         if self.plain:
