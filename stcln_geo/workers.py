@@ -288,7 +288,7 @@ class _Feeder:
 
 def _is_lost(client: Client, error: Exception) -> bool:
     """Return True where an error says that the scheduler is gone: its tasks are, then, too."""
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     return isinstance(error, CancelledError | CommClosedError) or client.status != "running"
 

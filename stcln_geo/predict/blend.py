@@ -84,16 +84,19 @@ class Accumulator:
         Yields
         ------
         tuple
-            Absolute pixels, and (K, h, W) float32: 0 where no window was added.
+            Absolute pixels, and (K, h, W) float32: 0 where no window was added. Rows that no window
+            can have reached may be left out.
         """
         end = self._end if row is None else min(max(row, self._top), self._end)
         done = end - self._top
-        for first in range(0, done, _SLAB):
-            last = min(first + _SLAB, done)
+        # Where the region has a gap, no window reached the rows beyond those that are kept.
+        held = min(done, self._sums.shape[1])
+        for first in range(0, held, _SLAB):
+            last = min(first + _SLAB, held)
             window = Window(self._top + first, self._target.col, last - first, self._target.width)
             yield window, self._sums[:, first:last].astype(np.float32) * np.float32(1 / _ONE)
         if done:
-            kept = self._sums.shape[1] - done
-            self._sums[:, :kept] = self._sums[:, done:].copy()
+            kept = self._sums.shape[1] - held
+            self._sums[:, :kept] = self._sums[:, held:].copy()
             self._sums[:, kept:] = 0
             self._top = end

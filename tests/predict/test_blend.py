@@ -52,6 +52,32 @@ def test_weights_are_positive_symmetric_and_add_up_to_one(lattice: Lattice) -> N
 
 
 @pytest.mark.parametrize("lattice", LATTICES)
+def test_a_gap_of_more_rows_than_are_kept(lattice: Lattice) -> None:
+    area = Window(-7, 5, 301, 31)
+    wanted = np.zeros(area.shape_yx, dtype=bool)
+    wanted[3:20], wanted[270:299] = True, True
+    pieces = pieces_of(area, lattice, wanted, blend=True)
+    found = {}
+    for rows in (3 * lattice.window, area.height):
+        sums = Accumulator(area, lattice, rows=rows, classes=2)
+        merged = np.zeros((2, *area.shape_yx), dtype=np.float32)
+
+        def keep(row: int | None, sums: Accumulator, merged: np.ndarray) -> None:
+            for window, values in sums.finish(row):
+                at = window.relative_to(area)
+                merged[:, at.rows, at.cols] += values
+
+        for piece in pieces:
+            keep(piece.core.row - lattice.halo, sums, merged)
+            sums.add(piece, np.full((2, lattice.window, lattice.window), 0.5, dtype=np.float32))
+        keep(None, sums, merged)
+        found[rows] = merged
+    one, all_at_once = found.values()
+    assert np.array_equal(one, all_at_once)
+    assert np.allclose(one[:, wanted], 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lattice", LATTICES)
 def test_sums_do_not_depend_on_order_or_on_the_rows_kept(lattice: Lattice) -> None:
     generator = np.random.default_rng(4)
     area = Window(-7, 5, 67, 31)
