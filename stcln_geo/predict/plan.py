@@ -113,7 +113,7 @@ class PredictionPlan:
             else f"Prediction of season {self.season}, directly from {self.source.plan.catalog}",
             f"  checkpoint  {self.checkpoint} ({len(self.legend)} classes, "
             f"{', '.join(self.bands)}; sha256 {self.sha256[:12]})",
-            f"  grid        {height} x {width} px of {self.resolution:g} m, {self.crs_name}; "
+            f"  grid        {width} x {height} px of {self.resolution:g} m, {self.crs_name}; "
             f"{self.region_km2:.4g} km2 to label",
             f"  windows     about {self.window_count:,} of {lattice.window} px, halo "
             f"{lattice.halo} px, stride {lattice.stride} px; "
