@@ -163,7 +163,7 @@ def test_checkpoint_and_cube_with_different_bands(capsys, archive, checkpoint, t
     "command",
     [
         ["cube", "build", "--catalog", "{archive}", "{blocked}"],
-        ["pretrain", "{cube}", "--out", "{blocked}", "--steps", "1"],
+        ["pretrain", "{cube}", "--out", "{blocked}", "--steps", "1", "--set", "data.min_clear=0"],
         ["predict", "{cube}", "--checkpoint", "{checkpoint}", "--out", "{blocked}"],
         ["simulate", "{blocked}", "--size", "64x64", "--dates", "3"],
     ],
@@ -207,7 +207,17 @@ def test_dry_runs_write_nothing(capsys, archive, cube, checkpoint, tmp_path):
     commands = [
         ["simulate", tmp_path / "a", "--size", "64x64", "--dates", "3", "--dry-run"],
         ["cube", "build", "--catalog", archive, tmp_path / "b.zarr", "--dry-run"],
-        ["pretrain", cube, "--out", tmp_path / "c", "--steps", "2", "--dry-run"],
+        [
+            "pretrain",
+            cube,
+            "--out",
+            tmp_path / "c",
+            "--steps",
+            "2",
+            "--set",
+            "data.min_clear=0",
+            "--dry-run",
+        ],
         ["predict", cube, "--checkpoint", checkpoint, "--out", tmp_path / "d", "--dry-run"],
     ]
     before = sorted(path.name for path in tmp_path.iterdir())

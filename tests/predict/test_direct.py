@@ -276,7 +276,7 @@ def stored(folder: Path) -> dict[Path, int]:
 
 def test_scratch_is_bounded_and_gone(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[dict[Path, int]] = []
-    write, run = fetch_module.write_shard, Network._run
+    write, run = fetch_module.write_shard, Network._launch
 
     def watched(season: Any, *arguments: Any, **arrays: Any) -> None:
         assert len(list(maps.scratch.glob("*.lock"))) == 1, "of one shard at a time"
@@ -287,7 +287,7 @@ def test_scratch_is_bounded_and_gone(maps: Maps, monkeypatch: pytest.MonkeyPatch
         time.sleep(0.02)  # so that fetching runs ahead as far as it may
         return run(*arguments, **options)
 
-    monkeypatch.setattr(Network, "_run", slow)
+    monkeypatch.setattr(Network, "_launch", slow)
     monkeypatch.setattr(fetch_module, "write_shard", watched)
     # Many small blocks and groups, as a large region has large ones.
     monkeypatch.setattr(fetch_module, "fetch_layout", lambda *_: Layout(chunk=16, shard=16))
@@ -395,7 +395,7 @@ def test_a_resumed_run_keeps_to_its_search(maps: Maps, monkeypatch: pytest.Monke
     shutil.copytree(maps.source.archive, catalog)
     search = maps.source.search(catalog=str(catalog))
     seen: list[Any] = []
-    run = Network._run
+    run = Network._launch
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         seen.append(1)
@@ -404,7 +404,7 @@ def test_a_resumed_run_keeps_to_its_search(maps: Maps, monkeypatch: pytest.Monke
         return run(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Network, "_run", stopped)
+        patch.setattr(Network, "_launch", stopped)
         with pytest.raises(KeyboardInterrupt):
             maps.direct("direct", search=search, shard_size=32)
     assert list(maps.scratch.iterdir()) == []

@@ -28,7 +28,10 @@ KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
 def make_task(kind: str, mode: str, *, ranks: Ranks, validation: OrderedStream) -> TrainingTask:
-    """A small network whose attention counts."""
+    """A small network whose attention counts.
+
+    In float64: series of zeros, as `reference` has them, magnify rounding in their norm.
+    """
     base = {"batch_size": CHIPS // ranks.size, "seed": 3, "model.preset": "tiny"}
     gate = {"masking.gate": False} if kind == "pretrain" else {}
     config = load_config(KINDS[kind], overrides={**base, **gate})
@@ -38,8 +41,10 @@ def make_task(kind: str, mode: str, *, ranks: Ranks, validation: OrderedStream) 
         feedforward=32, dropout=0.0, mode=mode,
     )  # fmt: skip
     if kind == "pretrain":
-        return PretrainTask(MaskedPretrainer(recipe), config, validation=validation, ranks=ranks)
-    network = Stcln(recipe)
+        return PretrainTask(
+            MaskedPretrainer(recipe).double(), config, validation=validation, ranks=ranks
+        )
+    network = Stcln(recipe).double()
     with torch.no_grad():
         network.attention.gate.fill_(0.7)
     return FinetuneTask(

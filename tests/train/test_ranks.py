@@ -56,7 +56,7 @@ def test_two_ranks_with_half_the_batch_equal_one_with_all_of_it(
         assert two["counted"] == pytest.approx(one["counted"], rel=1e-6)
         for key, gradient in one["gradients"].items():
             torch.testing.assert_close(
-                two["gradients"][key], gradient, rtol=1e-4, atol=1e-5, msg=key
+                two["gradients"][key], gradient, rtol=1e-8, atol=1e-10, msg=key
             )
         for key, buffer in one["buffers"].items():
             torch.testing.assert_close(two["buffers"][key], buffer, rtol=1e-5, atol=1e-6, msg=key)
