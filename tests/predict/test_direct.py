@@ -293,6 +293,7 @@ def test_scratch_is_bounded_and_gone(maps: Maps, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fetch_module, "fetch_layout", lambda *_: Layout(chunk=16, shard=16))
     monkeypatch.setattr(fetch_module, "plan_fetch", lambda *_, **__: (16, 64))
     monkeypatch.setattr(plan_module, "_READ", 16)
+    monkeypatch.setattr(plan_module, "_LEAST_CHUNKS", 0)
     tall = box(LEFT + 100, TOP - 860, LEFT + 300, TOP - 20)
     search = maps.source.search(region=Region.from_projected(tall, "EPSG:32631", source="tall"))
     maps.direct("direct", search=search)
