@@ -34,7 +34,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 __all__ = ["Assignment", "run_on_dask"]
 
@@ -51,6 +51,9 @@ _LONELY_SECONDS = 10.0
 """After so long without any worker the user is told."""
 
 _BROKEN_DEVICE_EXIT = 71
+
+_STARTS = 3
+"""How often local workers are started, if some are killed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +334,7 @@ def _why(error: Exception) -> str:
 def _connect(scheduler: str | None, workers: int) -> Iterator[Client]:
     """Connect to the scheduler given, or start local workers for the time of the run."""
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if scheduler is not None:
         try:
@@ -358,17 +361,34 @@ def _connect(scheduler: str | None, workers: int) -> Iterator[Client]:
     with (
         _own_environment(),
         dask.config.set(settings),
-        LocalCluster(
-            n_workers=max(workers, 1),
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address=None,
-            silence_logs=40,
-        ) as cluster,
+        _start_cluster(max(workers, 1)) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def _start_cluster(workers: int) -> LocalCluster:
+    """Start local workers; where one is killed before it is up, start all of them again."""
+    import distributed
+
+    failure: RuntimeError | None = None
+    for _ in range(_STARTS):
+        try:
+            return distributed.LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=40,
+            )
+        except RuntimeError as error:
+            failure = error
+    raise TaskError(
+        f"Cannot start {workers} worker processes: they ended while starting, {_STARTS} times "
+        f"({failure}). Something kills them, such as a lack of memory. Free some or give fewer "
+        "--workers, and run the same command again."
+    ) from failure
 
 
 @contextlib.contextmanager

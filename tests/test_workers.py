@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import distributed
 import pytest
 
 from stcln_geo.errors import (
@@ -169,3 +170,23 @@ def test_a_scheduler_without_workers_is_waited_for(cluster, monkeypatch):
     with pytest.warns(StclnGeoWarning, match="has no workers: waiting"):
         results = run(cluster, note, 2)
     assert [number for number, _ in results] == [0, 1]
+
+
+def test_local_workers_that_are_killed_while_starting_are_started_again(monkeypatch):
+    starts = []
+    start = distributed.LocalCluster
+
+    def killed_at_first(*arguments: Any, **options: Any) -> Any:
+        starts.append(1)
+        if len(starts) in fatal:
+            raise RuntimeError("Nanny failed to start.")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(distributed, "LocalCluster", killed_at_first)
+    execution = Execution(workers=1)
+    fatal = {1}
+    assert run_tasks(abs, [-1, 2], execution=execution, label="number") == [1, 2]
+    assert len(starts) == 2
+    fatal = set(range(100))
+    with pytest.raises(TaskError, match=r"Cannot start 1 worker processes.*fewer --workers"):
+        run_tasks(abs, [-1, 2], execution=execution, label="number")
