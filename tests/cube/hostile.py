@@ -389,13 +389,6 @@ def _handler(server: HostileStac) -> type[BaseHTTPRequestHandler]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            server.enter()
-            try:
-                self._get()
-            finally:
-                server.leave()
-
-        def _get(self) -> None:
             parts = urlsplit(self.path)
             if parts.path == "/":
                 self.reply_json(server.landing())
@@ -409,7 +402,10 @@ def _handler(server: HostileStac) -> type[BaseHTTPRequestHandler]:
 
         def _asset(self, path: str, query: str) -> None:
             server.asked.assets[path] += 1
+            server.enter()
             time.sleep(server.slow_seconds)
+            # Before the answer: who has it may ask again at once.
+            server.leave()
             file = server.folder / path.lstrip("/")
             if not file.is_file() or path.endswith(server.lost or "\0"):
                 self.reply(b"", 404)

@@ -61,7 +61,7 @@ def test_window_count_is_near_the_truth(world: Any) -> None:
 
 def test_the_plan_prints_itself(world: Any) -> None:
     text = str(plan(world))
-    for part in ("101 x 75 px", "EPSG:32631", "halo 4 px", "stride 8 px", "4 classes", "nir, red"):
+    for part in ("75 x 101 px", "EPSG:32631", "halo 4 px", "stride 8 px", "4 classes", "nir, red"):
         assert part in text
     assert "2018-09-21 to 2019-06-29" in text
 
