@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import progress_bar, say, warn
+from ._companions import check_companions, write_companions
 
 if TYPE_CHECKING:
     from ..execution import Execution
@@ -27,14 +28,10 @@ def predict_zones(
     import warnings
 
     from ..errors import StclnGeoWarning
-    from ..maps import check_target, read_parcels, write_parcels, write_polygons
     from ..predict.zones import run_zone_maps
 
     say(str(plan))
-    if parcels is not None:
-        read_parcels(parcels)
-    if polygons is not None:
-        check_target(polygons)
+    check_companions(parcels, polygons)
     if dry_run:
         return
     for text in plan.warnings:
@@ -53,11 +50,4 @@ def predict_zones(
     for zone, product in made.zones.items():
         say(f"{product.classes}: {product.pixels:,} pixels labelled in EPSG:{zone}")
     say(f"{made.classes}: all zones in EPSG:{plan.main}; {made.collection}: the STAC collection")
-    if parcels is not None:
-        suffix = ".parquet" if parcels.suffix in (".parquet", ".geoparquet") else ".gpkg"
-        table = write_parcels(out, parcels, out / f"parcels{suffix}")
-        for line in table.lines(legend):
-            say(line)
-    if polygons is not None:
-        for line in write_polygons(out, polygons).lines():
-            say(line)
+    write_companions(out, legend, parcels=parcels, polygons=polygons)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ._common import execution_from, parse_memory, progress_bar, say, warn
+from ._companions import check_companions, write_companions
 from ._cube_options import (
     AllowHostOption,
     BboxOption,
@@ -204,7 +205,6 @@ def predict(
 
     from ..cube.store import open_season
     from ..errors import StclnGeoWarning
-    from ..maps import check_target, read_parcels, write_parcels, write_polygons
     from ..model.checkpoint import read_metadata
     from ..predict.plan import plan_prediction
     from ..predict.qa import QA_LEGEND, Quality
@@ -257,11 +257,7 @@ def predict(
             out=out, region=region, season=season, new=overwrite,
         )  # fmt: skip
     say(str(plan))
-    # Mistakes in what is done with the map are better known before it is made.
-    if parcels is not None:
-        read_parcels(parcels)
-    if polygons is not None:
-        check_target(polygons)
+    check_companions(parcels, polygons)
     if dry_run:
         return
     for text in plan.warnings:
@@ -293,14 +289,7 @@ def predict(
         )
     say(f"{product.classes}: {product.pixels:,} pixels labelled, {product.windows:,} windows")
     tell_source(plan, out)
-    if parcels is not None:
-        suffix = ".parquet" if parcels.suffix in (".parquet", ".geoparquet") else ".gpkg"
-        table = write_parcels(out, parcels, out / f"parcels{suffix}")
-        for line in table.lines(plan.legend):
-            say(line)
-    if polygons is not None:
-        for line in write_polygons(out, polygons).lines():
-            say(line)
+    write_companions(out, plan.legend, parcels=parcels, polygons=polygons)
 
 
 def _codes(text: str) -> tuple[int, ...]:
