@@ -43,7 +43,7 @@ def predict(
     cubes: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[CUBE]...",
+            metavar="CUBE",
             help="Cube to map, or one for each UTM zone; or give --catalog.",
             show_default=False,
         ),
