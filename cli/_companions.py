@@ -1,16 +1,17 @@
-"""What ``predict`` writes beside a map when asked: a table of parcels, and polygons."""
+"""What ``predict`` does once there is a map: a table of parcels, polygons, the way to a bucket."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._common import say
+from ._common import progress_bar, say
 
 if TYPE_CHECKING:
     from ..legend import Legend
+    from ..predict.delivery import Destination
 
-__all__ = ["check_companions", "write_companions"]
+__all__ = ["check_companions", "deliver", "say_delivered", "say_place", "write_companions"]
 
 
 def check_companions(parcels: Path | None, polygons: Path | None) -> None:
@@ -37,3 +38,39 @@ def write_companions(
     if polygons is not None:
         for line in write_polygons(out, polygons).lines():
             say(line)
+
+
+def say_place(place: Destination) -> None:
+    """Say where a map for a bucket is made."""
+    if place.bucket is not None:
+        kept = "removed" if place.own else "kept"
+        say(f"Made in {place.folder} ({kept} afterwards), then copied to {place.bucket}.")
+
+
+def deliver(place: Destination, run: str) -> None:
+    """Bring a finished product into its bucket, if it goes to one, and say so."""
+    if place.bucket is None:
+        return
+    with progress_bar("deliver") as progress:
+        place.deliver(run, progress=progress)
+    say(f"{place.bucket}: the whole map")
+
+
+def say_delivered(place: Destination, *, parcels: Path | None, polygons: Path | None) -> None:
+    """Say that a bucket has the map already.
+
+    Raises
+    ------
+    InputError
+        If something is to be made from the map, which is no longer here.
+    """
+    from ..errors import InputError
+
+    asked = [name for name, given in (("--parcels", parcels), ("--polygons", polygons)) if given]
+    if asked:
+        raise InputError(
+            f"Cannot write {' and '.join(asked)} now: the finished map is in {place.bucket}, and "
+            "they are made from a map in a folder. Copy it, for example with 'aws s3 sync', and "
+            "use 'stcln-geo parcels' or 'stcln-geo polygons', or pass --overwrite --work DIR."
+        )
+    say(f"{place.bucket} holds this map already: nothing to do.")

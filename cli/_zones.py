@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import progress_bar, say, warn
-from ._companions import check_companions, write_companions
+from ._companions import check_companions, deliver, say_delivered, say_place, write_companions
 
 if TYPE_CHECKING:
     from ..execution import Execution
+    from ..predict.delivery import Destination
     from ..predict.zones import ZonesPlan
 
 __all__ = ["predict_zones"]
@@ -17,7 +18,7 @@ __all__ = ["predict_zones"]
 
 def predict_zones(
     plan: ZonesPlan,
-    out: Path,
+    place: Destination,
     *,
     execution: Execution,
     parcels: Path | None,
@@ -31,14 +32,20 @@ def predict_zones(
     from ..predict.zones import run_zone_maps
 
     say(str(plan))
+    say_place(place)
     check_companions(parcels, polygons)
     if dry_run:
+        return
+    if place.holds(plan.run_hash, overwrite=overwrite):
+        say_delivered(place, parcels=parcels, polygons=polygons)
         return
     for text in plan.warnings:
         warn(text)
     with progress_bar("predict") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", StclnGeoWarning)  # printed above
-        made = run_zone_maps(plan, out, execution=execution, progress=progress, overwrite=overwrite)
+        made = run_zone_maps(
+            plan, place.folder, execution=execution, progress=progress, overwrite=overwrite
+        )
     for zone, product in made.zones.items():
         if product.resumed_shards:
             say(f"{product.resumed_shards} of the shards in EPSG:{zone} were done before.")
@@ -50,4 +57,5 @@ def predict_zones(
     for zone, product in made.zones.items():
         say(f"{product.classes}: {product.pixels:,} pixels labelled in EPSG:{zone}")
     say(f"{made.classes}: all zones in EPSG:{plan.main}; {made.collection}: the STAC collection")
-    write_companions(out, legend, parcels=parcels, polygons=polygons)
+    write_companions(place.folder, legend, parcels=parcels, polygons=polygons)
+    deliver(place, plan.run_hash)

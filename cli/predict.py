@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._common import execution_from, parse_memory, progress_bar, say, warn
-from ._companions import check_companions, write_companions
+from ._companions import check_companions, deliver, say_delivered, say_place, write_companions
 from ._cube_options import (
     AllowHostOption,
     BboxOption,
@@ -39,7 +39,10 @@ def predict(
     checkpoint: Annotated[
         Path, typer.Option(help="Fine-tuned network: a run directory or a checkpoint file.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the map; continues what it holds.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the map, or s3://bucket/prefix/map; continues what it holds."),
+    ],
     cubes: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -188,9 +191,17 @@ def predict(
             help="Local folder of each worker for pixels on their way; default: temporary files.",
         ),
     ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            metavar="DIR",
+            help="For a map in a bucket: folder in which it is made, which all workers see.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, then stop.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run's map in the folder.")
+        bool, typer.Option("--overwrite", help="Replace another run's map that is there.")
     ] = False,
 ) -> None:
     """Map a whole region into cloud-optimized GeoTIFFs, from a cube or directly from a search.
@@ -206,6 +217,7 @@ def predict(
     from ..cube.store import open_season
     from ..errors import StclnGeoWarning
     from ..model.checkpoint import read_metadata
+    from ..predict.delivery import destination
     from ..predict.plan import plan_prediction
     from ..predict.qa import QA_LEGEND, Quality
     from ..predict.run import run_prediction
@@ -215,6 +227,7 @@ def predict(
     from ._zones import predict_zones
 
     check_source(cubes, context)
+    place = destination(out, work)
     spec = PredictSpec(
         window=window,
         halo=halo,
@@ -242,7 +255,7 @@ def predict(
         wanted = None if region is None else Region.from_file(region)
         if len(seasons) > 1:
             predict_zones(
-                plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), out,
+                plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), place,
                 execution=execution, parcels=parcels, polygons=polygons,
                 dry_run=dry_run, overwrite=overwrite,
             )  # fmt: skip
@@ -252,13 +265,19 @@ def predict(
             region=wanted, threads=execution.threads_per_task,
         )  # fmt: skip
     else:
+        if not overwrite:
+            place.recall()
         plan = plan_source(
             context.params, read_metadata(checkpoint), spec,
-            out=out, region=region, season=season, new=overwrite,
+            out=place.folder, region=region, season=season, new=overwrite,
         )  # fmt: skip
     say(str(plan))
+    say_place(place)
     check_companions(parcels, polygons)
     if dry_run:
+        return
+    if place.holds(plan.run_hash, overwrite=overwrite):
+        say_delivered(place, parcels=parcels, polygons=polygons)
         return
     for text in plan.warnings:
         warn(text)
@@ -266,7 +285,7 @@ def predict(
         warnings.simplefilter("ignore", StclnGeoWarning)  # printed above
         product = run_prediction(
             plan,
-            out,
+            place.folder,
             execution=execution,
             progress=progress,
             overwrite=overwrite,
@@ -287,9 +306,13 @@ def predict(
             f"  seams: {100 * seams['differ_by_cores']:.2f} % of labels change on a shifted "
             f"lattice, {100 * seams['differ_blended']:.2f} % blended ({seams['pixels']:,} px)"
         )
-    say(f"{product.classes}: {product.pixels:,} pixels labelled, {product.windows:,} windows")
-    tell_source(plan, out)
-    write_companions(out, plan.legend, parcels=parcels, polygons=polygons)
+    say(
+        f"{place.where / product.classes.name}: {product.pixels:,} pixels labelled, "
+        f"{product.windows:,} windows"
+    )
+    tell_source(plan, place.folder)
+    write_companions(place.folder, plan.legend, parcels=parcels, polygons=polygons)
+    deliver(place, plan.run_hash)
 
 
 def _codes(text: str) -> tuple[int, ...]:

@@ -31,7 +31,9 @@ __all__ = [
     "copy_file",
     "copy_tree",
     "create_file",
+    "download_file",
     "list_files",
+    "list_sizes",
     "location",
     "make_folder",
     "part_path",
@@ -41,6 +43,7 @@ __all__ = [
     "remove_tree",
     "replace_version",
     "tree_bytes",
+    "upload_file",
     "version_of",
     "write_file",
     "writing",
@@ -261,6 +264,11 @@ def tree_bytes(folder: Location) -> int:
     return sum(int(entry["size"]) for entry in _objects(folder))
 
 
+def list_sizes(folder: S3Path) -> dict[str, int]:
+    """Return the bytes of all objects below a prefix, by path relative to it."""
+    return {entry["path"][len(folder.key) + 1 :]: int(entry["size"]) for entry in _objects(folder)}
+
+
 def _objects(folder: S3Path) -> list[Any]:
     with clear_errors(folder):
         return [e for batch in object_store(folder.bucket).list(folder.key) for e in batch]
@@ -334,6 +342,17 @@ def copy_tree(source: S3Path, target: S3Path, names: Iterable[str]) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def upload_file(source: Path, target: S3Path, *, media_type: str) -> None:
+    """Copy a local file of any size into a bucket, in parts where it is large."""
+    with writing(target):
+        object_store(target.bucket).put(target.key, source, attributes={"Content-Type": media_type})
+
+
+def download_file(source: S3Path, target: Path) -> None:
+    """Copy an object to a local file, under a temporary name at first."""
+    write_file(target, source.read_bytes())
 
 
 @contextlib.contextmanager

@@ -18,14 +18,16 @@ from ..errors import InputError
 from ..model.checkpoint import CheckpointInfo, read_metadata
 from .blocks import fetch_layout, plan_fetch
 from .checks import legend_of
+from .delivery import destination
 from .plan import DEFAULT_MEMORY, PredictionPlan, lattice_of, plan_prediction
-from .run import Prediction, run_prediction
+from .run import Prediction, predict_to
 from .source import SEARCH_FOLDER, PixelSource, one_season, planned_season, read_search
 from .spec import PredictSpec
 
 if TYPE_CHECKING:
     from ..cube.request import SearchRequest
     from ..execution import Execution, ProgressHook
+    from ..storage import Location
 
 __all__ = ["describe_source", "plan_search", "predict_search"]
 
@@ -33,7 +35,7 @@ __all__ = ["describe_source", "plan_search", "predict_search"]
 def predict_search(
     search: SearchRequest,
     checkpoint: str | Path,
-    out: str | Path,
+    out: str | Location,
     *,
     cube: CubeSpec | None = None,
     season: str | None = None,
@@ -42,6 +44,7 @@ def predict_search(
     execution: Execution | None = None,
     progress: ProgressHook | None = None,
     overwrite: bool = False,
+    work: str | Path | None = None,
 ) -> Prediction:
     """Map a region, wall to wall, from the images that a search finds, without a cube.
 
@@ -52,8 +55,8 @@ def predict_search(
     checkpoint
         Fine-tuned classifier: a file or a run directory.
     out
-        Folder of the product. A call that was cut short continues, with the images that it began
-        with; a finished one is kept.
+        Folder of the product, or an address such as ``s3://bucket/prefix/map``. A call that was
+        cut short continues, with the images that it began with; a finished one is kept.
     cube
         What would be built of the images. Its windows are those of the prediction, and by
         default its bands are the checkpoint's.
@@ -63,7 +66,9 @@ def predict_search(
         Folder, on a local disk of each worker, for pixels on their way to the network; None =
         the folder for temporary files.
     overwrite
-        Search again, and replace the product of another run in the folder.
+        Search again, and replace the product of another run.
+    work
+        For a product in a bucket: the folder below which it is made; see ``destination``.
 
     Raises
     ------
@@ -72,11 +77,14 @@ def predict_search(
     TaskError
         If shards failed for good, or more scenes were left out than ``cube`` allows.
     """
+    place = destination(out, work)
+    if not overwrite:
+        place.recall()
     plan = plan_search(
-        search, read_metadata(checkpoint), spec or PredictSpec(), out=Path(out), cube=cube,
+        search, read_metadata(checkpoint), spec or PredictSpec(), out=place.folder, cube=cube,
         season=season, scratch=scratch, overwrite=overwrite,
     )  # fmt: skip
-    return run_prediction(plan, out, execution=execution, progress=progress, overwrite=overwrite)
+    return predict_to(place, plan, execution=execution, progress=progress, overwrite=overwrite)
 
 
 def plan_search(

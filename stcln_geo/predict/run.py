@@ -6,19 +6,16 @@ appear under their names only when whole, ``run.json`` comes last.
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cube.sky import prepare_sky
 from ..cube.store import Season, open_season, write_json, writing
-from ..errors import InputError, OutputError, StclnGeoWarning, TaskError
+from ..errors import StclnGeoWarning, TaskError
 from ..execution import Execution, FailedTask, ProgressHook, run_tasks
 from ..grid import Window
 from ..model.checkpoint import read_metadata
@@ -26,8 +23,19 @@ from ..region import Region
 from ..report.prediction import write_prediction_report
 from ..storage import Location, location
 from .assemble import EMBEDDING_STORE, assemble, write_all_names
+from .delivery import Destination, destination
 from .files import file_checksum, shard_path
-from .outputs import EMBEDDINGS, OPTIONAL, layers_for
+from .folder import (
+    COMPANIONS,
+    RUN_FILE,
+    Prediction,
+    claim_folder,
+    prediction_of,
+    read_json,
+    remove_leftovers,
+    remove_rasters,
+)
+from .outputs import EMBEDDINGS, layers_for
 from .plan import PredictionPlan, crs_name, plan_prediction
 from .product import write_item
 from .qa import QA_LEGEND
@@ -35,10 +43,10 @@ from .record import describe_run
 from .seam import audit_seams, seam_tasks, summarise_seams
 from .shard import ShardTask, predict_shard, write_failed
 from .sieved import sieve_shard, sieve_tasks
-from .source import SEARCH_FOLDER, left_out_of, remove_search
+from .source import left_out_of
 from .spec import PredictSpec
 from .style import write_legend, write_pictures, write_style
-from .windows import PLAN_FILE, check_worker
+from .windows import check_worker
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,49 +54,15 @@ if TYPE_CHECKING:
 
     from .source import PixelSource
 
-__all__ = ["Prediction", "predict_region", "run_prediction"]
+__all__ = ["Prediction", "predict_region", "predict_to", "run_prediction"]
 
-_RUN_FILE = "run.json"
 _CUBE = "cube.zarr"
-_COMPANIONS = (
-    "classes.tif.aux.xml", "classes.qml", "qa.tif.aux.xml", "qa.qml", "quicklook.png",
-    "confidence.png", "qa.png", "legend.json", "legend.csv", "item.json", "report.html",
-)  # fmt: skip
-_SHARD_FILES = ("*.tif", "*.npy", "*.json")
-_OWN = (*(f"{layer.name}.tif" for layer in layers_for(OPTIONAL)), *_COMPANIONS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """A finished product."""
-
-    out: Path
-    classes: Path
-    """COG of class codes, uint8, 255 = nodata."""
-    confidence: Path
-    """COG of the winning class's probability in percent, uint8, 255 = nodata."""
-    item: Path
-    """STAC item."""
-    histogram: dict[int, int]
-    """Pixels by class code; 255 counts those without a label."""
-    pixels: int
-    """Pixels with a label."""
-    windows: int
-    """Windows the network ran on."""
-    seconds: float
-    """Of the shards and the assembly, when they were made."""
-    resumed_shards: int
-    """Shards that an earlier call had finished."""
-    quality: dict[str, int]
-    """Pixels by the reason for which they have a class or none; see ``qa``."""
-    seam_audit: dict[str, Any] | None
-    """Share of labels that change with the lattice; None where nothing was compared."""
 
 
 def predict_region(
     cube: str | Location | xr.Dataset,
     checkpoint: str | Path,
-    out: str | Path,
+    out: str | Location,
     *,
     season: str | None = None,
     region: Region | BaseGeometry | str | Path | None = None,
@@ -96,8 +70,9 @@ def predict_region(
     execution: Execution | None = None,
     progress: ProgressHook | None = None,
     overwrite: bool = False,
+    work: str | Path | None = None,
 ) -> Prediction:
-    """Map a region, wall to wall, into a folder.
+    """Map a region, wall to wall, into a folder or a bucket.
 
     Parameters
     ----------
@@ -107,13 +82,17 @@ def predict_region(
     checkpoint
         Fine-tuned classifier: a file or a run directory.
     out
-        Folder of the product. A call that was cut short continues; a finished one is kept.
+        Folder of the product, or an address such as ``s3://bucket/prefix/map``. A call that was
+        cut short continues; a finished one is kept.
     season
         Which of the cube's seasons; by default the only one.
     region
         A part of the cube's region: a region, a vector file, or a geometry in the cube's CRS.
     overwrite
-        Replace the product of another run in the folder.
+        Replace the product of another run.
+    work
+        For a product in a bucket: the folder below which it is made, which all workers must see;
+        see ``destination``.
 
     Raises
     ------
@@ -123,8 +102,8 @@ def predict_region(
         If shards failed for good. The others are done and in the map; calling again tries
         those that failed.
     """
-    out = _folder(out)
-    cube_path = _as_cube(cube, out)
+    place = destination(out, work)
+    cube_path = _as_cube(cube, place.folder)
     opened = open_season(cube_path, season)
     info = read_metadata(checkpoint)
     execution = execution or Execution()
@@ -135,7 +114,30 @@ def predict_region(
         region=_as_region(region, opened),
         threads=execution.threads_per_task,
     )
-    return run_prediction(plan, out, execution=execution, progress=progress, overwrite=overwrite)
+    return predict_to(place, plan, execution=execution, progress=progress, overwrite=overwrite)
+
+
+def predict_to(
+    place: Destination,
+    plan: PredictionPlan,
+    *,
+    execution: Execution | None = None,
+    progress: ProgressHook | None = None,
+    overwrite: bool = False,
+) -> Prediction:
+    """Do what a plan says where a product is made, and bring it where it goes."""
+    if place.holds(plan.run_hash, overwrite=overwrite):
+        run = read_json(place.where / RUN_FILE)
+        if run is not None:
+            return prediction_of(place.where, run, resumed=len(plan.shards))
+    product = run_prediction(
+        plan, place.folder, execution=execution, progress=progress, overwrite=overwrite
+    )
+    run = read_json(place.folder / RUN_FILE)
+    place.deliver(plan.run_hash, progress=progress)
+    return (
+        product if run is None else prediction_of(place.where, run, resumed=product.resumed_shards)
+    )
 
 
 def run_prediction(
@@ -147,13 +149,13 @@ def run_prediction(
     overwrite: bool = False,
 ) -> Prediction:
     """Do what a plan says; see ``predict_region``."""
-    out = _folder(out).resolve()
+    out = Path(out).resolve()
     execution = execution or Execution()
     for text in plan.warnings:
         warnings.warn(text, StclnGeoWarning, stacklevel=2)
     if plan.source is not None:
         prepare_sky(plan.source.plan.spec.clouds)
-    _claim(plan, out, overwrite=overwrite)
+    claim_folder(plan, out, overwrite=overwrite)
     finished = _finished(plan, out)
     if finished is not None:
         return finished
@@ -221,25 +223,13 @@ def run_prediction(
     )
     run["seconds"]["seam_audit"] = round(audited - labelled, 3)
     run["maps"] = {name: file_checksum(out / name) for name in _maps(plan)}
-    _remove_leftovers(out)  # of workers that died while this process lived
+    remove_leftovers(out)  # of workers that died while this process lived
     _publish(plan, out, run)
     if aside:
         raise TaskError(_failure(plan, aside, out))
     if not plan.spec.keep_shards:
-        _remove_rasters(out)
-    return _prediction(out, run, resumed=sum("reused" in one for one in manifests))
-
-
-def _folder(out: str | Path) -> Path:
-    """Return the folder of a product; maps are not written to object storage."""
-    found = location(out)
-    if not isinstance(found, Path):
-        raise InputError(
-            f"Cannot write a map to {found}: a map is written to a folder, which all workers "
-            "share. Choose a folder for --out (on a cluster one of a shared file system), and "
-            "copy the finished map, for example with 'aws s3 sync'."
-        )
-    return found
+        remove_rasters(out)
+    return prediction_of(out, run, resumed=sum("reused" in one for one in manifests))
 
 
 def _maps(plan: PredictionPlan) -> list[str]:
@@ -299,36 +289,9 @@ def _as_region(region: Any, season: Season) -> Region | None:
     return Region.from_projected(region, crs_name(season), source="the geometry given")
 
 
-def _claim(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
-    """Make the folder this run's: empty, or left by an earlier call of it."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    path = out / PLAN_FILE
-    before = _read_json(path)
-    same = before is not None and before.get("run") == plan.run_hash
-    maps = (out / "classes.tif", out / "classes.vrt")  # of one cube, or of several zones
-    foreign = before is None and any(one.exists() for one in (path, *maps))
-    if not same and not overwrite and (before is not None or foreign):
-        changed = "its plan cannot be read"
-        if before is not None:
-            old, new = before.get("identity", {}), plan.to_json()["identity"]
-            names = [name for name in new if old.get(name) != new[name]]
-            changed = f"different: {', '.join(names)}"
-        raise OutputError(
-            f"Cannot predict into {out}: the folder holds another run ({changed}), and a run is "
-            "never mixed with another. Choose another --out, or pass --overwrite to replace it."
-        )
-    if overwrite and not same:
-        _remove_run(out)
-    _remove_leftovers(out)
-    if plan.source is not None:
-        plan.source.store()
-    write_json(path, plan.to_json())
-
-
 def _finished(plan: PredictionPlan, out: Path) -> Prediction | None:
     """Return the product if this run made its maps and they have not changed since."""
-    run = _read_json(out / _RUN_FILE)
+    run = read_json(out / RUN_FILE)
     if run is None or run.get("run") != plan.run_hash or run.get("failed_shards"):
         return None
     if plan.source is not None and not plan.source.forgives(run["source"]["left_out"]):
@@ -337,9 +300,9 @@ def _finished(plan: PredictionPlan, out: Path) -> Prediction | None:
         return None
     if EMBEDDINGS in plan.spec.outputs and not (out / EMBEDDING_STORE).is_dir():
         return None
-    if not all((out / name).is_file() for name in _COMPANIONS):
+    if not all((out / name).is_file() for name in COMPANIONS):
         _publish(plan, out, run)
-    return _prediction(out, run, resumed=len(plan.shards))
+    return prediction_of(out, run, resumed=len(plan.shards))
 
 
 def _publish(plan: PredictionPlan, out: Path, run: dict[str, Any]) -> None:
@@ -351,62 +314,4 @@ def _publish(plan: PredictionPlan, out: Path, run: dict[str, Any]) -> None:
     write_pictures(out, plan.legend)
     write_item(out / "item.json", plan, run)
     write_prediction_report(out / "report.html", run, title=out.name)
-    write_json(out / _RUN_FILE, run)
-
-
-def _prediction(out: Path, run: Mapping[str, Any], *, resumed: int) -> Prediction:
-    return Prediction(
-        out=out,
-        classes=out / "classes.tif",
-        confidence=out / "confidence.tif",
-        item=out / "item.json",
-        histogram={int(value): int(count) for value, count in run["histogram"].items()},
-        pixels=int(run["owned_pixels"]),
-        windows=int(run["windows"]),
-        seconds=float(run["seconds"]["label"] + run["seconds"]["assemble"]),
-        resumed_shards=resumed,
-        quality=dict(run["quality"]),
-        seam_audit=run["seam_audit"],
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _remove_rasters(out: Path) -> None:
-    """Remove the shards' rasters; their manifests stay as the record of the run."""
-    with writing(out):
-        for pattern in _SHARD_FILES[:-1]:
-            for path in (out / "shards").glob(pattern):
-                path.unlink(missing_ok=True)
-
-
-def _remove_run(out: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    with writing(out):
-        for name in (_RUN_FILE, PLAN_FILE, *_OWN):
-            (out / name).unlink(missing_ok=True)
-        if (out / EMBEDDING_STORE).is_dir():
-            shutil.rmtree(out / EMBEDDING_STORE)
-        remove_search(out / SEARCH_FOLDER)
-        for pattern in _SHARD_FILES:
-            for path in (out / "shards").glob(pattern):
-                path.unlink()
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove temporary files of a call that was killed."""
-    with writing(out):
-        for folder in (out, out / "shards"):
-            for name in (PLAN_FILE, _RUN_FILE, *_OWN, EMBEDDING_STORE, *_SHARD_FILES):
-                for path in folder.glob(f".{name}.*"):
-                    # A worker that is still at it may be faster.
-                    if path.is_dir():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink(missing_ok=True)
+    write_json(out / RUN_FILE, run)

@@ -69,6 +69,11 @@ class ZonesPlan:
         return "\n".join([*lines, *(str(plan) for plan in self.plans.values())])
 
     @property
+    def run_hash(self) -> str:
+        """Identifies the runs of all zones together."""
+        return "+".join(plan.run_hash for plan in self.plans.values())
+
+    @property
     def main(self) -> str:
         """The zone that holds most of the region, whose CRS the mosaic has."""
         return max(self.plans, key=lambda zone: self.plans[zone].aoi.area)
