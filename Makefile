@@ -7,7 +7,7 @@ OUT ?= demo
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test test-slow lint types docs clean
+.PHONY: demo test test-slow coverage lint types docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,11 +18,15 @@ demo: $(VENV)/.installed
 	$(BIN)/stcln-geo demo --out $(OUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --cov --cov-report= $(PYTEST_ARGS)
-	$(BIN)/coverage report --sort=cover | tail -n 25
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
+
+# Counting lines slows the tests down, so it is a target of its own.
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --cov --cov-report= $(PYTEST_ARGS)
+	$(BIN)/coverage report --sort=cover | tail -n 25
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
