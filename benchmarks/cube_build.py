@@ -17,7 +17,6 @@ from pathlib import Path
 
 from _measure import measure_process
 
-CHUNKINGS = (512, 1024, 2048)
 OURS, AGAIN = "stcln-geo", "stcln-geo again"
 GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_INGESTED_BYTES_AT_OPEN": "32768"}
 
@@ -33,7 +32,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         if not archive.exists():
             simulate(archive, options)
         # Ours comes first and last, so that a machine that grows busier or quieter shows.
-        names = [OURS, *(f"odc-stac-{chunk}" for chunk in CHUNKINGS), AGAIN]
+        names = [OURS, *(f"odc-stac-{chunk}" for chunk in options.chunks), AGAIN]
         figures = {name: measure(name, archive, folder / f"{name}.zarr", options) for name in names}
         check_equal(folder, names[:-1])
     report(figures, options)
@@ -46,6 +45,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dates", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="8GB", help="budget given to stcln-geo")
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=[512, 1024, 2048], help="sides of theirs, px"
+    )
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the data")
     parser.add_argument("--archive", type=Path, help="simulated before, or to simulate and keep")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
