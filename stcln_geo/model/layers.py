@@ -104,27 +104,29 @@ class MaskedBatchNorm2d(nn.Module):
         )
 
     def _over_valid(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        # Two passes: the variance of centred values keeps its digits.
+        # Two passes: the variance of centred values keeps its digits. Sums in float64 do not depend
+        # on how many invalid pixels stand between the others.
         weight = x.new_ones(len(x), 1, *x.shape[-2:]) if valid is None else valid.to(x.dtype)
-        pixels, total = weight.sum(), (x * weight).sum((0, 2, 3))
+        wide = torch.float64
+        pixels, total = weight.sum(dtype=wide), (x * weight).sum((0, 2, 3), dtype=wide)
         if self.sum_over_ranks is not None:
             pixels, total = self.sum_over_ranks(torch.cat([pixels[None], total])).tensor_split([1])
         mean = total / pixels.clamp(min=1)
-        centred = (x - mean[:, None, None]) * weight
-        squares = centred.square().sum((0, 2, 3))
+        centred = (x - mean.to(x.dtype)[:, None, None]) * weight
+        squares = centred.square().sum((0, 2, 3), dtype=wide)
         if self.sum_over_ranks is not None:
             squares = self.sum_over_ranks(squares)
         variance = squares / pixels.clamp(min=1)
 
         with torch.no_grad():
-            seen = (pixels > 0).to(x.dtype)
+            seen = (pixels > 0).to(self.running_mean.dtype)
             step = self.momentum * seen
             unbiased = variance * pixels / (pixels - 1).clamp(min=1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
             self.num_batches_tracked += seen.long().squeeze()
 
-        scale = self.weight * torch.rsqrt(variance + self.eps)
+        scale = self.weight * torch.rsqrt(variance + self.eps).to(x.dtype)
         return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
