@@ -1,8 +1,9 @@
 """The network as a program: a graph with its weights that runs without this package.
 
 A program takes `images` (B, T, C, H, W) float32 reflectance, `days` (B, T) int64 and `valid`
-(B, T, H, W) bool, and gives `logits` (B, K, H, W) float32, as `Stcln` does. B, T, H and W are free.
-It works on the whole batch at once, without the blocks that bound memory here.
+(B, T, H, W) bool, and gives `logits` (B, K, H, W) float32, as `Stcln` does. B, T, H and W are free,
+but H and W are 2 at least. It works on the whole batch at once, without the blocks that bound
+memory here.
 
 Programs are written here and never run: of a file only its description is read, which is a text in
 the archive (.pt2) or among the metadata (.onnx). Nothing of a file is unpickled.
@@ -77,7 +78,9 @@ def capture(network: Stcln) -> ExportedProgram:
     # How often a loop over blocks runs would be fixed in the graph, and with it the sizes.
     network.encoder.max_sequences = None
     network.attention.affinity_bytes = None
-    samples, dates, height, width = (Dim(name) for name in ("samples", "dates", "height", "width"))
+    samples, dates = Dim("samples", min=1), Dim("dates", min=1)
+    # Of a single pixel the graph would have other strides.
+    height, width = Dim("height", min=2), Dim("width", min=2)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(

@@ -37,7 +37,7 @@ PROVENANCE = {
     "cubes": [{"cube": "a.zarr", "season": "2018-09-01"}],
     "init": {"path": "runs/pre", "sha256": "ab" * 32, "kind": "pretrainer"},
 }
-SIZES = [(1, 1, 7, 10), (3, 9, 7, 10), (2, 30, 5, 8), (4, 2, 3, 11)]
+SIZES = [(1, 1, 7, 10), (3, 9, 7, 10), (2, 30, 5, 8), (4, 2, 3, 11), (1, 2, 2, 3)]
 """Samples, dates, height, width: none of them those that the graph was captured with."""
 
 
