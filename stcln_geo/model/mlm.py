@@ -218,18 +218,21 @@ def _framework(file_format: FileFormat) -> dict[str, str]:
 
 def _pretraining(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Say what the training began from; nothing where that is not known."""
-    if "init" not in provenance:
+    init = provenance.get("init", {})
+    if init is None:
+        return {"mlm:pretrained": False, "mlm:pretrained_source": None}
+    if not isinstance(init, Mapping) or "sha256" not in init:
         return {}
-    init = provenance["init"]
-    source = None if init is None else f"sha256:{init['sha256']}"
-    return {"mlm:pretrained": init is not None, "mlm:pretrained_source": source}
+    return {"mlm:pretrained": True, "mlm:pretrained_source": f"sha256:{init['sha256']}"}
 
 
 def _time_range(info: CheckpointInfo, created: datetime.datetime) -> dict[str, Any]:
     """Return the dates that it was trained on, or where they are not known, when it was made."""
-    told = [str(cube.get("season")) for cube in info.provenance.get("cubes", [])]
+    cubes = info.provenance.get("cubes")
     seasons = [
-        datetime.date.fromisoformat(day) for day in told if re.fullmatch(r"\d{4}-\d\d-\d\d", day)
+        datetime.date.fromisoformat(cube["season"])
+        for cube in (cubes if isinstance(cubes, list) else [])
+        if isinstance(cube, Mapping) and _is_date(cube.get("season"))
     ]
     if not seasons or info.trained_days is None:
         return {"datetime": _moment(created)}
@@ -240,6 +243,13 @@ def _time_range(info: CheckpointInfo, created: datetime.datetime) -> dict[str, A
         for season, day in zip((min(seasons), max(seasons)), info.trained_days, strict=True)
     )
     return {"datetime": None, "start_datetime": _moment(first), "end_datetime": _moment(last)}
+
+
+def _is_date(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(datetime.date.fromisoformat(value))
+    except ValueError:
+        return False
 
 
 def _moment(time: datetime.datetime) -> str:

@@ -308,8 +308,16 @@ class TestItem:
         assert properties["start_datetime"] == "2018-09-13T00:00:00Z"
         assert properties["end_datetime"] == "2019-06-29T00:00:00Z"
 
-    def test_weights_without_legend_or_history(self, tmp_path, make_network):
-        bare = save_checkpoint(tmp_path / "7.safetensors", make_network())
+    @pytest.mark.parametrize(
+        "provenance",
+        [{}, {"cubes": "a.zarr", "init": "pre"}, {"cubes": [1, {"season": "spring"}]}],
+        ids=["none", "texts", "odd"],
+    )
+    def test_weights_without_legend_or_history(self, tmp_path, make_network, provenance):
+        """Anybody may write any provenance."""
+        bare = save_checkpoint(
+            tmp_path / "7.safetensors", make_network(), provenance=provenance, trained_days=(1, 2)
+        )
         out = tmp_path / "out" / "7.safetensors"
         item = json.loads(export_checkpoint(bare, out).item.read_text())
         properties = item["properties"]
