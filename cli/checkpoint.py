@@ -64,18 +64,27 @@ def import_published(
 
 @app.command("info")
 def info(
-    path: Source,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A .safetensors, .pt2 or .onnx file, a run directory, or a published .tar file."
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a checkpoint is: network, bands, z-score, legend, provenance, sha256."""
+    """Tell what a checkpoint is: network, bands, z-score, legend, provenance, sha256.
+
+    Of an exported .pt2 or .onnx file only the description is read; nothing in it is run.
+    """
     import json
 
     from ..model import read_metadata
 
-    told = read_metadata(path)
+    told = read_metadata(path, programs=True)
     legend = None if told.legend is None else json.loads(told.legend)
     facts = {
         "path": str(told.path),
+        "format": "published" if told.published else told.format,
         "kind": told.kind,
         "parameters": told.parameters,
         "config": told.config.to_dict(),
@@ -97,6 +106,11 @@ def info(
     config = told.config
     say(f"{told.path}")
     say(f"  {told.kind}{' (published)' if told.published else ''}, {told.parameters:,} parameters")
+    if told.format != "safetensors":
+        say(
+            f"  {told.format} program: images (B, T, {len(told.bands)}, H, W) float32, days (B, T) "
+            f"int64, valid (B, T, H, W) bool -> logits (B, {config.classes}, H, W) float32"
+        )
     say(f"  {config.mode} mode, positions: {config.positions}, {config.classes} classes")
     say(
         f"  widths {config.widths[0]} and {config.widths[1]}, {config.layers} layers, "
@@ -117,28 +131,35 @@ def info(
 @app.command("export")
 def export(
     source: Source,
-    out: Out,
+    out: Annotated[Path, typer.Argument(help="The file to write: .safetensors, .pt2 or .onnx.")],
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="safetensors, pt2 or onnx. Default: what the end of OUT says."
+        ),
+    ] = None,
     encoder: Annotated[
         bool, typer.Option("--encoder", help="Write the encoder alone, for others to start from.")
     ] = False,
 ) -> None:
-    """Copy the checkpoint of a run, or its encoder alone, into one file to pass on."""
-    from ..model import load_model, read_metadata, save_checkpoint
+    """Copy the checkpoint of a run into one file to pass on, with a STAC item beside it.
 
-    told = read_metadata(source)
-    kind = "encoder" if encoder else told.kind
-    save_checkpoint(
+    A .safetensors file holds the weights, for stcln-geo. A .pt2 file (torch.export) or .onnx file
+    holds a program that gives the logits of images without stcln-geo, for any number of samples
+    and dates and any size of image. Classifiers get a STAC item of the Machine Learning Model
+    extension.
+    """
+    from ..model import export_checkpoint
+
+    made = export_checkpoint(
+        source,
         out,
-        load_model(source),
-        kind=kind,
-        legend=None if encoder else told.legend,
-        provenance={**told.provenance, "exported_from": told.sha256},
-        chip=told.chip,
-        halo=told.halo,
-        trained_days=told.trained_days,
-        season_start=told.season_start,
+        file_format=file_format,  # type: ignore[arg-type]  # refused by name if it is none
+        encoder=encoder,
     )
-    say(f"{out}: {kind} of {told.path}")
+    say(f"{out}: {made.info.kind} of {made.source.path}")
+    if made.item is not None:
+        say(f"{made.item}: STAC item")
 
 
 def _legend_json(path: Path, classes: int) -> str:

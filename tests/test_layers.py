@@ -28,6 +28,7 @@ LAYERS = {
     "region": 1,
     "storage": 1,
     "legend": 1,
+    "lock": 1,
     "execution": 1,
     "workers": 1,
     "cube": 2,

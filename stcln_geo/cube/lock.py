@@ -1,188 +1,30 @@
-"""One writer per cube: a lock file beside its folder that says who is writing.
-
-The file ``NAME.zarr.lock`` names host, process and time. A lock whose process has died on this
-host is taken over; on another host that cannot be known, so the error says which file to remove.
-
-In object storage the lock is an object, written on condition that there is none yet
-(``If-None-Match: *``); one is taken over on condition that it still is the dead holder's
-(``If-Match``). Where a server ignores conditions, only builds that begin within the same moment
-would not see one another.
-"""
+"""One writer per cube."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import json
-import os
-import socket
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 from ..errors import CubeError
-from ..storage import (
-    Location,
-    S3Path,
-    create_file,
-    location,
-    read_version,
-    replace_version,
-    writing,
-)
+from ..lock import LockHolder, hold_lock, lock_path
+from ..storage import Location
 
 __all__ = ["LockHolder", "cube_lock", "lock_path"]
 
-_UNWRITTEN_SECONDS = 2.0
-"""A lock file still empty after this long was left by a process that died creating it."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockHolder:
-    """The process that is writing a cube."""
-
-    host: str
-    pid: int
-    born: str
-    """When the process began, as its system tells, so that a reused number is recognised."""
-    time: str
-    """When it took the lock, UTC."""
-
-    @property
-    def is_dead(self) -> bool:
-        """True where the process surely exists no longer."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return bool(self.born) and _birth(self.pid) != self.born
-
-
-def lock_path(cube: str | Location) -> Location:
-    """Return the lock file of a cube: beside its folder, which may be replaced or not exist."""
-    resolved = location(cube).resolve()
-    return resolved.with_name(f"{resolved.name}.lock")
-
-
-@contextlib.contextmanager
-def cube_lock(cube: str | Location) -> Iterator[None]:
-    """Hold the lock of a cube.
+def cube_lock(cube: str | Location) -> AbstractContextManager[None]:
+    """Hold the lock of a cube, ``NAME.zarr.lock`` beside it.
 
     Raises
     ------
     CubeError
         If another process, or another thread of this one, is writing the cube.
     """
-    lock = lock_path(cube)
-    me = LockHolder(
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        born=_birth(os.getpid()),
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-    )
-    with writing(lock):
-        if isinstance(lock, S3Path):
-            holder = _take_object(lock, me)
-        else:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            holder = _take(lock, me)
-    if holder is not None:
-        raise CubeError(
+
+    def refusal(holder: LockHolder, lock: Location) -> CubeError:
+        return CubeError(
             f"Cannot write the cube {cube}: process {holder.pid} on {holder.host} has been writing "
             f"it since {holder.time}. A cube has one writer at a time. Wait until that build has "
             f"ended or stop it; if it runs no longer, remove {lock}."
         )
-    try:
-        yield
-    finally:
-        if _read(lock) == me:
-            lock.unlink(missing_ok=True)
 
-
-def _take(lock: Path, me: LockHolder) -> LockHolder | None:
-    """Take the lock; return who holds it instead, or None where it is ours now."""
-    while True:
-        try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            holder = _take_over(lock, me)
-            if holder is not None:
-                return None if holder is me else holder
-            continue
-        try:
-            os.write(descriptor, _text(me))
-        finally:
-            os.close(descriptor)
-        return None
-
-
-def _take_object(lock: S3Path, me: LockHolder) -> LockHolder | None:
-    """Take a lock in object storage; return who holds it instead, or None where it is ours."""
-    while True:
-        found = read_version(lock)
-        if found is None:
-            create_file(lock, _text(me))
-            # A request that was answered too late is sent twice: what lies there decides.
-            found = read_version(lock)
-            if found is None:
-                continue
-        content, version = found
-        holder = _parse(content)
-        if holder == me:
-            return None
-        if holder is not None and not holder.is_dead:
-            return holder
-        replace_version(lock, _text(me), version)
-
-
-def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
-    """Return the holder where it lives, `me` where we took its place, None where it is gone."""
-    import fcntl
-
-    with contextlib.suppress(FileNotFoundError), lock.open("r+b") as file:
-        # Two processes may find the same dead holder: one at a time looks and writes.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        deadline = time.monotonic() + _UNWRITTEN_SECONDS
-        while not (written := _parse(lock.read_bytes())) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if written is not None and not written.is_dead:
-            return written
-        if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
-            file.seek(0)
-            file.truncate()
-            file.write(_text(me))
-            return me
-    return None
-
-
-def _text(holder: LockHolder) -> bytes:
-    return json.dumps(asdict(holder)).encode()
-
-
-def _read(lock: Location) -> LockHolder | None:
-    try:
-        return _parse(lock.read_bytes())
-    except OSError:
-        return None
-
-
-def _parse(content: bytes) -> LockHolder | None:
-    try:
-        return LockHolder(**json.loads(content))
-    except (ValueError, TypeError):
-        return None
-
-
-def _birth(pid: int) -> str:
-    """Return when a process began, in the ticks of its system; empty where it does not tell."""
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    # The name, in parentheses, may hold blanks; the start is the 20th word after it.
-    return line.rpartition(")")[2].split()[19]
+    return hold_lock(cube, refusal=refusal)

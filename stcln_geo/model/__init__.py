@@ -1,12 +1,12 @@
 """The network, in torch alone: no xarray, no Dask, no files but checkpoints.
 
-Import order: config -> layers -> stcln, masking -> reference -> checkpoint.
+Import order: config -> layers -> stcln, masking -> reference -> description -> program, mlm ->
+checkpoint -> export.
 """
 
 from __future__ import annotations
 
 from .checkpoint import (
-    CheckpointInfo,
     find_checkpoint,
     load_encoder_into,
     load_model,
@@ -14,6 +14,8 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import Mode, Positions, PresetName, StclnConfig
+from .description import CheckpointInfo, FileFormat
+from .export import export_checkpoint
 from .masking import MaskStrategy, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
 from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for
@@ -22,6 +24,7 @@ __all__ = [
     "CheckpointInfo",
     "Encoder",
     "Features",
+    "FileFormat",
     "Kind",
     "MaskStrategy",
     "MaskedPretrainer",
@@ -30,6 +33,7 @@ __all__ = [
     "PresetName",
     "Stcln",
     "StclnConfig",
+    "export_checkpoint",
     "find_checkpoint",
     "load_encoder_into",
     "load_model",

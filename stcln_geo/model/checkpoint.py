@@ -1,17 +1,14 @@
 """Checkpoints: weights and all that is needed to reuse them, in one safetensors file.
 
-The header holds one entry, `stcln_geo`, with JSON: format version, kind, configuration, legend,
-chip, trained days, season start and provenance. The bands are in the configuration, the z-score
-among the tensors. Nothing in a checkpoint is ever run.
+The header holds one entry, `stcln_geo`, with JSON: see `description`. The bands are in its
+configuration, the z-score among the tensors. Nothing in a checkpoint is ever run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,63 +17,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError, MissingFileError, OutputError
+from ..errors import CheckpointError, InputError, MissingFileError
 from ..legend import Legend
 from .config import StclnConfig
+from .description import HEADER, MODULES, CheckpointInfo, from_json, to_json, write_whole
+from .program import program_format, read_program
 from .reference import MTLCC_BANDS, Kind, PublishedWeights, read_published
 from .stcln import Encoder, MaskedPretrainer, Stcln
 
-FORMAT = 1
-"""Version of the metadata; a reader refuses newer ones."""
-HEADER = "stcln_geo"
-_MODULES: dict[Kind, type[Stcln | Encoder | MaskedPretrainer]] = {
-    "classifier": Stcln,
-    "encoder": Encoder,
-    "pretrainer": MaskedPretrainer,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointInfo:
-    """What a checkpoint says about itself."""
-
-    path: Path
-    """The file itself, also when a run directory was asked about."""
-    kind: Kind
-    config: StclnConfig
-    mean: tuple[float, ...]
-    """(C,) reflectance: z-score of the bands."""
-    std: tuple[float, ...]
-    """(C,) reflectance."""
-    legend: str | None
-    """JSON of the legend; None for networks without classes, and for published weights."""
-    chip: int | None
-    """Side in pixels of the chips it was trained on."""
-    halo: int | None
-    """Context pixels per side that it was chosen with."""
-    trained_days: tuple[int, int] | None
-    """First and last of `days` seen in training."""
-    season_start: str | None
-    """MM-DD from which `days` count."""
-    provenance: Mapping[str, Any]
-    """Where the weights come from; plain JSON values."""
-    sha256: str
-    """Of the whole file: names the checkpoint in manifests."""
-    published: bool
-    """True for a file of the published system."""
-    dropped: tuple[str, ...] = ()
-    """Entries of a published file that no output depends on."""
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Common names in the order of the channel axis."""
-        return self.config.bands
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters that training moves."""
-        with torch.device("meta"):
-            return sum(weight.numel() for weight in _MODULES[self.kind](self.config).parameters())
+__all__ = [
+    "CheckpointInfo",
+    "find_checkpoint",
+    "load_encoder_into",
+    "load_model",
+    "read_metadata",
+    "save_checkpoint",
+]
 
 
 def save_checkpoint(
@@ -108,28 +64,21 @@ def save_checkpoint(
             f"Cannot save {path}: the legend has {len(Legend.from_json(legend))} classes, and the "
             f"{kind} {config.classes}. They must agree. Pass the legend it was trained with."
         )
-    description = {
-        "format": FORMAT,
-        "kind": kind,
-        "config": config.to_dict(),
-        "legend": None if legend is None else json.loads(legend),
-        "chip": chip,
-        "halo": halo,
-        "trained_days": None if trained_days is None else [int(day) for day in trained_days],
-        "season_start": season_start,
-        "provenance": dict(provenance or {}),
-    }
-    try:
-        header = json.dumps(description, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"Cannot save {path}: the provenance holds a value that JSON cannot ({error}). "
-            "Numbers must be finite. Pass strings, numbers, lists and dicts."
-        ) from error
+    header = to_json(
+        path,
+        kind=kind,
+        config=config,
+        legend=legend,
+        chip=chip,
+        halo=halo,
+        trained_days=trained_days,
+        season_start=season_start,
+        provenance=provenance or {},
+    )
     tensors = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in module.state_dict().items()
     }
-    _write_whole(path, save(tensors, metadata={HEADER: header}))
+    write_whole(path, save(tensors, metadata={HEADER: header}))
     return path
 
 
@@ -153,9 +102,17 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def read_metadata(path: str | os.PathLike[str]) -> CheckpointInfo:
-    """Tell what a checkpoint is, without building its network."""
-    info, _ = _read(find_checkpoint(path))
+def read_metadata(path: str | os.PathLike[str], *, programs: bool = False) -> CheckpointInfo:
+    """Tell what a checkpoint is, without building its network.
+
+    Parameters
+    ----------
+    programs : True also describes exported programs, which hold no weights to load.
+    """
+    path = find_checkpoint(path)
+    if programs and program_format(path) is not None:
+        return read_program(path, sha256=_fingerprint(path)[0])
+    info, _ = _read(path)
     return info
 
 
@@ -166,7 +123,7 @@ def load_model(path: str | os.PathLike[str]) -> Stcln | Encoder | MaskedPretrain
     `Stcln`, a pre-trained network a `MaskedPretrainer`, a bare encoder an `Encoder`.
     """
     info, state = _read(find_checkpoint(path))
-    module = _MODULES[info.kind](info.config)
+    module = MODULES[info.kind](info.config)
     _load_whole(info, module, state)
     module.eval()
     return module
@@ -243,7 +200,7 @@ def _part_to_write(
 ) -> tuple[Stcln | Encoder | MaskedPretrainer, Kind]:
     if kind == "encoder" and isinstance(module, Stcln | MaskedPretrainer):
         module = module.encoder
-    for own, made in _MODULES.items():
+    for own, made in MODULES.items():
         if isinstance(module, made) and kind in (None, own):
             return module, own
     raise InputError(
@@ -252,23 +209,22 @@ def _part_to_write(
     )
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write the checkpoint {path}: {error.strerror or error}. The folder must be "
-            "writable and have room. Choose another path, or make room."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Read a file of any accepted form: what it says, and its tensors under our names."""
+    if program_format(path) is not None:
+        raise CheckpointError(
+            f"Cannot load {path}: it is an exported program, which stcln-geo describes and does "
+            "not run. Networks come from weights. Pass the checkpoint that it was exported from."
+        )
+    sha256, start = _fingerprint(path)
+    # A safetensors file opens with the length of its header (8 bytes), then the header's brace.
+    if path.suffix == ".safetensors" or start[8:] == b"{":
+        return _read_safetensors(path, sha256)
+    return _from_published(path, read_published(path), sha256)
+
+
+def _fingerprint(path: Path) -> tuple[str, bytes]:
+    """Return the sha256 of a file, and its first nine bytes."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -281,10 +237,7 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
             f"Cannot read the checkpoint {path}: {error.strerror or error}. "
             "It must be a readable file. Check its permissions."
         ) from error
-    # A safetensors file opens with the length of its header (8 bytes), then the header's brace.
-    if path.suffix == ".safetensors" or start[8:] == b"{":
-        return _read_safetensors(path, digest.hexdigest())
-    return _from_published(path, read_published(path), digest.hexdigest())
+    return digest.hexdigest(), start
 
 
 def _read_safetensors(path: Path, sha256: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -302,42 +255,7 @@ def _read_safetensors(path: Path, sha256: str) -> tuple[CheckpointInfo, dict[str
             f"Cannot use {path}: its header has no `{HEADER}` entry, so another program wrote it. "
             "A checkpoint tells its network, bands and legend there. Pass one that stcln-geo wrote."
         )
-    try:
-        told = json.loads(header)
-        if told["format"] > FORMAT:
-            raise CheckpointError(
-                f"Cannot read the checkpoint {path}: its format is {told['format']}, and this "
-                f"version reads up to {FORMAT}. A newer stcln-geo wrote it. Update stcln-geo."
-            )
-        kind: Kind = told["kind"]
-        prefix = "" if _MODULES[kind] is Encoder else "encoder."
-        days = told["trained_days"]
-        info = CheckpointInfo(
-            path=path,
-            kind=kind,
-            config=StclnConfig.from_dict(told["config"]),
-            mean=tuple(state[f"{prefix}mean"].tolist()),
-            std=tuple(state[f"{prefix}std"].tolist()),
-            legend=None
-            if told["legend"] is None
-            else json.dumps(told["legend"], ensure_ascii=False),
-            chip=told["chip"],
-            halo=told["halo"],
-            trained_days=None if days is None else (int(days[0]), int(days[1])),
-            season_start=told["season_start"],
-            provenance=told["provenance"],
-            sha256=sha256,
-            published=False,
-        )
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"Cannot read the checkpoint {path}: its description is not what stcln-geo writes "
-            f"({type(error).__name__}: {error}). Each field must be there with its type. "
-            "Write the checkpoint again."
-        ) from error
-    return info, state
+    return from_json(path, header, sha256=sha256, state=state), state
 
 
 def _from_published(

@@ -341,7 +341,8 @@ class SpatioTemporalAttention(nn.Module):
     def __init__(self, dim: int, *, affinity_dates: int | None) -> None:
         super().__init__()
         self.affinity_dates = affinity_dates
-        self.affinity_bytes = AFFINITY_BYTES
+        self.affinity_bytes: int | None = AFFINITY_BYTES
+        """Size of a block of affinities; None: all at once, as a graph of any batch must."""
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
@@ -373,9 +374,11 @@ class SpatioTemporalAttention(nn.Module):
         keys = full_precision(spatial).flatten(2)  # (B, N, T*D)
         shared = None if valid is None else valid.to(value.dtype)
 
+        if self.affinity_bytes is None:
+            return self._attend(temporal, keys, value, mix, shared, shared)
         batch, pixels = value.shape[:2]
         row_bytes = batch * pixels * value.element_size()
-        affinity_bytes = self.affinity_bytes
+        affinity_bytes: int = self.affinity_bytes
         if runs_without_gradients(self) and value.device.type == "cpu":
             affinity_bytes = min(affinity_bytes, CPU_AFFINITY_BYTES)
         block = max(1, min(pixels, affinity_bytes // row_bytes))

@@ -62,7 +62,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.slice_bytes = SLICE_BYTES
-        self.max_sequences = MAX_SEQUENCES
+        self.max_sequences: int | None = MAX_SEQUENCES
+        """Sequences the transformer takes at a time; None: all, as a graph for any batch must."""
         self.register_buffer("mean", torch.zeros(len(config.bands)))
         self.register_buffer("std", torch.ones(len(config.bands)))
         self.convolutions = ConvEncoder(len(config.bands), config.widths)
@@ -173,7 +174,8 @@ class Encoder(nn.Module):
         batch, height, width, dates, dim = spatial.shape
         series = spatial.view(-1, dates, dim)
         usable = None if valid is None else valid.view(-1, dates)
-        sample = torch.arange(batch, device=spatial.device).repeat_interleave(height * width)
+        sample = torch.arange(batch, device=spatial.device)[:, None]
+        sample = sample.expand(batch, height * width).reshape(-1)
 
         def encode(first: int, last: int) -> Tensor:
             block = slice(first, last)
@@ -188,10 +190,10 @@ class Encoder(nn.Module):
         step, prepared = self.max_sequences, None
         if runs_without_gradients(self):
             series_bytes = 4 * dates * (self.config.feedforward + 4 * dim)
-            step = max(1, min(step, self._slice_bytes(spatial) // series_bytes))
+            step = max(1, min(step or MAX_SEQUENCES, self._slice_bytes(spatial) // series_bytes))
             prepared = prepare_layers(self.temporal.layers, spatial)
-        total = len(series)
-        if step >= total:
+        total = series.shape[0]
+        if step is None or step >= total:
             return encode(0, total).view_as(spatial)
         if torch.is_grad_enabled():
             parts = [encode(first, first + step) for first in range(0, total, step)]
@@ -254,7 +256,7 @@ class Stcln(nn.Module):
         """Turn what `embed` gave, (B, H*W, D), into logits (B, K, H, W) float32."""
         with torch.autocast(device_type=embedded.device.type, enabled=False):
             logits: Tensor = self.classifier(full_precision(embedded))  # (B, N, K)
-        return logits.transpose(1, 2).reshape(len(embedded), -1, *shape_yx)  # (B, K, H, W)
+        return logits.transpose(1, 2).reshape(embedded.shape[0], -1, *shape_yx)  # (B, K, H, W)
 
 
 class MaskedPretrainer(nn.Module):

@@ -28,6 +28,7 @@ from .plan import (
 )
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
+from .run_lock import run_lock
 from .task import step_seed
 from .trackers import TrackerName, check_trackers
 
@@ -83,7 +84,7 @@ def pretrain(
         Where the figures also go: ``tensorboard``, ``wandb``, ``mlflow``.
     """
     followed, ranks = check_trackers(trackers), find_ranks()
-    with join(ranks, device=choose_device(device)):
+    with join(ranks, device=choose_device(device)), run_lock(Path(out), ranks):
         return _pretrain(
             cubes,
             RunDirectory(out),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def test_a_reused_process_number_is_no_holder(tmp_path: Path):
 def test_a_half_written_lock_is_no_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: bytes
 ):
-    monkeypatch.setattr("stcln_geo.cube.lock._UNWRITTEN_SECONDS", 0.05)
+    monkeypatch.setattr("stcln_geo.lock._UNWRITTEN_SECONDS", 0.05)
     lock_path(tmp_path / "c.zarr").write_bytes(rest)
     with cube_lock(tmp_path / "c.zarr"):
         pass
@@ -88,6 +90,52 @@ def test_another_host_is_never_overruled(tmp_path: Path):
     with pytest.raises(CubeError, match="process 1 on elsewhere"), cube_lock(tmp_path / "c.zarr"):
         pass
     assert lock.exists()
+
+
+def test_the_lock_of_a_zombie_is_taken_over(tmp_path: Path):
+    cube = tmp_path / "c.zarr"
+    script = (
+        "import os, signal, sys\n"
+        "from stcln_geo.cube.lock import cube_lock\n"
+        "with cube_lock(sys.argv[1]):\n"
+        "    print(flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(cube)], stdout=subprocess.PIPE
+    ) as process:
+        # All it holds is closed, but nobody has asked how it ended.
+        assert process.stdout is not None
+        process.stdout.read()
+        assert lock_path(cube).exists()
+        while _state(process.pid) != "Z":
+            time.sleep(0.001)
+        with cube_lock(cube):
+            pass
+        assert _state(process.pid) == "Z"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "restarts", "taken"),
+    [("7", "1", True), ("7", "0", False), ("8", "1", False)],
+    ids=["requeued", "same life", "another job"],
+)
+def test_a_requeued_job_goes_on_from_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, restarts: str, taken: bool
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "fields")
+    forge(tmp_path / "c.zarr", host="elsewhere", pid=1)
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    refused = pytest.raises(CubeError, match="process 1 on elsewhere")
+    with contextlib.nullcontext() if taken else refused, cube_lock(tmp_path / "c.zarr"):
+        pass
+    assert lock_path(tmp_path / "c.zarr").exists() is not taken
 
 
 def test_of_many_that_find_a_dead_holder_one_wins(tmp_path: Path):

@@ -6,6 +6,7 @@ does with the whole batch what two ranks do with halves.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from stcln_geo.cube.store import open_season
 from stcln_geo.data.batch import Batch
 from stcln_geo.data.chips import ChipDataset, plan_chips
 from stcln_geo.data.stream import OrderedStream, TrainingStream
+from stcln_geo.errors import InputError
 from stcln_geo.model.config import StclnConfig
 from stcln_geo.model.stcln import MaskedPretrainer, Stcln
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.modules import FinetuneTask, PretrainTask
 from stcln_geo.train.ranks import Ranks, find_ranks, join, sum_over_ranks
+from stcln_geo.train.run_lock import run_lock
 from stcln_geo.train.task import TrainingTask
 
 CHIPS = 6
@@ -80,6 +83,16 @@ def judge(task: TrainingTask) -> dict[str, Any]:
     return task.figures
 
 
+def refusal(run: Path, ranks: Ranks) -> str:
+    """What a second command into the run of these ranks would be told."""
+    with run_lock(run, ranks):
+        try:
+            with run_lock(run, ranks):
+                return "nothing"
+        except InputError as error:
+            return str(error)
+
+
 def main(cube: Path, folder: Path) -> None:
     """Do all of it."""
     torch.set_num_threads(1)
@@ -106,6 +119,7 @@ def main(cube: Path, folder: Path) -> None:
         stream.close()
         found["told"] = ranks.on_first(lambda: ranks.rank)
         found["gathered"] = ranks.gather(ranks.rank)
+        found["pid"], found["refusal"] = os.getpid(), refusal(folder / f"run-{ranks.size}", ranks)
     torch.save(found, folder / f"{ranks.rank}-of-{ranks.size}.pt")
 
 

@@ -86,6 +86,11 @@ def test_rank_0_speaks_for_all(found: dict[str, Any]) -> None:
     assert found["1-of-2"]["gathered"] == [0, 1]
 
 
+def test_two_ranks_are_one_owner_of_their_run(found: dict[str, Any]) -> None:
+    for name, owner in (("0-of-1", "0-of-1"), ("0-of-2", "0-of-2"), ("1-of-2", "0-of-2")):
+        assert f"process {found[owner]['pid']} on" in found[name]["refusal"]
+
+
 def test_who_this_is() -> None:
     torchrun = {
         "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",

@@ -217,11 +217,14 @@ def test_kill_9_and_resume(small_cube: Path, tmp_path: Path) -> None:
         child.wait()
     before = json.loads((out / "run.json").read_text())
     assert before["status"] == "running"
+    held = json.loads((tmp_path / "run.lock").read_text())
+    assert held["pid"] == child.pid
 
     resumed = finetune(small_cube, out, config)
 
     finetune(small_cube, tmp_path / "whole", config)
     assert resumed.steps == 14
+    assert not (tmp_path / "run.lock").exists()
     assert_same_weights(out, tmp_path / "whole")
     assert figures(out) == figures(tmp_path / "whole")
 
@@ -254,6 +257,33 @@ def test_finished_run_is_left_alone(small_cube: Path, tmp_path: Path) -> None:
     assert not first.already
     assert (again.best, again.steps) == (first.best, first.steps)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_second_command_into_a_run_is_refused(
+    kind: str, small_cube: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    refusals: list[str] = []
+
+    def begin(**options: Any) -> None:
+        if kind == "pretrain":
+            pretrain([small_cube], run, pretrain_config(steps=2), **options)
+        else:
+            finetune(small_cube, run, finetune_config(steps=2), **options)
+
+    def try_again(*_: Any) -> None:
+        before = (run / "run.json").read_bytes()
+        with pytest.raises(InputError, match=r"one command at a time.*--out.*remove") as caught:
+            begin(overwrite=True)
+        refusals.append(str(caught.value))
+        assert (run / "run.json").read_bytes() == before
+
+    begin(progress=try_again)
+    assert refusals
+    assert all(f"process {os.getpid()} on" in refusal for refusal in refusals)
+    assert not (tmp_path / "run.lock").exists()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
 def test_run_directory_holds_what_was_done(small_cube: Path, tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""One writer per folder: a lock file beside a cube or a run that says who is writing it.
+
+The file ``NAME.lock`` names host, process and time. A lock whose process has died on this host is
+taken over, and so is one of an earlier life of the same SLURM job, whichever host that ran on.
+Otherwise it cannot be known of another host, so the error says which file to remove.
+
+In object storage the lock is an object, written on condition that there is none yet
+(``If-None-Match: *``); one is taken over on condition that it still is the dead holder's
+(``If-Match``). Where a server ignores conditions, only writers that begin within the same moment
+would not see one another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .storage import (
+    Location,
+    S3Path,
+    create_file,
+    location,
+    read_version,
+    replace_version,
+    writing,
+)
+
+__all__ = ["LockHolder", "hold_lock", "lock_path"]
+
+_UNWRITTEN_SECONDS = 2.0
+"""A lock file still empty after this long was left by a process that died creating it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockHolder:
+    """The process that is writing."""
+
+    host: str
+    pid: int
+    born: str
+    """When the process began, as its system tells, so that a reused number is recognised."""
+    time: str
+    """When it took the lock, UTC."""
+    job: str = ""
+    """Cluster and number of the SLURM job; empty outside of one."""
+    restart: int = 0
+    """How often that job had been requeued."""
+
+    @property
+    def is_dead(self) -> bool:
+        """True where the process surely exists no longer."""
+        job, restart = _slurm_job()
+        if job and job == self.job and restart > self.restart:
+            # A job is requeued when nothing of it runs any more.
+            return True
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        state, born = _process(self.pid)
+        # A zombie has ended; nobody has asked how, as in containers without an init.
+        return state in ("Z", "X") or (bool(self.born) and born != self.born)
+
+
+def lock_path(folder: str | Location) -> Location:
+    """Return the lock file of a folder: beside it, since it may be replaced or not exist."""
+    resolved = location(folder).resolve()
+    return resolved.with_name(f"{resolved.name}.lock")
+
+
+@contextlib.contextmanager
+def hold_lock(
+    folder: str | Location, *, refusal: Callable[[LockHolder, Location], Exception]
+) -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    Parameters
+    ----------
+    refusal
+        Makes the error to raise, from who holds the lock and the lock file, where another
+        process, or another thread of this one, is writing the folder.
+    """
+    lock = lock_path(folder)
+    job, restart = _slurm_job()
+    me = LockHolder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        born=_process(os.getpid())[1],
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        job=job,
+        restart=restart,
+    )
+    with writing(lock):
+        if isinstance(lock, S3Path):
+            holder = _take_object(lock, me)
+        else:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            holder = _take(lock, me)
+    if holder is not None:
+        raise refusal(holder, lock)
+    try:
+        yield
+    finally:
+        if _read(lock) == me:
+            lock.unlink(missing_ok=True)
+
+
+def _take(lock: Path, me: LockHolder) -> LockHolder | None:
+    """Take the lock; return who holds it instead, or None where it is ours now."""
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            holder = _take_over(lock, me)
+            if holder is not None:
+                return None if holder is me else holder
+            continue
+        try:
+            os.write(descriptor, _text(me))
+        finally:
+            os.close(descriptor)
+        return None
+
+
+def _take_object(lock: S3Path, me: LockHolder) -> LockHolder | None:
+    """Take a lock in object storage; return who holds it instead, or None where it is ours."""
+    while True:
+        found = read_version(lock)
+        if found is None:
+            create_file(lock, _text(me))
+            # A request that was answered too late is sent twice: what lies there decides.
+            found = read_version(lock)
+            if found is None:
+                continue
+        content, version = found
+        holder = _parse(content)
+        if holder == me:
+            return None
+        if holder is not None and not holder.is_dead:
+            return holder
+        replace_version(lock, _text(me), version)
+
+
+def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
+    """Return the holder where it lives, `me` where we took its place, None where it is gone."""
+    import fcntl
+
+    with contextlib.suppress(FileNotFoundError), lock.open("r+b") as file:
+        # Two processes may find the same dead holder: one at a time looks and writes.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _UNWRITTEN_SECONDS
+        while not (written := _parse(lock.read_bytes())) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if written is not None and not written.is_dead:
+            return written
+        if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+            file.seek(0)
+            file.truncate()
+            file.write(_text(me))
+            return me
+    return None
+
+
+def _text(holder: LockHolder) -> bytes:
+    return json.dumps(asdict(holder)).encode()
+
+
+def _read(lock: Location) -> LockHolder | None:
+    try:
+        return _parse(lock.read_bytes())
+    except OSError:
+        return None
+
+
+def _parse(content: bytes) -> LockHolder | None:
+    try:
+        return LockHolder(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """Return state and beginning of a process, in its system's words; empty where it tells none."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return "", ""
+    # The name, in parentheses, may hold blanks; the state follows it, the start 19 words later.
+    words = line.rpartition(")")[2].split()
+    return words[0], words[19]
+
+
+def _slurm_job() -> tuple[str, int]:
+    """Return the SLURM job that this process belongs to, and how often it was requeued."""
+    number = os.environ.get("SLURM_JOB_ID")
+    if not number:
+        return "", 0
+    cluster = os.environ.get("SLURM_CLUSTER_NAME", "")
+    return f"{cluster}/{number}", int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -1,0 +1,203 @@
+"""What a checkpoint or an exported program says about itself, and its form as JSON.
+
+A file of ours holds one JSON text: format version, kind, configuration, legend, chip, trained days,
+season start and provenance. Nothing in it is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import CheckpointError, InputError, OutputError
+from .config import StclnConfig
+from .reference import Kind
+from .stcln import Encoder, MaskedPretrainer, Stcln
+
+FORMAT = 1
+"""Version of the description; a reader refuses newer ones."""
+HEADER = "stcln_geo"
+"""Name of the description where a file format keeps texts by name."""
+FileFormat = Literal["safetensors", "pt2", "onnx"]
+MODULES: dict[Kind, type[Stcln | Encoder | MaskedPretrainer]] = {
+    "classifier": Stcln,
+    "encoder": Encoder,
+    "pretrainer": MaskedPretrainer,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself."""
+
+    path: Path
+    """The file itself, also when a run directory was asked about."""
+    kind: Kind
+    config: StclnConfig
+    mean: tuple[float, ...]
+    """(C,) reflectance: z-score of the bands."""
+    std: tuple[float, ...]
+    """(C,) reflectance."""
+    legend: str | None
+    """JSON of the legend; None for networks without classes, and for published weights."""
+    chip: int | None
+    """Side in pixels of the chips it was trained on."""
+    halo: int | None
+    """Context pixels per side that it was chosen with."""
+    trained_days: tuple[int, int] | None
+    """First and last of `days` seen in training."""
+    season_start: str | None
+    """MM-DD from which `days` count."""
+    provenance: Mapping[str, Any]
+    """Where the weights come from; plain JSON values."""
+    sha256: str
+    """Of the whole file: names the checkpoint in manifests."""
+    published: bool
+    """True for a file of the published system."""
+    dropped: tuple[str, ...] = ()
+    """Entries of a published file that no output depends on."""
+    format: FileFormat = "safetensors"
+    """What the file is: weights, or a program that runs without this package."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Common names in the order of the channel axis."""
+        return self.config.bands
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that training moves."""
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in MODULES[self.kind](self.config).parameters())
+
+
+def to_json(
+    path: Path,
+    *,
+    kind: Kind,
+    config: StclnConfig,
+    legend: str | None,
+    chip: int | None,
+    halo: int | None,
+    trained_days: tuple[int, int] | None,
+    season_start: str | None,
+    provenance: Mapping[str, Any],
+    zscore: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> str:
+    """Write the description that `path` will hold.
+
+    Parameters
+    ----------
+    zscore : mean and deviation of the bands, each (C,) in reflectance, where no tensor holds them.
+
+    Raises
+    ------
+    InputError
+        If the provenance holds what JSON cannot.
+    """
+    description = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": config.to_dict(),
+        "legend": None if legend is None else json.loads(legend),
+        "chip": chip,
+        "halo": halo,
+        "trained_days": None if trained_days is None else [int(day) for day in trained_days],
+        "season_start": season_start,
+        "provenance": dict(provenance),
+    }
+    if zscore is not None:
+        description["zscore"] = {"mean": list(zscore[0]), "std": list(zscore[1])}
+    try:
+        return json.dumps(description, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Cannot save {path}: the provenance holds a value that JSON cannot ({error}). "
+            "Numbers must be finite. Pass strings, numbers, lists and dicts."
+        ) from error
+
+
+def from_json(
+    path: Path,
+    text: str,
+    *,
+    sha256: str,
+    state: Mapping[str, torch.Tensor] | None = None,
+    file_format: FileFormat = "safetensors",
+) -> CheckpointInfo:
+    """Read the description that `path` holds.
+
+    Parameters
+    ----------
+    state : the tensors of the file, which hold the z-score; None: the description does.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not what this version writes.
+    """
+    try:
+        told = json.loads(text)
+        if told["format"] > FORMAT:
+            raise CheckpointError(
+                f"Cannot read the checkpoint {path}: its format is {told['format']}, and this "
+                f"version reads up to {FORMAT}. A newer stcln-geo wrote it. Update stcln-geo."
+            )
+        kind: Kind = told["kind"]
+        prefix = "" if MODULES[kind] is Encoder else "encoder."
+        config = StclnConfig.from_dict(told["config"])
+        if state is None:
+            mean, std = told["zscore"]["mean"], told["zscore"]["std"]
+        else:
+            mean, std = state[f"{prefix}mean"].tolist(), state[f"{prefix}std"].tolist()
+        if not len(mean) == len(std) == len(config.bands):
+            raise ValueError("the z-score is not of these bands")
+        days = told["trained_days"]
+        return CheckpointInfo(
+            path=path,
+            kind=kind,
+            config=config,
+            mean=tuple(float(value) for value in mean),
+            std=tuple(float(value) for value in std),
+            legend=None
+            if told["legend"] is None
+            else json.dumps(told["legend"], ensure_ascii=False),
+            chip=told["chip"],
+            halo=told["halo"],
+            trained_days=None if days is None else (int(days[0]), int(days[1])),
+            season_start=told["season_start"],
+            provenance=told["provenance"],
+            sha256=sha256,
+            published=False,
+            format=file_format,
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot read the checkpoint {path}: its description is not what stcln-geo writes "
+            f"({type(error).__name__}: {error}). Each field must be there with its type. "
+            "Write the checkpoint again."
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it: readers see all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write the checkpoint {path}: {error.strerror or error}. The folder must be "
+            "writable and have room. Choose another path, or make room."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
