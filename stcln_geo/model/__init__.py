@@ -1,10 +1,11 @@
 """The network, in torch alone: no xarray, no Dask, no files but checkpoints.
 
-Import order: config -> layers -> stcln, masking -> reference -> checkpoint.
+Import order: config, band_groups, masking -> layers -> stcln -> reference -> checkpoint.
 """
 
 from __future__ import annotations
 
+from .band_groups import WAVELENGTH_GROUPS, group_numbers
 from .checkpoint import (
     CheckpointInfo,
     find_checkpoint,
@@ -14,11 +15,12 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import Mode, Positions, PresetName, StclnConfig
-from .masking import MaskStrategy, make_mask, masked_loss, vegetated_dates
+from .masking import MaskStrategy, draw_mask, hideable, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
 from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for
 
 __all__ = [
+    "WAVELENGTH_GROUPS",
     "CheckpointInfo",
     "Encoder",
     "Features",
@@ -30,7 +32,10 @@ __all__ = [
     "PresetName",
     "Stcln",
     "StclnConfig",
+    "draw_mask",
     "find_checkpoint",
+    "group_numbers",
+    "hideable",
     "load_encoder_into",
     "load_model",
     "make_mask",
