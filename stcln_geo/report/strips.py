@@ -21,8 +21,8 @@ CLOUD_COLOR = "#dfe4ea"
 """Colour of what was never clear."""
 
 _ROWS = ("truth", "shown to\nthe network", "filled in")
-_SIDE = 1.5
-"""Inches of a chip."""
+_SIDE = 1.05
+"""Inches of a chip, so that six fit the page."""
 
 
 def plot_strip(

@@ -29,9 +29,9 @@ def strip():
 
 def colour(image, *, row, date, y, x):
     """The colour at a pixel of a chip: strips begin 0.9 inch from the left, 0.3 from the top."""
-    step_x, step_y = 1.5 + 0.06, 1.5 * 6 / 9 + 0.06
-    left = 0.9 + date * step_x + 1.5 * (x + 0.5) / 9
-    top = 0.3 + row * step_y + 1.5 * 6 / 9 * (y + 0.5) / 6
+    step_x, step_y = 1.05 + 0.06, 1.05 * 6 / 9 + 0.06
+    left = 0.9 + date * step_x + 1.05 * (x + 0.5) / 9
+    top = 0.3 + row * step_y + 1.05 * 6 / 9 * (y + 0.5) / 6
     found = image[int(top * 144), int(left * 144), :3]
     return "#" + "".join(f"{round(255 * float(part)):02x}" for part in found)
 
