@@ -150,3 +150,4 @@ def pretrain(
         )
     if first:
         say_result(result)
+        say(f"Report: {result.path / 'report.html'}")

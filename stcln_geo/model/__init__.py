@@ -1,11 +1,12 @@
 """The network, in torch alone: no xarray, no Dask, no files but checkpoints.
 
-Import order: config -> layers -> stcln, masking -> reference -> description -> program, mlm ->
-checkpoint -> export.
+Import order: config, band_groups, masking -> layers -> stcln -> reference -> description ->
+program, mlm -> checkpoint -> export.
 """
 
 from __future__ import annotations
 
+from .band_groups import WAVELENGTH_GROUPS, group_numbers
 from .checkpoint import (
     find_checkpoint,
     load_encoder_into,
@@ -16,11 +17,12 @@ from .checkpoint import (
 from .config import Mode, Positions, PresetName, StclnConfig
 from .description import CheckpointInfo, FileFormat
 from .export import export_checkpoint
-from .masking import MaskStrategy, make_mask, masked_loss, vegetated_dates
+from .masking import MaskStrategy, draw_mask, hideable, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
 from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for
 
 __all__ = [
+    "WAVELENGTH_GROUPS",
     "CheckpointInfo",
     "Encoder",
     "Features",
@@ -33,8 +35,11 @@ __all__ = [
     "PresetName",
     "Stcln",
     "StclnConfig",
+    "draw_mask",
     "export_checkpoint",
     "find_checkpoint",
+    "group_numbers",
+    "hideable",
     "load_encoder_into",
     "load_model",
     "make_mask",

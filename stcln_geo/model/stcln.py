@@ -31,6 +31,7 @@ from .layers import (
     runs_without_gradients,
     sinusoids,
 )
+from .masking import hidden_values
 
 SLICE_BYTES = 2**28
 """Working memory of one slice of dates or one block of pixels in inference, at most."""
@@ -262,8 +263,8 @@ class Stcln(nn.Module):
 class MaskedPretrainer(nn.Module):
     """Reconstruct hidden observations from what is around them in time and space.
 
-    A hidden observation shows one learnable number in every band. It keeps its place in time, and
-    takes part in attention like a visible one.
+    A hidden observation shows one learnable number in every band, or in those that are hidden. It
+    keeps its place in time, and takes part in attention like a visible one.
     """
 
     def __init__(self, config: StclnConfig) -> None:
@@ -278,21 +279,24 @@ class MaskedPretrainer(nn.Module):
 
         Parameters
         ----------
-        mask : (B, T, H, W) bool. True where the observation is hidden; no effect where invalid.
+        mask : (B, T, H, W) or (B, T, C, H, W) bool. True where the observation, or its value in one
+            band, is hidden; no effect where invalid.
 
         Returns
         -------
         (B, T, C, H, W) float32, in normalised units: compare with `normalise(images)`.
         """
         check_batch(self.config, images, days, valid)
-        if mask.dtype != torch.bool or mask.shape != (*images.shape[:2], *images.shape[-2:]):
+        expected = images.shape if mask.ndim == 5 else (*images.shape[:2], *images.shape[-2:])
+        if mask.dtype != torch.bool or mask.shape != expected:
             raise InputError(
                 f"Cannot hide observations: mask is {tuple(mask.shape)} {mask.dtype}, but must be "
-                f"(B, T, H, W) bool for images {tuple(images.shape)}. Make it with make_mask(...)."
+                f"(B, T, H, W) or (B, T, C, H, W) bool for images {tuple(images.shape)}. Make it "
+                "with make_mask(...)."
             )
-        hidden = mask if valid is None else mask & valid
+        hidden = hidden_values(mask, valid)
         inputs = self.encoder.normalise(images, valid)
-        inputs = torch.where(hidden[:, :, None], self.token.to(inputs.dtype), inputs)
+        inputs = torch.where(hidden, self.token.to(inputs.dtype), inputs)
         features = self.encoder.encode(inputs, days, valid)
         with torch.autocast(device_type=images.device.type, enabled=False):
             made: Tensor = self.reconstruction(full_precision(features.temporal))

@@ -31,6 +31,8 @@ __all__ = [
     "plot_curves",
     "plot_rgb",
     "plot_series",
+    "rgb_of",
+    "save_figure",
 ]
 
 INK = "#1f2a37"
@@ -82,7 +84,7 @@ def plot_classes(
     from matplotlib.patches import Patch
 
     classes = np.asarray(_check_plane(classes, "a class map"))
-    table = np.full((256, 3), _rgb(_NODATA_COLOR), dtype=np.uint8)
+    table = np.full((256, 3), rgb_of(_NODATA_COLOR), dtype=np.uint8)
     for code, color in legend.colormap().items():
         table[code] = color[:3]
     image = table[np.where((classes >= 0) & (classes < 256), classes, 255).astype(np.int64)]
@@ -131,7 +133,9 @@ def plot_confidence(
     percent = _check_plane(confidence, "a confidence map")
     colors = colormaps["viridis"]
     image = (colors(np.clip(percent / 100.0, 0, 1))[..., :3] * 255).astype(np.uint8)
-    image[(percent == (255 if nodata is None else nodata)) | (percent > 100)] = _rgb(_NODATA_COLOR)
+    image[(percent == (255 if nodata is None else nodata)) | (percent > 100)] = rgb_of(
+        _NODATA_COLOR
+    )
     with _image_figure(image, out_png, title=title, footer=0.56 if with_bar else 0.0) as axes:
         if with_bar:
             figure: Any = axes.figure
@@ -321,7 +325,7 @@ def _figure(width: float, height: float, out_png: str | Path) -> Iterator[Axes]:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     yield figure.add_subplot()
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 @contextmanager
@@ -344,10 +348,10 @@ def _image_figure(
     if title:
         axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
     yield axes
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
-def _save(figure: Any, out_png: str | Path) -> None:
+def save_figure(figure: Any, out_png: str | Path) -> None:
     """Write beside the target, then rename, so that no half picture is ever there."""
     target = Path(out_png)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -401,5 +405,6 @@ def _check_plane(array: NDArray[Any], what: str) -> NDArray[Any]:
     return plane
 
 
-def _rgb(color: str) -> tuple[int, int, int]:
+def rgb_of(color: str) -> tuple[int, int, int]:
+    """Return red, green and blue, from 0 to 255, of a colour ``#rrggbb``."""
     return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

@@ -1,7 +1,8 @@
 """Pre-training, fine-tuning and evaluation.
 
-Import order: config, ranks, run_directory -> memory, trackers, task -> modules, journal, card ->
-fit -> plan -> pretrain, finetune -> seeds, evaluate.
+Import order: masking -> config, ranks, run_directory -> memory, trackers, task -> error_table,
+reconstruction -> modules, pretrain_task, journal, card, pretrain_page -> fit -> plan -> pretrain,
+finetune -> seeds, evaluate.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
     monitored = {
         name.removeprefix("validation_"): value
         for name, value in best.items()
-        if name.startswith("validation_") and value is not None
+        # Errors per band and month, whose names have a slash, are in errors.csv.
+        if name.startswith("validation_") and "/" not in name and value is not None
     }
     if monitored:
         counted = told.get("splits", {}).get("validation", {})
@@ -88,6 +89,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
             if (run.settled("optimiser") or {}).get("ema")
             else "as trained",
             "begun_from": info.provenance.get("init"),
+            "masking": info.provenance.get("masking"),
             "device": environment.get("device"),
             "precision": environment.get("precision"),
             "packages": {"stcln_geo": environment.get("stcln_geo"), **environment["packages"]},
@@ -173,6 +175,7 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         f"- network: {network['mode']} mode, widths {network['widths']}, {network['layers']} "
         f"layers, {network['heads']} heads, dropout {network['dropout']}",
         f"- begun from: {begun['path'] if begun else 'random weights'}",
+        *(_masking_line(training["masking"]) if training["masking"] else ()),
         f"- {training['device']}, {training['precision']}, {training['seconds']:.0f} s; "
         + ", ".join(f"{key} {value}" for key, value in training["packages"].items() if value),
         *(f"- {note}" for note in training["notes"]),
@@ -180,6 +183,11 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         "All options are in `config.toml`, the loss of each step in `steps.jsonl`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _masking_line(masking: dict[str, Any]) -> tuple[str]:
+    told = ", ".join(f"{key} {value}" for key, value in masking.items() if value != {})
+    return (f"- hidden: {told}",)
 
 
 def _figure_row(figure: dict[str, Any]) -> str:

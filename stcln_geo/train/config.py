@@ -20,7 +20,7 @@ from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
 from ..model.device import Precision
-from ..model.masking import MaskStrategy
+from .masking import MaskingSection
 
 __all__ = [
     "DataSection",
@@ -161,15 +161,6 @@ class ValidationSection(_Section):
     """Validations without improvement after which training stops; 0 never stops early."""
     chips: int = Field(default=64, ge=0)
     """Pre-training: chips held out (at most an eighth of all)."""
-
-
-class MaskingSection(_Section):
-    """What pre-training hides."""
-
-    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
-    strategy: MaskStrategy = "space-time"
-    gate: bool = True
-    """Hide only on dates on which nearly the whole chip is green (needs red and nir)."""
 
 
 class LabelsSection(_Section):

@@ -154,6 +154,7 @@ class Journal(Callback):
         if task.ranks.first:
             if improved:
                 self._save(task, self._run.best_file, figure)
+                task.write_best(self._run)
             self._save(task, self._run.last_file, figure)
             record["seconds"] = round(self._count_seconds(), 3)
             self._run.log(record)

@@ -16,7 +16,7 @@ from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from .config import PretrainConfig, settle, to_toml
 from .loading import Loading, load_problems, plan_loading, read_problems
-from .modules import PretrainTask
+from .masking import check_masking
 from .plan import (
     RunResult,
     TrainingPlan,
@@ -26,6 +26,8 @@ from .plan import (
     network_config,
     rehearse,
 )
+from .pretrain_page import write_pretrain_page
+from .pretrain_task import PretrainTask
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
@@ -133,6 +135,8 @@ def _pretrain(
         )
     )
     if begun == "finished":
+        # A kill may have come between the last step and the page.
+        ranks.on_first(lambda: None if run.report_file.is_file() else _report(run))
         return ranks.on_first(lambda: finished_result(run, kind="pretrain", notes=prepared.notes))
     problems = load_problems(run.problems_file, loading)
     result = carry_out(
@@ -159,8 +163,7 @@ def _pretrain(
                 "trained": "pretrain",
                 "seed": prepared.config.seed,
                 "cubes": environment["cubes"],
-                "mask_ratio": prepared.config.masking.mask_ratio,
-                "strategy": prepared.config.masking.strategy,
+                "masking": prepared.config.masking.model_dump(mode="json", exclude_none=True),
             },
         },
         notes=prepared.notes,
@@ -168,15 +171,16 @@ def _pretrain(
         trackers=trackers,
         progress=progress,
     )
-    ranks.on_first(lambda: _tell_problems(run))
+    ranks.on_first(lambda: _report(run))
     return result
 
 
-def _tell_problems(run: RunDirectory) -> None:
-    """Put the damaged chunks that any rank has met, ever, into the run's summary."""
+def _report(run: RunDirectory) -> None:
+    """Put the damaged chunks that any rank has met, ever, into the summary; write the page."""
     problems = read_problems(run.problems_file)
     if problems:
         run.update(bad_chunks=problems)
+    write_pretrain_page(run)
 
 
 def plan_pretrain(
@@ -215,6 +219,7 @@ def _prepare(
 ) -> _Prepared:
     loading = plan_loading(cubes, config)
     bands = loading.corpus.bands
+    said = check_masking(config.masking, bands=bands, chip=config.data.chip)
     network, preset = network_config(config.model, bands=bands, classes=0)
     where = choose_device(device)
     precision = choose_precision(config.precision, where)
@@ -235,11 +240,6 @@ def _prepare(
         ),
         ranks=ranks.size,
     )
-    notes = [*loading.notes]
-    if config.masking.gate and not {"red", "nir"} <= set(bands):
-        notes.append(
-            "No vegetation gate: the bands lack red or nir. Observations are hidden on all dates."
-        )
     return _Prepared(
         loading=loading,
         config=settled.model_copy(
@@ -248,7 +248,7 @@ def _prepare(
         network=network,
         device=where,
         precision=precision,
-        notes=tuple(notes),
+        notes=(*loading.notes, *said),
     )
 
 

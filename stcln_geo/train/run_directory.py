@@ -7,6 +7,9 @@
     RUN/metrics.jsonl          one line a validation
     RUN/steps.jsonl            one line a step: its loss and learning rate
     RUN/curves.png
+    RUN/errors.csv             pre-training: errors of the best weights, by month and band
+    RUN/reconstructions/       pre-training: chips.npz and pictures of what these weights fill in
+    RUN/report.html            pre-training: all of it on one page
     RUN/bad_chunks.jsonl       damaged chunks that were left out, where there are any
     RUN/tensorboard/           the same for TensorBoard
     RUN/model_card.md, .json   what the weights are, how they came about and how good they are
@@ -57,6 +60,9 @@ _MADE = (
     "model_card.md",
     "model_card.json",
     "curves.png",
+    "errors.csv",
+    "reconstructions",
+    "report.html",
     "bad_chunks.jsonl",
     "run.json",
     "checkpoints",
@@ -79,6 +85,9 @@ class RunDirectory:
         self.best_file = self.checkpoints / "best.safetensors"
         self.last_file = self.checkpoints / "last.safetensors"
         self.curves_file = self.path / "curves.png"
+        self.errors_file = self.path / "errors.csv"
+        self.reconstructions_file = self.path / "reconstructions" / "chips.npz"
+        self.report_file = self.path / "report.html"
         self.problems_file = self.path / "bad_chunks.jsonl"
         self._config = self.path / "config.toml"
         self._environment = self.path / "environment.json"
@@ -110,11 +119,15 @@ class RunDirectory:
         """A name of this run that no other run has, for services that collect runs."""
         return str(self.summary().get("id", ""))
 
+    def recipe(self) -> dict[str, Any]:
+        """Return what config.toml holds; empty where there is none."""
+        if not self._config.is_file():
+            return {}
+        return tomllib.loads(self._config.read_text(encoding="utf-8"))
+
     def settled(self, key: str) -> Any:
         """Return a value of the recipe of the run that was begun here; None where there is none."""
-        if not self._run.is_file() or not self._config.is_file():
-            return None
-        return tomllib.loads(self._config.read_text(encoding="utf-8")).get(key)
+        return self.recipe().get(key) if self._run.is_file() else None
 
     def begin(
         self,

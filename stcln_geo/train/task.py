@@ -31,6 +31,7 @@ from ..model.stcln import MaskedPretrainer, Stcln
 from .config import OptimiserSection, TrainConfig
 from .memory import is_out_of_memory, too_big
 from .ranks import Ranks, sum_over_ranks
+from .run_directory import RunDirectory
 
 __all__ = ["TrainingTask", "rate_factor", "step_seed"]
 
@@ -139,6 +140,9 @@ class TrainingTask(LightningModule):
     def end_round(self) -> dict[str, float | None]:
         """Return what a round tells besides loss and figures."""
         return {}
+
+    def write_best(self, run: RunDirectory) -> None:
+        """Write what is told of the best weights, beside them; on rank 0, before a save."""
 
     # What Lightning asks for.
 

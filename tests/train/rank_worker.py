@@ -21,7 +21,8 @@ from stcln_geo.errors import InputError
 from stcln_geo.model.config import StclnConfig
 from stcln_geo.model.stcln import MaskedPretrainer, Stcln
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
-from stcln_geo.train.modules import FinetuneTask, PretrainTask
+from stcln_geo.train.modules import FinetuneTask
+from stcln_geo.train.pretrain_task import PretrainTask
 from stcln_geo.train.ranks import Ranks, find_ranks, join, sum_over_ranks
 from stcln_geo.train.run_lock import run_lock
 from stcln_geo.train.task import TrainingTask
@@ -111,6 +112,11 @@ def main(cube: Path, folder: Path) -> None:
         for kind, mode in (("pretrain", "geo"), ("finetune", "geo"), ("finetune", "reference")):
             task = make_task(kind, mode, ranks=ranks, validation=validation)
             found[f"{kind} {mode}"] = {**one_step(task, own), "figures": judge(task)}
+            if kind == "pretrain":
+                found["drawn"] = [
+                    (chip.name, list(chip.dates), torch.from_numpy(chip.made))
+                    for chip in task.chips
+                ]
         stream = TrainingStream(
             dataset, batch_size=2, seed=3, memory=10**9, rank=ranks.rank, world_size=ranks.size
         )

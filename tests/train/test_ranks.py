@@ -66,8 +66,27 @@ def test_two_ranks_with_half_the_batch_equal_one_with_all_of_it(
 @pytest.mark.parametrize("case", ["pretrain geo", "finetune geo"])
 def test_validation_sees_each_chip_once_over_all_ranks(found: dict[str, Any], case: str) -> None:
     one = found["0-of-1"][case]["figures"]
+    # None where nothing was hidden, as in months without a date.
+    known = {name: value for name, value in one.items() if value is not None}
+    assert known
     for rank in ("0-of-2", "1-of-2"):
-        assert found[rank][case]["figures"] == pytest.approx(one, rel=1e-5)
+        two = found[rank][case]["figures"]
+        assert two.keys() == one.keys()
+        assert {name: value for name, value in two.items() if value is not None} == pytest.approx(
+            known, rel=1e-5
+        )
+
+
+def test_the_same_chips_are_drawn_over_all_ranks(found: dict[str, Any]) -> None:
+    one = found["0-of-1"]["drawn"]
+    assert len({name for name, _, _ in one}) == 4
+    for rank in ("0-of-2", "1-of-2"):
+        for (name, dates, made), (other, others, again) in zip(
+            one, found[rank]["drawn"], strict=True
+        ):
+            assert (name, dates) == (other, others)
+            # The weights' statistics are those of a step that the ranks shared.
+            torch.testing.assert_close(again, made, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def test_ranks_see_disjoint_chips_and_as_many_steps(found: dict[str, Any]) -> None:

@@ -170,7 +170,10 @@ def test_killed_between_writing_figures_and_saving(
 def test_resumed_pretraining_equals_uninterrupted(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = pretrain_config(steps=8, data__memory_gb=0.0006, data__max_dates=4)
+    config = pretrain_config(
+        steps=8, data__memory_gb=0.0006, data__max_dates=4, masking__strategy="band-group",
+        masking__schedule="cosine", masking__mask_ratio_start=0.2,
+    )  # fmt: skip
     pretrain([small_cube], tmp_path / "whole", config)
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
@@ -181,6 +184,9 @@ def test_resumed_pretraining_equals_uninterrupted(
 
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    for name in ("errors.csv", "reconstructions/chips.npz", "reconstructions/chip-1.png"):
+        files = [tmp_path / run / name for run in ("whole", "parts")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
 _CHILD = """
