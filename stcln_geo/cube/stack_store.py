@@ -26,6 +26,7 @@ from .contract import FILL, SCALE, check_bands, days_since
 from .layout import STANDARD_NAMES, block_sum, create_array
 from .publish import recover_publications
 from .stack import NO_DAY, Stack, StackLayout, open_stack_folder, plan_stack_layout
+from .stack_radar import RadarAxis, create_radar
 from .store import finish_season, quiet_zarr
 from .zarr_store import zarr_store
 
@@ -58,6 +59,7 @@ def create_stack(
     with_parcels: bool = False,
     with_scl: bool = False,
     with_observations: bool = False,
+    radar: RadarAxis | None = None,
     attrs: Mapping[str, Any] | None = None,
     date_attrs: Mapping[str, np.ndarray] | None = None,
     site_attrs: Mapping[str, np.ndarray] | None = None,
@@ -74,6 +76,8 @@ def create_stack(
     fold : (S,) small integers, if the sites belong to folds.
     legend
         Given, the stack has ``labels``; with ``with_parcels`` also ``parcels``.
+    radar
+        Given, the stack has ``backscatter`` with these times.
     attrs
         JSON values kept as attributes of the season. ``level`` among them tells ``surface``
         (the default) from ``top-of-atmosphere`` reflectance.
@@ -131,13 +135,19 @@ def create_stack(
             "band", data=np.asarray(bands, dtype=np.dtypes.StringDType()), chunks=(len(bands),),
             dimension_names=("band",),
         )  # fmt: skip
+        radar_columns: tuple[str, ...] = ()
+        if radar is not None:
+            radar_columns = create_radar(
+                group, radar, season=name, shape_yx=shape_yx, chunk=layout.chunk,
+                sites_per_shard=layout.sites,
+            )  # fmt: skip
         # Written last: a folder without them was left half-created.
         group.attrs.put(
             {
                 **(attrs or {}),
                 "kind": "stack",
                 "Conventions": "CF-1.11",
-                "coordinates": " ".join(columns),
+                "coordinates": " ".join([*columns, *radar_columns]),
                 "stcln_geo": __version__,
                 "season": name,
                 "bands": list(bands),
@@ -158,6 +168,7 @@ def write_sites(
     observations: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     parcels: np.ndarray | None = None,
+    backscatter: np.ndarray | None = None,
 ) -> None:
     """Write one whole shard of a stack, with its coverage.
 
@@ -169,6 +180,7 @@ def write_sites(
     valid : (N, T, Y, X) bool, True where usable; False where the site has no such date.
     scl, observations : (N, T, Y, X) uint8, if the stack keeps them.
     labels, parcels : (N, Y, X) uint8 and int32, if the stack has them.
+    backscatter : (N, T1, P, Y, X) float32 in decibels, if the stack has radar.
     """
     count = len(reflectance)
     if first % stack.layout.sites or count != min(stack.layout.sites, len(stack) - first):
@@ -187,6 +199,7 @@ def write_sites(
         for array, values in (
             (stack.scl, scl), (stack.observations, observations), (stack.labels, labels),
             (stack.parcels, parcels),
+            (stack.radar.backscatter if stack.radar is not None else None, backscatter),
         ):  # fmt: skip
             if array is not None and values is not None:
                 array[here] = values

@@ -107,14 +107,14 @@ def plan_mtlcc(
         for name, path in folder.tiles.items():
             found = _plan_tile(name, path, by_path[str(path)], common, findings)
             for year, site in found.items():
-                if years is None or year in years:
-                    sites.setdefault(year, {}).setdefault(name, site)
+                sites.setdefault(year, {}).setdefault(name, site)
+    there = sorted(sites)
     lacking = [str(year) for year in years or () if year not in sites]
     if not sites or lacking:
         raise InputError(
             f"Cannot import MTLCC from {root}: it has no whole tile"
             f"{f' of {lacking[0]}' if lacking else ''} (of {len(paths)} tiles; years that are "
-            f"there: {', '.join(str(year) for year in sorted(sites)) or 'none'}). Unpack the set "
+            f"there: {', '.join(str(year) for year in there) or 'none'}). Unpack the set "
             "wholly, or correct --years."
         )
     return ImportPlan(
@@ -122,7 +122,8 @@ def plan_mtlcc(
         source=str(root),
         seasons=tuple(
             _season(year, sites[year], common, (findings[year], findings[_ANY]))
-            for year in sorted(sites)
+            for year in there
+            if years is None or year in years
         ),
         notes=(
             "MTLCC is Level-1C: top-of-atmosphere reflectance, clouds left in. 'valid' is True "

@@ -3,7 +3,8 @@
 The set lies in a folder with ``metadata.geojson``, ``DATA_S2/S2_<id>.npy`` (dates, 10 bands, rows,
 columns), ``ANNOTATIONS/TARGET_<id>.npy`` (the first of its channels is the class) and
 ``ANNOTATIONS/ParcelIDs_<id>.npy``. Frames stand in no promised order: they are sorted by date here,
-with their pixels. PASTIS-R adds Sentinel-1, which is told and left out.
+with their pixels. PASTIS-R adds Sentinel-1: ``DATA_S1A`` of ascending, ``DATA_S1D`` of descending
+orbits.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from ..errors import InputError, MissingFileError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..legend import UNLABELLED, Legend
 from .georeference import place_square
-from .pastis_metadata import Feature, order_dates, read_metadata
+from .pastis_metadata import FIRST_DAY, RADAR, Feature, order_dates, read_metadata
 from .pixels import stamp_of, to_digital_numbers
 from .plan import Finding, Findings, ImportPlan, SeasonImport, SitePixels, SiteSource
 
-__all__ = ["BANDS", "LEGEND", "SEASON", "VOID", "plan_pastis", "read_pastis_site"]
+__all__ = ["BANDS", "LEGEND", "POLS", "SEASON", "VOID", "plan_pastis", "read_pastis_site"]
 
 BANDS = (
     "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "swir16", "swir22",
 )  # fmt: skip
 """Bands of ``DATA_S2``, in its order: B02 to B8A, B11, B12."""
 
-SEASON = "2018-09-01"
+POLS = ("vv", "vh")
+"""First channels of ``DATA_S1A`` and ``DATA_S1D``; the third is their difference, and not kept."""
+
+SEASON = FIRST_DAY
 """The only season: from the set's reference date. Its dates run to November 2019, all are kept."""
 
 VOID = 19
@@ -74,6 +78,8 @@ class _Files:
     labelled: bool = False
     unknown: tuple[int, ...] = ()
     """Class codes that are not of PASTIS."""
+    radar: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Direction of flight and shape of each Sentinel-1 series."""
 
 
 def plan_pastis(
@@ -121,6 +127,7 @@ def plan_pastis(
             f"metadata.geojson is whole ({_all(findings.all())}). Unzip the set wholly, and give "
             "the folder that holds metadata.geojson, DATA_S2 and ANNOTATIONS."
         )
+    pols = POLS if any(site.radar for site in sites) else ()
     statistics = _published_statistics(root / "NORM_S2_patch.json", findings)
     season = SeasonImport(
         name=SEASON,
@@ -130,6 +137,7 @@ def plan_pastis(
         sites=tuple(sites),
         legend=LEGEND,
         with_parcels=True,
+        pols=pols,
         attrs={
             "dataset": "pastis",
             "season_start": SEASON[5:],
@@ -137,6 +145,11 @@ def plan_pastis(
             "clouds_masked": False,
             "void": {"source": VOID, "stored": UNLABELLED},
             "published_normalization": statistics,
+            "published_normalization_s1": {
+                orbit: _published_statistics(root / f"NORM_{name}_patch.json", findings)
+                for orbit, name in RADAR.items()
+                if pols
+            },
         },
         findings=findings.all(),
     )
@@ -144,7 +157,7 @@ def plan_pastis(
         dataset="pastis",
         source=str(root),
         seasons=(season,),
-        notes=_notes(root),
+        notes=("PASTIS ships no cloud mask: 'valid' is True wherever all bands were measured.",),
     )
 
 
@@ -169,8 +182,22 @@ def read_pastis_site(site: SiteSource, legend: Legend) -> SitePixels:
         numbers = np.where(rank >= 0, rank + site.first_parcel, 0).astype(np.int32)
         found = tuple(int(value) for value in distinct[before:])
     return SitePixels(
-        reflectance=digital, valid=valid, labels=labels, parcels=numbers, parcel_ids=found
-    )
+        reflectance=digital, valid=valid, labels=labels, parcels=numbers, parcel_ids=found,
+        backscatter=_read_radar(site, root) if site.radar else None,
+    )  # fmt: skip
+
+
+def _read_radar(site: SiteSource, root: Path) -> np.ndarray:
+    """Return the images of both directions in order of time: (T1, 2, Y, X) float32."""
+    series = {
+        orbit: np.load(_radar_file(root, name, site.id), mmap_mode="r")
+        for orbit, name in RADAR.items()
+        if any(direction == orbit for _, direction, _ in site.radar)
+    }
+    images = [series[orbit][frame, : len(POLS)] for _, orbit, frame in site.radar]
+    values = np.stack(images).astype(np.float32)
+    values[~np.isfinite(values)] = np.nan
+    return values
 
 
 def _root(source: Path) -> Path:
@@ -203,6 +230,10 @@ def _files_of(root: Path, name: str) -> tuple[Path, Path, Path]:
     )
 
 
+def _radar_file(root: Path, series: str, name: str) -> Path:
+    return root / f"DATA_{series}" / f"{series}_{name}.npy"
+
+
 def _target(root: Path, name: str) -> np.ndarray:
     """Return the classes of a square: (Y, X) of any whole number type."""
     target: np.ndarray = np.load(_files_of(root, name)[1])
@@ -230,9 +261,16 @@ def _look(task: tuple[str, str]) -> _Files:
         if parcels.is_file():
             ids = np.load(parcels)
             count = int((np.unique(ids) > 0).sum()) if ids.shape == shape[2:] else None
+        radar = []
+        for orbit, series_name in RADAR.items():
+            file = _radar_file(root, series_name, name)
+            if file.is_file():
+                radar.append((orbit, np.load(file, mmap_mode="r").shape))
     except (ValueError, OSError, EOFError) as error:
         return _Files(problem=f"{file.relative_to(root)}: {error}")
-    return _Files(shape=shape, parcels=count, labelled=labelled, unknown=unknown)
+    return _Files(shape=shape, parcels=count, labelled=labelled, unknown=unknown,
+        radar=tuple(radar),
+    )  # fmt: skip
 
 
 def _plan_site(
@@ -264,7 +302,7 @@ def _plan_site(
     if feature.corners is None:
         findings.add("no_footprint", name, "squares have no footprint and are left out")
         return None
-    time, frames = order_dates(feature, findings)
+    time, frames = order_dates(name, feature.dates, findings)
     if not time:
         findings.add("no_dates", name, "squares have no date that exists and are left out")
         return None
@@ -288,8 +326,42 @@ def _plan_site(
         id=name, path=str(root), time=time, frames=frames, crs=placed.crs,
         transform=placed.transform, georeference=placed.rule, offset_m=placed.offset_m,
         tile=feature.tile, fold=feature.fold, labelled=files.labelled,
-        stamp=stamp_of(_files_of(root, name)),
+        radar=_plan_radar(feature, files, findings),
+        stamp=stamp_of(
+            [*_files_of(root, name), *(_radar_file(root, one, name) for one in RADAR.values())]
+        ),
     )  # fmt: skip
+
+
+def _plan_radar(
+    feature: Feature, files: _Files, findings: Findings
+) -> tuple[tuple[str, str, int], ...]:
+    """Return date, direction and frame of the Sentinel-1 images of a square, in order of time."""
+    images = []
+    shapes = dict(files.radar)
+    for orbit, name in RADAR.items():
+        item = f"{feature.id} {name}"
+        dates, shape = feature.radar.get(orbit, ()), shapes.get(orbit)
+        if shape is None:
+            if dates:
+                findings.add(
+                    "missing_radar", item, "series of Sentinel-1 have no file and are left out"
+                )
+            continue
+        if len(shape) != 4 or shape[1] < len(POLS) or shape[2:] != files.shape[2:]:
+            findings.add(
+                "radar_shape", item,
+                "series of Sentinel-1 are not of the size of their square and are left out",
+            )  # fmt: skip
+        elif len(dates) != shape[0]:
+            findings.add(
+                "radar_dates_disagree", item,
+                "series of Sentinel-1 have not as many dates as frames and are left out",
+            )  # fmt: skip
+        else:
+            ordered = zip(*order_dates(item, dates, findings), strict=True)
+            images += [(date, orbit, frame) for date, frame in ordered]
+    return tuple(sorted(images))
 
 
 def _published_statistics(path: Path, findings: Findings) -> dict[str, Any] | None:
@@ -309,20 +381,6 @@ def _published_statistics(path: Path, findings: Findings) -> dict[str, Any] | No
             "mean and std of ten bands for Fold_1 to Fold_5. Fetch it again, or remove it to do "
             "without."
         ) from error
-
-
-def _notes(root: Path) -> tuple[str, ...]:
-    notes = ["PASTIS ships no cloud mask: 'valid' is True wherever all bands were measured."]
-    radar = [
-        f"{folder} ({count} files)"
-        for folder in ("DATA_S1A", "DATA_S1D")
-        if (count := sum(1 for _ in (root / folder).glob("*.npy")))
-    ]
-    if radar:
-        notes.append(
-            f"Sentinel-1 is left out: {' and '.join(radar)}. Stacks hold no backscatter yet."
-        )
-    return tuple(notes)
 
 
 def _all(findings: tuple[Finding, ...]) -> str:

@@ -18,7 +18,13 @@ from ..errors import InputError
 from .georeference import LAMBERT93
 from .plan import Findings
 
-__all__ = ["Feature", "order_dates", "read_metadata"]
+__all__ = ["FIRST_DAY", "RADAR", "Feature", "order_dates", "read_metadata"]
+
+FIRST_DAY = "2018-09-01"
+"""The set's reference date."""
+
+RADAR = {"ascending": "S1A", "descending": "S1D"}
+"""What the set calls Sentinel-1, by direction of flight: A and D are no satellites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +34,8 @@ class Feature:
     id: str
     dates: tuple[str, ...]
     """Of each frame, ``YYYYMMDD`` as written."""
+    radar: dict[str, tuple[str, ...]]
+    """Likewise of Sentinel-1, by direction of flight; empty in PASTIS without R."""
     corners: np.ndarray | None
     """(4, 2) of the footprint."""
     tile: str
@@ -45,6 +53,11 @@ def read_metadata(path: Path) -> tuple[list[Feature], str, Findings]:
             feature = Feature(
                 id=str(int(properties["ID_PATCH"])),
                 dates=_frame_dates(properties.get("dates-S2")),
+                radar={
+                    orbit: dates
+                    for orbit, name in RADAR.items()
+                    if (dates := _frame_dates(properties.get(f"dates-{name}")))
+                },
                 corners=_corners(geometry),
                 tile=str(properties.get("TILE") or ""),
                 fold=int(properties.get("Fold") or 0),
@@ -93,29 +106,41 @@ def _corners(geometry: Any) -> np.ndarray | None:
     return np.asarray(get_coordinates(minimum_rotated_rectangle(outline))[:4], dtype=np.float64)
 
 
-def order_dates(feature: Feature, findings: Findings) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return dates in order of time, each once, and the frame of each."""
+def order_dates(
+    name: str, dates: tuple[str, ...], findings: Findings
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return dates in order of time, each once, and the frame of each.
+
+    Parameters
+    ----------
+    name
+        Of the square, or of one of its series.
+    """
     first: dict[str, int] = {}
-    for frame, text in enumerate(feature.dates):
+    for frame, text in enumerate(dates):
         try:
             date = datetime.datetime.strptime(text, "%Y%m%d").date().isoformat()
         except ValueError:
             findings.add(
-                "bad_date", f"{feature.id} frame {frame} ({text})",
+                "bad_date", f"{name} frame {frame} ({text})",
                 "frames have a date that does not exist and are left out",
+            )  # fmt: skip
+            continue
+        if date < FIRST_DAY:
+            findings.add(
+                "early_date", f"{name} {date}",
+                f"frames are from before {FIRST_DAY}, the first day, and are left out",
             )  # fmt: skip
             continue
         if date in first:
             findings.add(
-                "repeated_date", f"{feature.id} {date}",
-                "dates stand twice in a square; its first frame of the date is taken",
+                "repeated_date", f"{name} {date}",
+                "dates stand twice in a series; its first frame of the date is taken",
             )  # fmt: skip
         first.setdefault(date, frame)
     if list(first) != sorted(first):
         findings.add(
-            "unsorted_dates",
-            feature.id,
-            "squares have unsorted dates; frames were sorted with them",
+            "unsorted_dates", name, "series have unsorted dates; frames were sorted with them"
         )
     ordered = sorted(first.items())
     return tuple(date for date, _ in ordered), tuple(frame for _, frame in ordered)

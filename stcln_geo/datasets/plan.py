@@ -57,6 +57,8 @@ class SiteSource:
     first_parcel: int = 0
     """Number of the site's first parcel in the stack, 0 where it has none."""
     labelled: bool = True
+    radar: tuple[tuple[str, str, int], ...] = ()
+    """Date, direction of flight and frame of each Sentinel-1 image, in order of time."""
     stamp: str = ""
     """Sizes and times of change of the site's files."""
 
@@ -75,6 +77,8 @@ class SitePixels:
     """(Y, X) int32, numbers that are unique over the stack, 0 = none."""
     parcel_ids: tuple[int, ...] = ()
     """Number in the source of each parcel, in order of the stack's numbers."""
+    backscatter: np.ndarray | None = None
+    """(T1, P, Y, X) float32 in decibels, NaN where nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +128,8 @@ class SeasonImport:
     sites: tuple[SiteSource, ...]
     legend: Legend
     with_parcels: bool = False
+    pols: tuple[str, ...] = ()
+    """Polarisations of Sentinel-1; empty where no site has any."""
     attrs: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Site ids of each published split."""
@@ -141,9 +147,16 @@ class SeasonImport:
         return sum(len(site.time) for site in self.sites)
 
     @property
+    def images(self) -> int:
+        """Sentinel-1 images of all sites together."""
+        return sum(len(site.radar) for site in self.sites)
+
+    @property
     def raw_bytes(self) -> int:
         """Size before compression."""
-        return self.frames * (2 * len(self.bands) + 1) * self.shape_yx[0] * self.shape_yx[1]
+        optical = self.frames * (2 * len(self.bands) + 1)
+        radar = self.images * 4 * len(self.pols)
+        return (optical + radar) * self.shape_yx[0] * self.shape_yx[1]
 
     @property
     def layout(self) -> StackLayout:
@@ -160,6 +173,7 @@ class SeasonImport:
             "shape": self.shape_yx,
             "layout": asdict(self.layout),
             "legend": self.legend.to_json(),
+            "pols": self.pols,
             "sites": [
                 [getattr(site, column.name) for column in fields(site) if column.name != "path"]
                 for site in self.sites
@@ -175,10 +189,14 @@ class SeasonImport:
         first = min(site.time[0] for site in self.sites)
         last = max(site.time[-1] for site in self.sites)
         shards = -(-len(self.sites) // self.layout.sites)
+        radar = ""
+        if self.pols:
+            most = max(len(site.radar) for site in self.sites)
+            radar = f"; Sentinel-1 ({', '.join(self.pols)}) with up to {most} images each"
         return (
             f"Season {self.name}: {len(self.sites)} sites of {height} x {width} px, "
-            f"{len(self.bands)} bands, {fewest} to {self.dates} dates each from {first} to {last}; "
-            f"{shards} shards, {size_text(self.raw_bytes)} before compression."
+            f"{len(self.bands)} bands, {fewest} to {self.dates} dates each from {first} to {last}"
+            f"{radar}; {shards} shards, {size_text(self.raw_bytes)} before compression."
         )
 
 

@@ -15,6 +15,7 @@ from ..cube.contract import FILL, SCALE
 from ..cube.lock import cube_lock
 from ..cube.replace import recover_swaps, stored_fingerprint
 from ..cube.stack import Stack, open_building_stack
+from ..cube.stack_radar import RadarAxis
 from ..cube.stack_store import create_stack, finish_stack, write_sites, write_stack_attributes
 from ..cube.store import list_seasons, write_json
 from ..cube.stored import manifest_folder, manifest_paths, read_manifest, read_manifests
@@ -243,9 +244,23 @@ def _open_or_create(path: Location, season: SeasonImport) -> Stack:
         fold=np.array([site.fold for site in sites]) if any(site.fold for site in sites) else None,
         legend=season.legend,
         with_parcels=season.with_parcels,
+        radar=_radar_axis(season),
         attrs={**season.attrs, "fingerprint": season.fingerprint},
         site_attrs=columns,
     )
+
+
+def _radar_axis(season: SeasonImport) -> RadarAxis | None:
+    if not season.pols:
+        return None
+    shape = (len(season.sites), max(len(site.radar) for site in season.sites))
+    times = np.full(shape, "NaT", dtype="datetime64[s]")
+    orbits = np.full(shape, "", dtype="<U10")
+    for number, site in enumerate(season.sites):
+        for place, (date, orbit, _) in enumerate(site.radar):
+            times[number, place] = np.datetime64(date)
+            orbits[number, place] = orbit
+    return RadarAxis(time=times, orbit=orbits, pols=season.pols)
 
 
 def _write_shard(task: _ShardTask) -> int:
@@ -268,6 +283,10 @@ def _write_shard(task: _ShardTask) -> int:
         "labels": np.full((count, height, width), UNLABELLED, dtype=np.uint8),
         "parcels": np.zeros((count, height, width), dtype=np.int32),
     }
+    if stack.radar is not None:
+        arrays["backscatter"] = np.full(
+            (count, *stack.radar.backscatter.shape[1:]), np.nan, dtype=np.float32
+        )
     told = []
     for position, site in enumerate(task.sites):
         pixels = _READERS[task.form](site, stack.legend)
@@ -277,6 +296,8 @@ def _write_shard(task: _ShardTask) -> int:
         arrays["labels"][position] = pixels.labels
         if pixels.parcels is not None:
             arrays["parcels"][position] = pixels.parcels
+        if pixels.backscatter is not None:
+            arrays["backscatter"][position, : len(site.radar)] = pixels.backscatter
         told.append(_tell(site, pixels, len(stack.legend)))
     write_sites(stack, task.first, **arrays)
     write_json(manifest, {"fingerprint": task.fingerprint, "first": task.first, "sites": told})

@@ -7,7 +7,7 @@ are random, so that no two frames, bands or squares can be mistaken for one anot
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Square:
     crs: str
     origin: tuple[float, float]
     """x and y of the upper left corner of the pixels."""
+    radar: dict[str, tuple[list[int], np.ndarray]] = field(default_factory=dict)
+    """PASTIS-R: dates and (T, 3, Y, X) float16 of S1A and S1D."""
 
 
 def make_square(
@@ -92,6 +94,17 @@ def make_square(
     )  # fmt: skip
 
 
+def add_radar(square: Square, name: str, images: int, rng: np.random.Generator) -> None:
+    """Give a square a series of Sentinel-1, as PASTIS-R has: two bands and their difference."""
+    side = square.series.shape[-1]
+    days = np.sort(rng.choice(425, images, replace=False))
+    dates = [int(str(np.datetime64("2018-09-02") + day).replace("-", "")) for day in days]
+    values = rng.uniform(-25, -5, (images, 2, side, side)).astype("float16")
+    values[0, 0, 0, 0] = np.nan
+    series = np.concatenate([values, values[:, :1] - values[:, 1:]], axis=1)
+    square.radar[name] = (dates, series)
+
+
 def write_pastis(
     root: Path, squares: list[Square], *, dates_as: Literal["dict", "text"] = "dict"
 ) -> Path:
@@ -115,6 +128,7 @@ def write_pastis(
                     "N_Parcel": len(np.unique(square.parcels)) - 1,
                     "Parcel_Cover": float((square.parcels > 0).mean()),
                     "dates-S2": table if dates_as == "dict" else json.dumps(table),
+                    **write_radar(root, square, dates_as),
                 },
                 "geometry": {"type": "MultiPolygon", "coordinates": [[square.ring]]},
             }
@@ -133,6 +147,20 @@ def write_pastis(
         }
     (root / "NORM_S2_patch.json").write_text(json.dumps(norm))
     return root
+
+
+def write_radar(root: Path, square: Square, dates_as: str) -> dict[str, Any]:
+    """Write the series of Sentinel-1 that a square has, and return their dates."""
+    columns = {}
+    for name, (dates, series) in square.radar.items():
+        (root / f"DATA_{name}").mkdir(exist_ok=True)
+        np.save(root / f"DATA_{name}" / f"{name}_{square.id}.npy", series)
+        (root / f"NORM_{name}_patch.json").write_text(
+            json.dumps({"Fold_1": {"mean": [-10.9, -17.3, 6.4], "std": [3.3, 3.2, 3.3]}})
+        )
+        table = {str(frame): date for frame, date in enumerate(dates)}
+        columns[f"dates-{name}"] = table if dates_as == "dict" else json.dumps(table)
+    return columns
 
 
 def awkward_squares(side: int = 24, seed: int = 0) -> list[Square]:

@@ -196,9 +196,7 @@ def test_years_are_chosen_and_join_one_stack(
     assert_as_written(open_stack(out, "2016-01-01"), records[1][2016])
     for file in ("import.json", "splits.json"):
         assert json.loads((out / file).read_text()) == json.loads((imported / file).read_text())
-    with pytest.raises(
-        InputError, match=r"tile of 2018.*there: 2016, 2017"
-    ):
+    with pytest.raises(InputError, match=r"tile of 2018.*there: 2016, 2017"):
         plan_mtlcc(records[0], years=[2018, 2017])
 
 
@@ -215,7 +213,7 @@ def test_awkward_tiles_are_counted_and_never_fatal(tmp_path: Path):
     (root / "tileids" / "eval.tileids").unlink()
     plan = plan_mtlcc(root)
     found = {one.kind: one.items for one in plan.seasons[0].findings}
-    assert found["bad_date"] == (f"12 ({first})", "12 (20160231)")
+    assert set(found["bad_date"]) == {f"12 ({first})", "12 (20160231)"}
     assert found["no_dates"] == ("8888",)
     assert found["other_shape"] == ("9",)
     assert found["missing_labels"] == ("103",)
@@ -405,6 +403,7 @@ def test_a_set_without_classes_or_another_folder_is_refused(tmp_path: Path):
         plan_mtlcc(root / "geotransforms.csv")
 
 
+@pytest.mark.slow
 def test_archives_and_workers_take_it(records: tuple[Path, Any], imported: Path, tmp_path: Path):
     here = Execution(workers=2)
     import_dataset(plan_mtlcc(records[0], execution=here), tmp_path / "o.zarr", execution=here)

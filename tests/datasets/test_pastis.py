@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from stcln_geo.datasets.run import import_dataset
 from stcln_geo.errors import CubeError, InputError, MissingFileError, OutputError
 from stcln_geo.storage import list_files, location
 
-from .make_pastis import Square, awkward_squares, make_square, write_pastis
+from .make_pastis import Square, add_radar, awkward_squares, make_square, write_pastis
 
 SIDE = 24
 LEFT_OUT = 30_007
@@ -239,19 +244,130 @@ def test_wide_numbers_are_clipped_and_never_wrap(tmp_path: Path):
     assert stack.valid[0, 1, 3, 4:7].tolist() == [False, False, True]
 
 
-def test_true_size_and_radar_that_is_left_out(tmp_path: Path):
+def test_true_size_of_a_square(tmp_path: Path):
     square = make_square(
         10_000, fold=1, tile="t30uxv", dates=38, side=128, rng=np.random.default_rng(1)
     )
-    root = write_pastis(tmp_path / "p", [square])
-    (root / "DATA_S1A").mkdir()
-    np.save(root / "DATA_S1A" / "S1A_10000.npy", np.zeros((2, 3, 128, 128), "float16"))
-    plan = plan_pastis(root)
-    assert any("Sentinel-1 is left out: DATA_S1A (1 files)" in note for note in plan.notes)
-    import_dataset(plan, tmp_path / "o.zarr")
+    import_dataset(plan_pastis(write_pastis(tmp_path / "p", [square])), tmp_path / "o.zarr")
     stack = open_stack(tmp_path / "o.zarr")
     assert stack.shape_yx == (128, 128)
+    assert stack.radar is None
     assert_as_written(stack, {square.id: square})
+
+
+def test_frames_from_before_the_first_day_are_left_out(tmp_path: Path):
+    square = make_square(
+        10_000, fold=1, tile="t30uxv", dates=38, side=8, rng=np.random.default_rng(1)
+    )
+    square.dates[:2] = [20180831, 20180901]
+    plan = plan_pastis(write_pastis(tmp_path / "p", [square]))
+    assert plan.seasons[0].sites[0].time[0] == "2018-09-01"
+    assert plan.seasons[0].sites[0].frames == tuple(range(1, 38))
+    assert plan.seasons[0].findings[0].items == ("10000 2018-08-31",)
+
+
+# --- Sentinel-1 of PASTIS-R -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def radar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Square]]:
+    """A set with both directions, one, an unsorted and a broken series; and its import."""
+    rng = np.random.default_rng(3)
+    squares = {
+        str(number): make_square(number, fold=1, tile="t31tfj", dates=38, side=16, rng=rng)
+        for number in (20_001, 20_002, 20_003, 20_004)
+    }
+    add_radar(squares["20001"], "S1A", 7, rng)
+    add_radar(squares["20001"], "S1D", 9, rng)
+    for name in ("S1A", "S1D"):
+        squares["20001"].radar[name][0][-1] = 20191115  # morning and evening of one day
+    add_radar(squares["20002"], "S1D", 5, rng)
+    order = rng.permutation(5)
+    dates, series = squares["20002"].radar["S1D"]
+    squares["20002"].radar["S1D"] = ([dates[place] for place in order], series)
+    add_radar(squares["20004"], "S1A", 3, rng)
+    squares["20004"].radar["S1A"][0].append(20191111)
+    root = write_pastis(tmp_path_factory.mktemp("r"), list(squares.values()), dates_as="text")
+    out = tmp_path_factory.mktemp("ro") / "o.zarr"
+    import_dataset(plan_pastis(root), out)
+    return root, out, squares
+
+
+def test_radar_is_as_it_was_written(radar: tuple[Path, Path, dict[str, Square]]):
+    stack = open_stack(radar[1])
+    assert stack.radar is not None
+    assert stack.radar.pols == ("vv", "vh")
+    assert stack.radar.backscatter.shape == (4, 16, 2, 16, 16)
+    assert stack.radar.backscatter.dtype == np.float32
+    for site, name in enumerate(stack.site_id):
+        expected = []
+        for direction, orbit in (("S1A", "ascending"), ("S1D", "descending")):
+            dates, series = radar[2][name].radar.get(direction, ([], []))
+            if len(dates) == len(series):
+                expected += [
+                    (pandas.Timestamp(str(date)), orbit, frame[:2].astype("float32"))
+                    for date, frame in zip(dates, series, strict=True)
+                ]
+        expected.sort(key=lambda image: (image[0], image[1]))
+        count = len(expected)
+        times = stack.radar.time[site]
+        assert list(times[:count]) == [date.to_datetime64() for date, _, _ in expected]
+        assert np.isnat(times[count:]).all()
+        assert stack.radar.orbit[site].tolist() == [
+            *(orbit for _, orbit, _ in expected), *[""] * (16 - count)
+        ]  # fmt: skip
+        first = pandas.Timestamp("2018-09-01")
+        assert stack.radar.days[site].tolist() == [
+            *((date - first).days for date, _, _ in expected), *[-1] * (16 - count)
+        ]  # fmt: skip
+        stored = stack.radar.backscatter[site]
+        for place, (_, _, values) in enumerate(expected):
+            np.testing.assert_array_equal(stored[place], values)
+        assert np.isnan(stored[count:]).all()
+    assert_as_written(stack, {int(name): square for name, square in radar[2].items()})
+    norm = stack.attrs["published_normalization_s1"]
+    assert norm["descending"]["Fold_1"]["mean"] == [-10.9, -17.3, 6.4]
+
+
+def test_radar_keeps_the_contract_and_breaches_are_told(radar: tuple[Path, Path, Any]):
+    dataset = stack_dataset(radar[1]).load()
+    assert validate_stack(dataset) == ([], [])
+    assert dataset["backscatter"].dims == ("site", "time_s1", "pol", "y", "x")
+    assert "time_s1" in dataset.coords
+    for change, message in (
+        (lambda ds: ds.drop_vars("orbit_s1"), "lacks the coordinates orbit_s1"),
+        (lambda ds: ds.assign(backscatter=ds["backscatter"].astype("float64")), "float32"),
+        (
+            lambda ds: ds.assign_coords(time_s1=(ds["time_s1"].dims, ds["time_s1"].data[:, ::-1])),
+            "'time_s1' must",
+        ),
+        (lambda ds: ds.assign_coords(days_s1=ds["days_s1"] + 1), "'days_s1' must be -1"),
+        (
+            lambda ds: ds.assign_coords(orbit_s1=(ds["orbit_s1"].dims, np.full((4, 16), "up"))),
+            "'orbit_s1' must be ascending or descending",
+        ),
+    ):
+        errors, _ = validate_stack(change(dataset))
+        assert any(message in text for text in errors), (message, errors)
+
+
+def test_radar_that_was_left_out_is_counted(radar: tuple[Path, Path, Any], tmp_path: Path):
+    told = json.loads((radar[1] / "import.json").read_text())["seasons"]["2018-09-01"]
+    found = {one["kind"]: one["items"] for one in told["left_out"]}
+    assert found == {
+        "unsorted_dates": ["20002 S1D"], "radar_dates_disagree": ["20004 S1A"],
+    }  # fmt: skip
+    root = tmp_path / "p"
+    shutil.copytree(radar[0], root)
+    (root / "DATA_S1D" / "S1D_20002.npy").unlink()
+    np.save(root / "DATA_S1A" / "S1A_20001.npy", np.zeros((7, 3, 8, 8), "float16"))
+    found = {one.kind: list(one.items) for one in plan_pastis(root).seasons[0].findings}
+    assert found["missing_radar"] == ["20002 S1D"]
+    assert found["radar_shape"] == ["20001 S1A"]
+    file = root / "DATA_S1D" / "S1D_20001.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"damaged \(DATA_S1D/S1D_20001.npy"):
+        plan_pastis(root)
 
 
 # --- stopped, and run again -------------------------------------------------------------------
@@ -311,6 +427,7 @@ def test_a_stopped_import_goes_on_and_gives_the_same(
     assert "nothing to do" in str(again)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_shards")
 def test_workers_write_the_same(source: tuple[Path, Any], tmp_path: Path):
     from stcln_geo.execution import Execution
@@ -322,6 +439,33 @@ def test_workers_write_the_same(source: tuple[Path, Any], tmp_path: Path):
         execution=Execution(workers=2),
     )  # fmt: skip
     assert content_of(tmp_path / "a.zarr") == content_of(tmp_path / "b.zarr")
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_gives_the_same(source: tuple[Path, Any], tmp_path: Path):
+    whole, out = tmp_path / "whole.zarr", tmp_path / "o.zarr"
+    script = (
+        "import sys\nfrom stcln_geo.cube import stack\nfrom stcln_geo.cli.main import run\n"
+        "stack._SHARD_BYTES = 1\nrun(['import', 'pastis', *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", script, str(source[0])]
+    assert subprocess.run([*command, str(whole)], check=False).returncode == 0
+    manifests = out / "manifests" / "2018-09-01"
+    for wanted in (1, 3):
+        process = subprocess.Popen([*command, str(out)])
+        while len(list(manifests.glob("*.json"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it was killed before it had ended"
+    kept = {file.name: file.stat().st_mtime_ns for file in manifests.glob("*.json")}
+    assert 3 <= len(kept) < 6
+    done = subprocess.run([*command, str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert f"6 sites, {6 - len(kept)} written now" in done.stdout
+    for name, changed in kept.items():
+        assert (manifests / name).stat().st_mtime_ns == changed
+    assert content_of(out) == content_of(whole)
+    assert not (tmp_path / "o.zarr.lock").exists()
 
 
 def test_changed_files_are_refused_and_replaced_on_demand(tmp_path: Path):
@@ -442,11 +586,13 @@ def test_an_archive_takes_it(imported: Path, tmp_path: Path, capsys: Any):
     assert "2018-09-01" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pretraining_takes_it(imported: Path, tmp_path: Path):
     run = tmp_path / "run"
     options = {
         "steps": 2, "batch_size": 4, "model.preset": "tiny", "model.widths": "[8, 16]",
         "model.layers": 1, "model.heads": 2, "data.chip": 16, "validation.every": 2,
+        "masking.gate": "false",  # random pixels are never green
     }  # fmt: skip
     flat = [text for key, value in options.items() for text in ("--set", f"{key}={value}")]
     assert invoke(["pretrain", str(imported), "--out", str(run), *flat]) == 0
