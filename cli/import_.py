@@ -52,7 +52,9 @@ def pastis(
     to do.
     """
     from ..datasets.pastis import plan_pastis
+    from ..datasets.run import check_target
 
+    check_target("pastis", out)
     execution = execution_from(workers, scheduler)
     with progress_bar("look") as progress:
         plan = plan_pastis(source, execution=execution, progress=progress)
@@ -81,7 +83,9 @@ def mtlcc(
     to do.
     """
     from ..datasets.mtlcc import plan_mtlcc
+    from ..datasets.run import check_target
 
+    check_target("mtlcc", out)
     wanted = _parse_years(years)
     execution = execution_from(workers, scheduler)
     with progress_bar("look") as progress:

@@ -49,8 +49,6 @@ class _Set:
     """What all tiles share."""
 
     root: Path
-    folder: Path
-    """Where classes, splits and places stand, or below where they stand."""
     form: Form
     shape_yx: tuple[int, int]
     legend: Legend
@@ -95,19 +93,24 @@ def plan_mtlcc(
     shapes = collections.Counter(look.shape_yx for look in looked if look.dates)
     common = _Set(
         root=root,
-        folder=folders[0].beside,
         form=folders[0].form,
         shape_yx=shapes.most_common(1)[0][0] if shapes else (0, 0),
         legend=legend,
-        places=_read_places(root, folders[0].beside),
+        places={
+            name: place
+            for folder in folders
+            for name, place in _read_places(root, folder.beside).items()
+        },
     )
     sites: dict[int, dict[str, SiteSource]] = {}
+    homes: dict[int, Path] = {}
     findings: dict[int, Findings] = collections.defaultdict(Findings)
     for folder in folders:
         for name, path in folder.tiles.items():
             found = _plan_tile(name, path, by_path[str(path)], common, findings)
             for year, site in found.items():
                 sites.setdefault(year, {}).setdefault(name, site)
+                homes.setdefault(year, folder.beside)
     there = sorted(sites)
     lacking = [str(year) for year in years or () if year not in sites]
     if not sites or lacking:
@@ -121,7 +124,13 @@ def plan_mtlcc(
         dataset="mtlcc",
         source=str(root),
         seasons=tuple(
-            _season(year, sites[year], common, (findings[year], findings[_ANY]))
+            _season(
+                year,
+                sites[year],
+                common,
+                _read_splits(root, homes[year]),
+                (findings[year], findings[_ANY]),
+            )
             for year in there
             if years is None or year in years
         ),
@@ -133,12 +142,18 @@ def plan_mtlcc(
 
 
 def _season(
-    year: int, sites: dict[str, SiteSource], common: _Set, found: tuple[Findings, Findings]
+    year: int,
+    sites: dict[str, SiteSource],
+    common: _Set,
+    named_by: dict[str, list[str]],
+    found: tuple[Findings, Findings],
 ) -> SeasonImport:
     """Return a year's import.
 
     Parameters
     ----------
+    named_by
+        Tile ids of each published split.
     found
         What was found of the year's tiles, and of tiles that tell no year.
     """
@@ -148,21 +163,20 @@ def _season(
         if len(site.time) < _FEWEST:
             findings.add(
                 "short_series", site.id,
-                f"tiles have fewer than {_FEWEST} dates; they are imported, but the published "
-                "loader skips them",
+                f"Tiles with fewer than {_FEWEST} dates, imported, though the published loader "
+                "skips them",
             )  # fmt: skip
     splits: dict[str, tuple[str, ...]] = {}
-    for file in sorted(_beside(common.root, common.folder, "tileids").glob("*.tileids")):
-        named = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        splits[file.stem] = tuple(name for name in named if name in sites)
-        if len(splits[file.stem]) < len(named):
+    for split, named in named_by.items():
+        splits[split] = tuple(name for name in named if name in sites)
+        missing = len(named) - len(splits[split])
+        if missing:
             findings.add(
-                "missing_tiles",
-                f"{file.stem} ({len(named) - len(splits[file.stem])} of {len(named)})",
-                f"splits name tiles that are not there in {year}",
-            )
+                "missing_tiles", f"{split} ({missing} of {len(named)})",
+                f"Splits that name tiles which are not there in {year}",
+            )  # fmt: skip
     if not splits:
-        findings.add("no_splits", "tileids", "folder of splits is missing")
+        findings.add("no_splits", "tileids", "Missing folders of splits")
     return SeasonImport(
         name=f"{year:04d}-01-01",
         form=common.form,
@@ -204,23 +218,27 @@ def _plan_tile(
         for date in repeated:
             told.add(
                 "repeated_date", f"{name} {date}",
-                "dates stand twice in a tile; its first frame of the date is taken",
+                "Dates that stand twice in a tile, of which the first frame is taken",
             )  # fmt: skip
         for text in look.bad:
             told.add(
                 "bad_date", f"{name} ({text})",
-                "dates do not exist or lack one of their three files, and are left out",
+                "Dates that do not exist or lack one of their three files, left out",
             )  # fmt: skip
         if look.padding:
-            told.add("padding", f"{name} ({look.padding})", "tiles have padding frames: dropped")
+            told.add(
+                "padding",
+                f"{name} ({look.padding})",
+                "Tiles with padding frames, which are dropped",
+            )
         if [date for date, _ in look.dates] != sorted(date for date, _ in look.dates):
-            told.add("unsorted_dates", name, "tiles have unsorted dates; frames were sorted too")
+            told.add("unsorted_dates", name, "Tiles with unsorted dates, sorted with their frames")
         if not ordered:
-            told.add("no_dates", name, "tiles have no date and are left out")
+            told.add("no_dates", name, "Tiles without a date, left out")
         elif look.shape_yx != common.shape_yx:
-            told.add("other_shape", name, "tiles are not of the others' size and are left out")
+            told.add("other_shape", name, "Tiles that are not of the others' size, left out")
         elif not look.labelled:
-            told.add("missing_labels", name, "tiles have no classes of their size: unlabelled")
+            told.add("missing_labels", name, "Tiles without classes of their size, unlabelled")
     if not ordered or look.shape_yx != common.shape_yx:
         return {}
     known = {0, *(int(entry.value) for entry in common.legend.classes)}
@@ -230,13 +248,13 @@ def _plan_tile(
     for year in years:
         if unknown:
             findings[year].add(
-                "unknown_class", name, "tiles have classes that classes.txt lacks: unlabelled"
+                "unknown_class", name, "Tiles with classes that classes.txt lacks, unlabelled there"
             )
         if rule == "none":
             findings[year].add(
                 "no_place", name,
-                "tiles have no place, in their files or in geotransforms.csv: they lie at the "
-                f"origin of {_CRS}",
+                "Tiles without a place, in their files or in geotransforms.csv, set at the origin "
+                f"of {_CRS}",
             )  # fmt: skip
         mine = [(date, frame) for date, frame in ordered if int(date[:4]) == year]
         found[year] = SiteSource(
@@ -330,6 +348,14 @@ def _beside(root: Path, folder: Path, name: str) -> Path:
         if (place / name).exists():
             return place / name
     return root / name
+
+
+def _read_splits(root: Path, folder: Path) -> dict[str, list[str]]:
+    """Return the tile ids of each split: one a line of its file in ``tileids``."""
+    return {
+        file.stem: [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        for file in sorted(_beside(root, folder, "tileids").glob("*.tileids"))
+    }
 
 
 def _read_classes(root: Path, folder: Path) -> Legend:

@@ -284,43 +284,43 @@ def _plan_site(
     """Return what to read of a square, or None where it must be left out; note why."""
     name = feature.id
     if not files.shape:
-        findings.add("missing_series", name, "squares have no file in DATA_S2 and are left out")
+        findings.add("missing_series", name, "Squares without a file in DATA_S2, left out")
         return None
     if files.shape[1:] != shape or len(files.shape) != 4 or shape[0] != len(BANDS):
         findings.add(
             "other_shape", name,
-            f"squares are not of {len(BANDS)} bands and the others' size and are left out",
+            f"Squares that are not of {len(BANDS)} bands and the others' size, left out",
         )  # fmt: skip
         return None
     if len(feature.dates) != files.shape[0]:
         findings.add(
             "dates_disagree", name,
-            "squares have not as many dates in metadata.geojson as frames in DATA_S2 and are left "
+            "Squares with more or fewer dates in metadata.geojson than frames in DATA_S2, left "
             "out, since it is unknown which date a frame has",
         )  # fmt: skip
         return None
     if feature.corners is None:
-        findings.add("no_footprint", name, "squares have no footprint and are left out")
+        findings.add("no_footprint", name, "Squares without a footprint, left out")
         return None
     time, frames = order_dates(name, feature.dates, findings)
     if not time:
-        findings.add("no_dates", name, "squares have no date that exists and are left out")
+        findings.add("no_dates", name, "Squares without a date that exists, left out")
         return None
     if not files.labelled:
-        findings.add(
-            "missing_target", name, "squares have no TARGET of their size and stay unlabelled"
-        )
+        findings.add("missing_target", name, "Squares without a TARGET of their size, unlabelled")
     if files.parcels is None:
         findings.add(
-            "missing_parcels", name, "squares have no ParcelIDs of their size and no parcels"
+            "missing_parcels", name, "Squares without ParcelIDs of their size, without parcels"
         )
     if files.unknown:
-        findings.add("unknown_class", name, "squares have pixels of no known class: unlabelled")
+        findings.add(
+            "unknown_class", name, "Squares with pixels of no known class, unlabelled there"
+        )
     placed = place_square(feature.corners, side=shape[1], tile=feature.tile, crs=crs)
     if placed.rule == "utm-centre":
         findings.add(
             "uncertain_place", name,
-            "footprints are no square of the nominal size: the grid is set around their centre",
+            "Footprints that are no square of the nominal size: the grid lies around their centre",
         )  # fmt: skip
     return SiteSource(
         id=name, path=str(root), time=time, frames=frames, crs=placed.crs,
@@ -344,19 +344,17 @@ def _plan_radar(
         dates, shape = feature.radar.get(orbit, ()), shapes.get(orbit)
         if shape is None:
             if dates:
-                findings.add(
-                    "missing_radar", item, "series of Sentinel-1 have no file and are left out"
-                )
+                findings.add("missing_radar", item, "Series of Sentinel-1 without a file, left out")
             continue
         if len(shape) != 4 or shape[1] < len(POLS) or shape[2:] != files.shape[2:]:
             findings.add(
                 "radar_shape", item,
-                "series of Sentinel-1 are not of the size of their square and are left out",
+                "Series of Sentinel-1 that are not of their square's size, left out",
             )  # fmt: skip
         elif len(dates) != shape[0]:
             findings.add(
                 "radar_dates_disagree", item,
-                "series of Sentinel-1 have not as many dates as frames and are left out",
+                "Series of Sentinel-1 with more or fewer dates than frames, left out",
             )  # fmt: skip
         else:
             ordered = zip(*order_dates(item, dates, findings), strict=True)
@@ -367,7 +365,7 @@ def _plan_radar(
 def _published_statistics(path: Path, findings: Findings) -> dict[str, Any] | None:
     """Return mean and standard deviation by fold, in digital numbers, as they were published."""
     if not path.is_file():
-        findings.add("missing_statistics", path.name, "file of published statistics is missing")
+        findings.add("missing_statistics", path.name, "Missing files of published statistics")
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ def read_metadata(path: Path) -> tuple[list[Feature], str, Findings]:
             if feature.id in features:
                 findings.add(
                     "repeated_id", feature.id,
-                    "squares stand twice in metadata.geojson; the first is taken",
+                    "Squares that stand twice in metadata.geojson, of which the first is taken",
                 )  # fmt: skip
             features.setdefault(feature.id, feature)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -123,24 +123,22 @@ def order_dates(
         except ValueError:
             findings.add(
                 "bad_date", f"{name} frame {frame} ({text})",
-                "frames have a date that does not exist and are left out",
+                "Frames with a date that does not exist, left out",
             )  # fmt: skip
             continue
         if date < FIRST_DAY:
             findings.add(
                 "early_date", f"{name} {date}",
-                f"frames are from before {FIRST_DAY}, the first day, and are left out",
+                f"Frames from before {FIRST_DAY}, the first day, left out",
             )  # fmt: skip
             continue
         if date in first:
             findings.add(
                 "repeated_date", f"{name} {date}",
-                "dates stand twice in a series; its first frame of the date is taken",
+                "Dates that stand twice in a series, of which the first frame is taken",
             )  # fmt: skip
         first.setdefault(date, frame)
     if list(first) != sorted(first):
-        findings.add(
-            "unsorted_dates", name, "series have unsorted dates; frames were sorted with them"
-        )
+        findings.add("unsorted_dates", name, "Series with unsorted dates, sorted with their frames")
     ordered = sorted(first.items())
     return tuple(date for date, _ in ordered), tuple(frame for _, frame in ordered)

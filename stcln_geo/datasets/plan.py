@@ -88,12 +88,12 @@ class Finding:
     kind: str
     """A word for programs."""
     text: str
-    """What happened to the items, for people: follows their number."""
+    """What is wrong with the items and what became of them, for people."""
     items: tuple[str, ...]
 
     def __str__(self) -> str:
         named = ", ".join(self.items[:5]) + (", ..." if len(self.items) > 5 else "")
-        return f"{len(self.items)} {self.text}: {named}"
+        return f"{self.text}: {len(self.items)} ({named})"
 
 
 class Findings:
@@ -196,7 +196,7 @@ class SeasonImport:
         return (
             f"Season {self.name}: {len(self.sites)} sites of {height} x {width} px, "
             f"{len(self.bands)} bands, {fewest} to {self.dates} dates each from {first} to {last}"
-            f"{radar}; {shards} shards, {size_text(self.raw_bytes)} before compression."
+            f"{radar}; shards: {shards}; {size_text(self.raw_bytes)} before compression."
         )
 
 

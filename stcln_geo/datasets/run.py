@@ -27,7 +27,14 @@ from .mtlcc_tiles import read_mtlcc_record, read_mtlcc_tif
 from .pastis import read_pastis_site
 from .plan import Form, ImportPlan, SeasonImport, SitePixels, SiteSource, size_text
 
-__all__ = ["IMPORT_FILE", "PARCELS_FILE", "SPLITS_FILE", "ImportReport", "import_dataset"]
+__all__ = [
+    "IMPORT_FILE",
+    "PARCELS_FILE",
+    "SPLITS_FILE",
+    "ImportReport",
+    "check_target",
+    "import_dataset",
+]
 
 IMPORT_FILE = "import.json"
 """Beside the seasons: what was imported, from where, and what was left out."""
@@ -110,7 +117,7 @@ def import_dataset(
     """
     started = time.monotonic()
     path = location(path)
-    _check_folder(plan, path)
+    check_target(plan.dataset, path)
     with cube_lock(path):
         recover_swaps(path)
         missing = [season for season in plan.seasons if not _is_done(path, season, overwrite)]
@@ -150,20 +157,22 @@ def import_dataset(
     )
 
 
-def _check_folder(plan: ImportPlan, path: Location) -> None:
+def check_target(dataset: str, path: str | Location) -> None:
+    """Raise OutputError unless a path is free, or holds imports of the same set."""
+    path = location(path)
     if path.exists() and not path.is_dir():
         raise OutputError(
             f"Cannot import into {path}: it is a file, but a stack is a folder. Choose another "
             "path."
         )
     stored = read_manifest(path / IMPORT_FILE)
-    if stored and stored.get("dataset") == plan.dataset:
+    if stored and stored.get("dataset") == dataset:
         return
     # A run that was stopped at once may have left the first of its files unfinished.
     if path.is_dir() and any(IMPORT_FILE not in child.name for child in path.iterdir()):
         what = f"an import of {stored['dataset']}" if stored else "other files"
         raise OutputError(
-            f"Cannot import {plan.dataset} into {path}: the folder holds {what}, and a stack needs "
+            f"Cannot import {dataset} into {path}: the folder holds {what}, and a stack needs "
             "a folder of its own. Choose a new path."
         )
 

@@ -186,6 +186,16 @@ def test_both_forms_give_the_same_pixels(tmp_path: Path):
     assert_as_written(two, tiles)
 
 
+def test_years_of_geotiffs_have_splits_of_their_own(tmp_path: Path):
+    for year in (2016, 2017):
+        tiles = [tile for tile in make_tiles(year) if tile.id in {12, 103, 1000}]
+        write_tifs(tmp_path / "p" / f"data{year - 2000}", tiles[:2] if year == 2017 else tiles)
+    plan = plan_mtlcc(tmp_path / "p")
+    first, second = plan.seasons
+    assert first.splits == {"eval": ("1000",), "test_fold0": ("103",), "train_fold0": ("12",)}
+    assert second.splits == {"eval": ("103",), "test_fold0": ("12",), "train_fold0": ()}
+
+
 def test_years_are_chosen_and_join_one_stack(
     records: tuple[Path, dict[int, list[Tile]]], imported: Path, tmp_path: Path
 ):
@@ -387,6 +397,7 @@ def test_the_command(records: tuple[Path, Any], tmp_path: Path, capsys: Any):
     assert invoke(["import", "mtlcc", above, str(out)]) == 2
     assert f"here one of {records[0]}" in " ".join(capsys.readouterr().err.split())
     assert invoke(["import", "pastis", str(records[0]), str(out)]) == 2
+    assert "the folder holds an import of mtlcc" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_set_without_classes_or_another_folder_is_refused(tmp_path: Path):

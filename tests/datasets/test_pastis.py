@@ -442,6 +442,20 @@ def test_workers_write_the_same(source: tuple[Path, Any], tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_shards")
+def test_a_bucket_gets_the_same(source: tuple[Path, Any], tmp_path: Path, s3: str):
+    plan = plan_pastis(source[0])
+    import_dataset(plan, tmp_path / "o.zarr")
+    there = location(f"{s3}/o.zarr")
+    import_dataset(plan, there)
+    assert import_dataset(plan, there).written == 0
+    assert list_files(there) == list_files(location(tmp_path / "o.zarr"))
+    for name, content in content_of(tmp_path / "o.zarr").items():
+        assert (there / name).read_bytes() == content, name
+    assert_as_written(open_stack(there), source[1])
+
+
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_gives_the_same(source: tuple[Path, Any], tmp_path: Path):
     whole, out = tmp_path / "whole.zarr", tmp_path / "o.zarr"
     script = (
@@ -557,12 +571,14 @@ def test_the_command(source: tuple[Path, Any], tmp_path: Path, capsys: Any):
     assert invoke(command) == 0
     shown = capsys.readouterr()
     assert "6 sites, 6 written now" in shown.out
-    assert "are left out, since it is unknown which date a frame has: 30007" in " ".join(
+    assert "left out, since it is unknown which date a frame has: 1 (30007)" in " ".join(
         shown.err.split()
     )
     assert "no cloud mask" in shown.out
     assert invoke(command) == 0
     assert "nothing to do" in capsys.readouterr().out
+    assert invoke(["import", "pastis", "nowhere", str(source[0])]) == 2
+    assert "holds other files" in " ".join(capsys.readouterr().err.split())
     assert invoke(["import", "pastis", str(tmp_path / "none"), str(out)]) == 2
     assert "nothing at this path" in " ".join(capsys.readouterr().err.split())
     assert invoke(["import", "pastis", str(source[0])]) == 2
