@@ -1,6 +1,6 @@
 """Published sets as stacks: PASTIS and MTLCC, from their files as downloaded.
 
-The order of the modules: ``georeference``, ``pixels`` and ``tfrecord`` know nothing of sets; ``plan``
+The order of the modules: ``georeference``, ``pixels`` and ``tfrecord`` know no set; ``plan``
 is what will be written; ``pastis`` and ``mtlcc`` look a set through and read its sites; ``run``
 carries a plan out, so that it can be stopped and run again. The names below are loaded when first
 used.
