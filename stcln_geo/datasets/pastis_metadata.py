@@ -39,6 +39,7 @@ class Feature:
     corners: np.ndarray | None
     """(4, 2) of the footprint."""
     tile: str
+    """Name of the Sentinel-2 tile, as ``T31TFM``; empty where there is none."""
     fold: int
 
 
@@ -59,7 +60,7 @@ def read_metadata(path: Path) -> tuple[list[Feature], str, Findings]:
                     if (dates := _frame_dates(properties.get(f"dates-{name}")))
                 },
                 corners=_corners(geometry),
-                tile=str(properties.get("TILE") or ""),
+                tile=_tile(properties.get("TILE")),
                 fold=int(properties.get("Fold") or 0),
             )
             if feature.id in features:
@@ -82,6 +83,12 @@ def read_metadata(path: Path) -> tuple[list[Feature], str, Findings]:
     )
     ordered = sorted(features.values(), key=lambda feature: int(feature.id))
     return ordered, "OGC:CRS84" if degrees else LAMBERT93, findings
+
+
+def _tile(column: Any) -> str:
+    """Return a tile's name in one spelling of the several that are met."""
+    name = str(column or "").strip().upper()
+    return name if not name or name.startswith("T") else f"T{name}"
 
 
 def _frame_dates(column: Any) -> tuple[str, ...]:

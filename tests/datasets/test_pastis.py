@@ -119,7 +119,7 @@ def test_the_stack_keeps_the_contract_and_tells_how_sites_were_placed(imported: 
     assert rules["10005"] == "lambert93"
     assert rules["10000"] == rules["40003"] == "utm"
     assert float(dataset["offset_m"].max()) < 1
-    assert set(dataset["tile"].to_numpy()) == {"t30uxv", "t31tfj", "T31TFM", "t32ulu"}
+    assert set(dataset["tile"].to_numpy()) == {"T30UXV", "T31TFJ", "T31TFM", "T32ULU"}
 
 
 def test_parcels_lead_back_to_the_register(imported: Path, source: tuple[Path, dict[int, Square]]):
