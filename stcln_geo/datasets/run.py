@@ -122,8 +122,8 @@ def import_dataset(
         recover_swaps(path)
         missing = [season for season in plan.seasons if not _is_done(path, season, overwrite)]
         total = sum(-(-len(season.sites) // season.layout.sites) for season in missing)
-        if missing:
-            _record(plan, path)
+        # Splits and findings are told anew even where all pixels are there.
+        _record(plan, path)
         written = size = before = 0
         for season in missing:
 

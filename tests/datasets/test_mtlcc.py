@@ -137,6 +137,16 @@ def test_splits_stand_beside_the_seasons(imported: Path):
     assert splits["2017-01-01"]["train_fold0"] == ["5", "7"]
 
 
+def test_splits_are_told_anew_where_all_pixels_are_there(tmp_path: Path):
+    root = write_tifs(tmp_path / "p", [tile for tile in make_tiles() if tile.id in {12, 103}])
+    import_dataset(plan_mtlcc(root), tmp_path / "o.zarr")
+    (root / "tileids" / "train_fold1.tileids").write_text("12\n")
+    report = import_dataset(plan_mtlcc(root), tmp_path / "o.zarr")
+    assert report.written == 0
+    splits = json.loads((tmp_path / "o.zarr" / "splits.json").read_text())
+    assert splits["2016-01-01"]["train_fold1"] == ["12"]
+
+
 def test_what_was_left_out_is_counted_by_season(imported: Path):
     seasons = json.loads((imported / "import.json").read_text())["seasons"]
     found = {one["kind"]: one["items"] for one in seasons["2016-01-01"]["left_out"]}
