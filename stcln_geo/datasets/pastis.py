@@ -144,8 +144,8 @@ def plan_pastis(
             "level": "surface",
             "clouds_masked": False,
             "void": {"source": VOID, "stored": UNLABELLED},
-            "published_normalization": statistics,
-            "published_normalization_s1": {
+            "published_normalisation": statistics,
+            "published_normalisation_s1": {
                 orbit: _published_statistics(root / f"NORM_{name}_patch.json", findings)
                 for orbit, name in RADAR.items()
                 if pols

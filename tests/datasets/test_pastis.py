@@ -145,7 +145,7 @@ def test_statistics_are_those_of_numpy(imported: Path, source: tuple[Path, dict[
     ours = np.moveaxis(values[stack.fold == 1], 2, 0)[:, usable[stack.fold == 1]]
     np.testing.assert_allclose(told["folds"]["1"]["mean"], ours.mean(axis=1), rtol=1e-9)
     norm = json.loads((source[0] / "NORM_S2_patch.json").read_text())
-    assert stack.attrs["published_normalization"] == norm
+    assert stack.attrs["published_normalisation"] == norm
     counts = np.bincount(stack.labels[:].ravel(), minlength=256)[:19]
     assert stack.attrs["label_pixels"] == counts.tolist()
 
@@ -210,7 +210,7 @@ def test_missing_parts_are_counted_and_never_fatal(tmp_path: Path):
     assert (stack.labels[0] == 255).all()
     assert stack.labels[2, 5, 5] == 255
     assert not stack.parcels[3].any()
-    assert stack.attrs["published_normalization"] is None
+    assert stack.attrs["published_normalisation"] is None
 
 
 def test_a_footprint_that_is_no_square_is_told(tmp_path: Path):
@@ -325,7 +325,7 @@ def test_radar_is_as_it_was_written(radar: tuple[Path, Path, dict[str, Square]])
             np.testing.assert_array_equal(stored[place], values)
         assert np.isnan(stored[count:]).all()
     assert_as_written(stack, {int(name): square for name, square in radar[2].items()})
-    norm = stack.attrs["published_normalization_s1"]
+    norm = stack.attrs["published_normalisation_s1"]
     assert norm["descending"]["Fold_1"]["mean"] == [-10.9, -17.3, 6.4]
 
 
