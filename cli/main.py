@@ -17,6 +17,7 @@ _GROUPS = {
     "labels": "Burn field labels into a cube and split them by field.",
     "checkpoint": "Import published weights; describe and export checkpoints.",
     "archive": "Assemble archives of many sites and seasons.",
+    "import": "Import the published sets PASTIS and MTLCC.",
     "cog": "Check cloud-optimized GeoTIFFs.",
     "evaluate": "Score a network on held-out fields, or a map on points or parcels.",
 }
@@ -29,9 +30,12 @@ _VERBS = {
     "parcels": "Write what a map says about each parcel.",
     "polygons": "Write a map as polygons.",
 }
+_MODULES = {"import": "import_"}
+"""Modules of verbs that cannot have the verb's name."""
+
 _ORDER = (
-    "demo", "simulate", "catalogs", "cube", "archive", "labels", "pretrain", "finetune", "evaluate",
-    "predict", "parcels", "polygons", "checkpoint", "cog",
+    "demo", "simulate", "catalogs", "cube", "archive", "import", "labels", "pretrain", "finetune",
+    "evaluate", "predict", "parcels", "polygons", "checkpoint", "cog",
 )  # fmt: skip
 
 
@@ -60,7 +64,7 @@ class _LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import the module of a verb and return its click command."""
-    module = importlib.import_module(f".{name}", __package__)
+    module = importlib.import_module(f".{_MODULES.get(name, name)}", __package__)
     command: Any
     if name in _GROUPS:
         command = typer.main.get_group(module.app)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 __all__ = [
+    "STANDARD_NAMES",
     "Codec",
     "Layout",
     "block_sum",
@@ -111,10 +112,11 @@ def plan_layout(dates: int, bands: int, shape_yx: tuple[int, int]) -> Layout:
     return Layout(chunk=chunk, shard=shard)
 
 
-_STANDARD_NAMES = {
+STANDARD_NAMES = {
     "surface": "surface_bidirectional_reflectance",
     "top-of-atmosphere": "toa_bidirectional_reflectance",
 }
+"""CF name of reflectance by level."""
 
 
 def create_arrays(
@@ -147,7 +149,7 @@ def create_arrays(
         layout.shards(shape[:2], cube_dims), dtype="int16", fill=FILL,
         dims=(*cube_dims, "y", "x"), codec=layout.codec,
         attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
-               "standard_name": _STANDARD_NAMES[level], "units": "1"},
+               "standard_name": STANDARD_NAMES[level], "units": "1"},
     )  # fmt: skip
     optional = {"scl": with_scl, "observations": with_observations}
     pixel_arrays = {name: "uint8" for name, wanted in optional.items() if wanted}

@@ -21,6 +21,7 @@ from ..legend import Legend
 from ..storage import Location, location
 from .layout import plan_layout
 from .season import choose_season, unchanged
+from .stack_radar import StackRadar, open_radar
 from .store import quiet_zarr
 from .zarr_store import zarr_store
 
@@ -100,6 +101,8 @@ class Stack:
     """(S, Y, X) int32 zarr array of field numbers, 0 = none, if there are any."""
     fold: np.ndarray | None
     """(S,) int8: number of the fold a published split puts the site in, if there is one."""
+    radar: StackRadar | None
+    """Sentinel-1, with times of its own, if there is any."""
     legend: Legend | None
     attrs: dict[str, Any]
 
@@ -211,6 +214,7 @@ def open_stack_folder(path: Location, name: str, folder: str, *, mode: str) -> S
         labels=group.get("labels"),
         parcels=group.get("parcels"),
         fold=group["fold"][:] if "fold" in group else None,
+        radar=open_radar(group),
         legend=Legend.from_json(attrs["legend"]) if "legend" in attrs else None,
         attrs=attrs,
     )

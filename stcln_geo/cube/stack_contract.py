@@ -10,7 +10,9 @@ A stack's season is an ``xr.Dataset`` with the dimensions ``site``, ``time``, ``
 - ``site_id``, ``crs``, ``footprint (site)`` text and ``transform (site, affine)``;
 - ``coverage (site, time, chunk_y, chunk_x)`` uint16, clear pixels per chunk;
 - optional ``scl``, ``observations (site, time, y, x)`` uint8, ``labels (site, y, x)`` uint8,
-  ``parcels (site, y, x)`` int32 and ``fold (site)``.
+  ``parcels (site, y, x)`` int32 and ``fold (site)``;
+- optional ``backscatter (site, time_s1, pol, y, x)`` float32 in decibels, NaN where there is none,
+  with ``time_s1``, ``days_s1`` and ``orbit_s1 (site, time_s1)``: `stack_radar` tells more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from .contract import FILL, SCALE, check_bands, check_variables
 from .layout import block_sum
 from .season import choose_season
 from .stack import NO_DAY, is_stack
+from .stack_radar import check_radar
 from .zarr_store import zarr_store
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "observations": (("site", "time", "y", "x"), ("uint8",)),
     "labels": (("site", "y", "x"), ("uint8",)),
     "parcels": (("site", "y", "x"), ("int32",)),
+    "backscatter": (("site", "time_s1", "pol", "y", "x"), ("float32",)),
 }
 _COORDINATES: dict[str, tuple[str, ...]] = {
     "site_id": ("site",), "crs": ("site",), "transform": ("site", "affine"),
@@ -91,6 +95,7 @@ def validate_stack(dataset: xr.Dataset) -> tuple[list[str], list[str]]:
         dataset, _VARIABLES, _OPTIONAL, what="a stack", writer="create_stack and write_sites"
     )
     _check_coordinates(dataset, errors)
+    check_radar(dataset, errors)
     if not errors:
         _check_table(dataset, errors)
     if not errors:

@@ -23,13 +23,20 @@ from ..storage import (
     writing,
 )
 from .contract import FILL, SCALE, check_bands, days_since
-from .layout import block_sum, create_array
+from .layout import STANDARD_NAMES, block_sum, create_array
 from .publish import recover_publications
 from .stack import NO_DAY, Stack, StackLayout, open_stack_folder, plan_stack_layout
+from .stack_radar import RadarAxis, create_radar
 from .store import finish_season, quiet_zarr
 from .zarr_store import zarr_store
 
-__all__ = ["create_stack", "finish_stack", "take_back_stack", "write_sites"]
+__all__ = [
+    "create_stack",
+    "finish_stack",
+    "take_back_stack",
+    "write_sites",
+    "write_stack_attributes",
+]
 
 _TABLE_ROWS = 1024
 _MARK = "zarr.json"
@@ -52,8 +59,10 @@ def create_stack(
     with_parcels: bool = False,
     with_scl: bool = False,
     with_observations: bool = False,
+    radar: RadarAxis | None = None,
     attrs: Mapping[str, Any] | None = None,
     date_attrs: Mapping[str, np.ndarray] | None = None,
+    site_attrs: Mapping[str, np.ndarray] | None = None,
 ) -> Stack:
     """Create an empty stack under the name ``<name>.building``, ready for ``write_sites``.
 
@@ -67,7 +76,13 @@ def create_stack(
     fold : (S,) small integers, if the sites belong to folds.
     legend
         Given, the stack has ``labels``; with ``with_parcels`` also ``parcels``.
+    radar
+        Given, the stack has ``backscatter`` with these times.
+    attrs
+        JSON values kept as attributes of the season. ``level`` among them tells ``surface``
+        (the default) from ``top-of-atmosphere`` reflectance.
     date_attrs : (S, T) text or flags under each name, kept as coordinates.
+    site_attrs : (S,) text or numbers under each name, kept as coordinates.
 
     Raises
     ------
@@ -97,7 +112,8 @@ def create_stack(
         group = zarr.create_group(zarr_store(folder), zarr_format=3)
         _create_arrays(
             group, layout, (sites, dates, len(bands), *shape_yx),
-            scl=with_scl, observations=with_observations, labels=legend is not None,
+            level=str((attrs or {}).get("level", "surface")), scl=with_scl,
+            observations=with_observations, labels=legend is not None,
             parcels=legend is not None and with_parcels,
         )  # fmt: skip
         elapsed = _days(time, name) if days is None else np.asarray(days, dtype=np.int32)
@@ -109,6 +125,7 @@ def create_stack(
             "time": time.astype("int64"),
             "days": elapsed,
             **{key: np.asarray(values) for key, values in (date_attrs or {}).items()},
+            **{key: np.asarray(values) for key, values in (site_attrs or {}).items()},
         }
         if fold is not None:
             columns["fold"] = np.asarray(fold, dtype=np.int8)
@@ -118,13 +135,19 @@ def create_stack(
             "band", data=np.asarray(bands, dtype=np.dtypes.StringDType()), chunks=(len(bands),),
             dimension_names=("band",),
         )  # fmt: skip
+        radar_columns: tuple[str, ...] = ()
+        if radar is not None:
+            radar_columns = create_radar(
+                group, radar, season=name, shape_yx=shape_yx, chunk=layout.chunk,
+                sites_per_shard=layout.sites,
+            )  # fmt: skip
         # Written last: a folder without them was left half-created.
         group.attrs.put(
             {
                 **(attrs or {}),
                 "kind": "stack",
                 "Conventions": "CF-1.11",
-                "coordinates": " ".join(columns),
+                "coordinates": " ".join([*columns, *radar_columns]),
                 "stcln_geo": __version__,
                 "season": name,
                 "bands": list(bands),
@@ -145,6 +168,7 @@ def write_sites(
     observations: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     parcels: np.ndarray | None = None,
+    backscatter: np.ndarray | None = None,
 ) -> None:
     """Write one whole shard of a stack, with its coverage.
 
@@ -156,6 +180,7 @@ def write_sites(
     valid : (N, T, Y, X) bool, True where usable; False where the site has no such date.
     scl, observations : (N, T, Y, X) uint8, if the stack keeps them.
     labels, parcels : (N, Y, X) uint8 and int32, if the stack has them.
+    backscatter : (N, T1, P, Y, X) float32 in decibels, if the stack has radar.
     """
     count = len(reflectance)
     if first % stack.layout.sites or count != min(stack.layout.sites, len(stack) - first):
@@ -174,6 +199,7 @@ def write_sites(
         for array, values in (
             (stack.scl, scl), (stack.observations, observations), (stack.labels, labels),
             (stack.parcels, parcels),
+            (stack.radar.backscatter if stack.radar is not None else None, backscatter),
         ):  # fmt: skip
             if array is not None and values is not None:
                 array[here] = values
@@ -182,6 +208,15 @@ def write_sites(
 def finish_stack(path: str | Location, name: str) -> None:
     """Give a wholly written stack its name: from now on it opens as complete."""
     finish_season(path, name)
+
+
+def write_stack_attributes(stack: Stack, attrs: Mapping[str, Any]) -> None:
+    """Add attributes, as JSON values, to an unfinished stack: what is known once it is written."""
+    with writing(stack.path), quiet_zarr():
+        group: Any = zarr.open_group(
+            zarr_store(stack.path / stack.folder), mode="r+", use_consolidated=False
+        )
+        group.attrs.update(dict(attrs))
 
 
 def take_back_stack(path: str | Location, name: str) -> None:
@@ -231,7 +266,12 @@ def _check_sites(
 
 
 def _create_arrays(
-    group: Any, layout: StackLayout, shape: tuple[int, int, int, int, int], **wanted: bool
+    group: Any,
+    layout: StackLayout,
+    shape: tuple[int, int, int, int, int],
+    *,
+    level: str,
+    **wanted: bool,
 ) -> None:
     """Create the empty arrays; ``shape`` is sites, dates, bands, rows, columns."""
     sites, dates, bands, height, width = shape
@@ -243,7 +283,7 @@ def _create_arrays(
         (several, dates, bands, *whole), dtype="int16", fill=FILL,
         dims=("site", "time", "band", "y", "x"),
         attrs={"scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
-               "standard_name": "surface_bidirectional_reflectance", "units": "1"},
+               "standard_name": STANDARD_NAMES[level], "units": "1"},
     )  # fmt: skip
     dated = {"scl": "uint8", "observations": "uint8"}
     for name, dtype in {"valid": "bool", **dated}.items():
