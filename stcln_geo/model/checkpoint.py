@@ -178,8 +178,11 @@ def load_encoder_into(
     """Start a network from the encoder of a checkpoint of any kind, and tell what was done.
 
     The sizes must agree. Bands are matched by name: the first convolution takes the weights of
-    the bands both know, and keeps its own for others. The z-score comes along, except from
-    published PASTIS weights, which were trained on bands normalised outside the network.
+    the bands both know. Those of other bands begin at zero: at first the features are the
+    checkpoint's, and training brings the new bands in. A band of the checkpoint that is left out
+    is to the features as if it were always at its mean. The z-score of shared bands comes along,
+    except from published PASTIS weights, which were trained on bands normalised outside the
+    network; that of other bands stays as the caller set it.
 
     Returns
     -------
@@ -215,6 +218,7 @@ def load_encoder_into(
     with_zscore = not (info.config.mode == "reference" and identity and theirs != MTLCC_BANDS)
     for name, tensor in source.items():
         if name == first:
+            target[name].zero_()
             target[name][:, to] = tensor[:, of].to(target[name].dtype)
         elif name in ("mean", "std"):
             if with_zscore:
@@ -225,7 +229,7 @@ def load_encoder_into(
 
     if len(shared) < len(ours):
         fresh = ", ".join(band for band in ours if band not in theirs)
-        report.append(f"the checkpoint does not know {fresh}: their weights start at random")
+        report.append(f"the checkpoint does not know {fresh}: their weights begin at zero")
     if len(shared) < len(theirs):
         unused = ", ".join(band for band in theirs if band not in ours)
         report.append(f"weights of the checkpoint's bands {unused} are not used")

@@ -13,10 +13,9 @@ import torch
 from ..cube.contract import SPLITS
 from ..cube.store import FieldTable, Season, open_season
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
-from ..data.reader import band_indices
 from ..data.split import check_labelled, few_label_fields
 from ..data.stream import OrderedStream, TrainingStream
-from ..errors import CheckpointError, LabelError
+from ..errors import LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
 from ..legend import Legend
@@ -24,6 +23,7 @@ from ..model.checkpoint import CheckpointInfo, load_encoder_into, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
+from .bands import choose_bands
 from .config import FinetuneConfig, settle, to_toml
 from .modules import FinetuneTask
 from .plan import (
@@ -229,7 +229,8 @@ def _prepare(
     season = open_season(cube, config.season)
     fields, legend = _labelled(season)
     init = read_metadata(config.init) if config.init is not None else None
-    bands = _choose_bands(season, config, init)
+    choice = choose_bands(season, config.model.bands, init)
+    bands = choice.bands
     network, preset = network_config(
         config.model,
         bands=bands,
@@ -272,7 +273,7 @@ def _prepare(
         ),
         ranks=ranks.size,
     )
-    notes = []
+    notes = list(choice.notes)
     if not judged.any():
         notes.append(
             "No validation fields: the last weights count as the best, and nothing stops early."
@@ -317,31 +318,6 @@ def _labelled(season: Season) -> tuple[FieldTable, Legend]:
     return fields, legend
 
 
-def _choose_bands(
-    season: Season, config: FinetuneConfig, init: CheckpointInfo | None
-) -> tuple[str, ...]:
-    """Return the bands: those named, else the checkpoint's, else all of the cube."""
-    if init is None:
-        bands = config.model.bands or season.bands
-        band_indices(season, bands, wanted_by="fine-tuning")
-        return bands
-    bands = config.model.bands or init.bands
-    if set(bands) != set(init.bands):
-        raise CheckpointError(
-            f"Cannot begin from {init.path}: it knows the bands {', '.join(init.bands)}, and the "
-            f"run asks for {', '.join(bands)}. The bands must agree. Leave out model.bands, or "
-            "choose a checkpoint trained on these bands."
-        )
-    missing = [band for band in bands if band not in season.bands]
-    if missing:
-        raise CheckpointError(
-            f"Cannot begin from {init.path}: the cube {season.cube} lacks its bands "
-            f"{', '.join(missing)} (it has {', '.join(season.bands)}). The bands must agree by "
-            "name. Rebuild the cube with --bands, or choose another checkpoint."
-        )
-    return bands
-
-
 def _make_task(
     prepared: _Prepared, *, workers: int, begin: bool, ranks: Ranks, alone: bool = False
 ) -> tuple[FinetuneTask, tuple[str, ...]]:
@@ -360,12 +336,14 @@ def _make_task(
         network = Stcln(prepared.network)
     report: tuple[str, ...] = ()
     if begin:
-        # The checkpoint brings its own mean and deviation, unless it was published without.
-        if prepared.init is None or prepared.init.published:
+        # The checkpoint brings its own mean and deviation, unless it was published without; a band
+        # that it never saw has none there.
+        init = prepared.init
+        if init is None or init.published or set(prepared.network.bands) - set(init.bands):
             statistics = band_statistics(prepared.dataset, seed=config.seed)
             network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
-        if prepared.init is not None:
-            report = tuple(load_encoder_into(network, prepared.init.path))
+        if init is not None:
+            report = tuple(load_encoder_into(network, init.path))
     stream = TrainingStream(
         prepared.dataset,
         batch_size=config.rank_batch,
