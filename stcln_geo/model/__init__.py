@@ -1,6 +1,6 @@
 """The network, in torch alone: no xarray, no Dask, no files but checkpoints.
 
-Import order: config -> layers -> stcln, masking -> reference -> checkpoint.
+Import order: config -> layers -> stcln, masking -> reference -> checkpoint -> transfer.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from .checkpoint import (
     CheckpointInfo,
     find_checkpoint,
-    load_encoder_into,
     load_model,
     read_metadata,
     save_checkpoint,
@@ -16,7 +15,8 @@ from .checkpoint import (
 from .config import Mode, Positions, PresetName, StclnConfig
 from .masking import MaskStrategy, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
-from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for
+from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for, probabilities
+from .transfer import load_encoder_into
 
 __all__ = [
     "CheckpointInfo",
@@ -36,6 +36,7 @@ __all__ = [
     "make_mask",
     "masked_loss",
     "positions_for",
+    "probabilities",
     "read_metadata",
     "save_checkpoint",
     "vegetated_dates",

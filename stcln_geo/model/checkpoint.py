@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, InputError, MissingFileError, OutputError
 from ..legend import Legend
 from .config import StclnConfig
-from .reference import MTLCC_BANDS, Kind, PublishedWeights, read_published
+from .reference import Kind, PublishedWeights, read_published
 from .stcln import Encoder, MaskedPretrainer, Stcln
 
 FORMAT = 1
@@ -50,6 +51,10 @@ class CheckpointInfo:
     """(C,) reflectance."""
     legend: str | None
     """JSON of the legend; None for networks without classes, and for published weights."""
+    ignored: str | None
+    """JSON of a legend of the classes that training left out; None for none."""
+    temperature: float | None
+    """What logits are divided by before a probability is made of them; None for nothing."""
     chip: int | None
     """Side in pixels of the chips it was trained on."""
     halo: int | None
@@ -85,6 +90,8 @@ def save_checkpoint(
     *,
     kind: Kind | None = None,
     legend: str | None = None,
+    ignored: str | None = None,
+    temperature: float | None = None,
     provenance: Mapping[str, Any] | None = None,
     chip: int | None = None,
     halo: int | None = None,
@@ -98,6 +105,8 @@ def save_checkpoint(
     kind : what to write; default: what `module` is. `encoder` takes the encoder out of a
         classifier or pre-trainer.
     legend : JSON of the legend, one class for each output of the network.
+    ignored : JSON of a legend of the classes that training left out.
+    temperature : what logits are divided by before a probability is made of them, above 0.
     provenance : plain JSON values.
     """
     path = Path(path)
@@ -108,11 +117,18 @@ def save_checkpoint(
             f"Cannot save {path}: the legend has {len(Legend.from_json(legend))} classes, and the "
             f"{kind} {config.classes}. They must agree. Pass the legend it was trained with."
         )
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise InputError(
+            f"Cannot save {path}: the temperature is {temperature}, and logits are divided by it. "
+            "It must be finite and above 0. Pass None to divide by nothing."
+        )
     description = {
         "format": FORMAT,
         "kind": kind,
         "config": config.to_dict(),
         "legend": None if legend is None else json.loads(legend),
+        "ignored": None if ignored is None else json.loads(ignored),
+        "temperature": None if temperature is None else float(temperature),
         "chip": chip,
         "halo": halo,
         "trained_days": None if trained_days is None else [int(day) for day in trained_days],
@@ -131,6 +147,24 @@ def save_checkpoint(
     }
     _write_whole(path, save(tensors, metadata={HEADER: header}))
     return path
+
+
+def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
+    """Write a temperature into a checkpoint of ours, and leave all else as it is.
+
+    The file is replaced as a whole, and so is its sha256.
+    """
+    path = Path(path)
+    info, state = read_checkpoint(path)
+    if info.published or not 0 < temperature < math.inf:
+        raise InputError(
+            f"Cannot set the temperature of {path} to {temperature}: it must be a checkpoint that "
+            "stcln-geo wrote, and a finite number above 0. Import a published file first."
+        )
+    with safe_open(path, framework="pt") as file:
+        told = json.loads(file.metadata()[HEADER])
+    told["temperature"] = float(temperature)
+    _write_whole(path, save(state, metadata={HEADER: json.dumps(told, ensure_ascii=False)}))
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -155,7 +189,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 def read_metadata(path: str | os.PathLike[str]) -> CheckpointInfo:
     """Tell what a checkpoint is, without building its network."""
-    info, _ = _read(find_checkpoint(path))
+    info, _ = read_checkpoint(find_checkpoint(path))
     return info
 
 
@@ -165,81 +199,11 @@ def load_model(path: str | os.PathLike[str]) -> Stcln | Encoder | MaskedPretrain
     Takes a .safetensors file of ours, a run directory or a published .tar file. A classifier is a
     `Stcln`, a pre-trained network a `MaskedPretrainer`, a bare encoder an `Encoder`.
     """
-    info, state = _read(find_checkpoint(path))
+    info, state = read_checkpoint(find_checkpoint(path))
     module = _MODULES[info.kind](info.config)
     _load_whole(info, module, state)
     module.eval()
     return module
-
-
-def load_encoder_into(
-    module: Stcln | Encoder | MaskedPretrainer, path: str | os.PathLike[str]
-) -> list[str]:
-    """Start a network from the encoder of a checkpoint of any kind, and tell what was done.
-
-    The sizes must agree. Bands are matched by name: the first convolution takes the weights of
-    the bands both know. Those of other bands begin at zero: at first the features are the
-    checkpoint's, and training brings the new bands in. A band of the checkpoint that is left out
-    is to the features as if it were always at its mean. The z-score of shared bands comes along,
-    except from published PASTIS weights, which were trained on bands normalised outside the
-    network; that of other bands stays as the caller set it.
-
-    Returns
-    -------
-    One sentence for each thing worth telling, the first of them what was loaded.
-    """
-    encoder = module if isinstance(module, Encoder) else module.encoder
-    info, state = _read(find_checkpoint(path))
-    _check_sizes(info, encoder.config)
-    prefix = "" if info.kind == "encoder" else "encoder."
-    source = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-    target = encoder.state_dict()
-    gaps = _differences(source, target, but=("mean", "std"))
-    if gaps:
-        raise CheckpointError(
-            f"Cannot start from {info.path}: {gaps}. Its encoder must hold the whole network that "
-            "its configuration describes. Write it again."
-        )
-
-    ours, theirs = encoder.config.bands, info.bands
-    shared = [band for band in ours if band in theirs]
-    if not shared:
-        raise CheckpointError(
-            f"Cannot start from {info.path}: it knows the bands {', '.join(theirs)}, and the "
-            f"network takes {', '.join(ours)}. At least one must be shared. Rename the cube's "
-            "bands to common names, or choose another checkpoint."
-        )
-    report = [f"encoder from {info.path} ({info.kind}, {len(shared)} of {len(ours)} bands)"]
-    to = [ours.index(band) for band in shared]
-    of = [theirs.index(band) for band in shared]
-    first = "convolutions.blocks.0.convolution.weight"
-    # Published MTLCC weights take plain reflectance; those of PASTIS a z-score made outside.
-    identity = set(info.mean) == {0.0} and set(info.std) == {1.0}
-    with_zscore = not (info.config.mode == "reference" and identity and theirs != MTLCC_BANDS)
-    for name, tensor in source.items():
-        if name == first:
-            target[name].zero_()
-            target[name][:, to] = tensor[:, of].to(target[name].dtype)
-        elif name in ("mean", "std"):
-            if with_zscore:
-                target[name][to] = tensor[of].to(target[name].dtype)
-        else:
-            target[name] = tensor
-    encoder.load_state_dict(target)
-
-    if len(shared) < len(ours):
-        fresh = ", ".join(band for band in ours if band not in theirs)
-        report.append(f"the checkpoint does not know {fresh}: their weights begin at zero")
-    if len(shared) < len(theirs):
-        unused = ", ".join(band for band in theirs if band not in ours)
-        report.append(f"weights of the checkpoint's bands {unused} are not used")
-    if not with_zscore:
-        report.append("the z-score stays as it was: the checkpoint holds none")
-    for field in ("mode", "positions", "affinity_dates", "position_base"):
-        old, new = getattr(info.config, field), getattr(encoder.config, field)
-        if old != new:
-            report.append(f"the checkpoint was trained with {field}={old!r}, this has {new!r}")
-    return report
 
 
 def _part_to_write(
@@ -271,7 +235,7 @@ def _write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Read a file of any accepted form: what it says, and its tensors under our names."""
     digest = hashlib.sha256()
     try:
@@ -322,9 +286,10 @@ def _read_safetensors(path: Path, sha256: str) -> tuple[CheckpointInfo, dict[str
             config=StclnConfig.from_dict(told["config"]),
             mean=tuple(state[f"{prefix}mean"].tolist()),
             std=tuple(state[f"{prefix}std"].tolist()),
-            legend=None
-            if told["legend"] is None
-            else json.dumps(told["legend"], ensure_ascii=False),
+            legend=_as_text(told["legend"]),
+            # Not in files of earlier versions.
+            ignored=_as_text(told.get("ignored")),
+            temperature=_as_temperature(told.get("temperature")),
             chip=told["chip"],
             halo=told["halo"],
             trained_days=None if days is None else (int(days[0]), int(days[1])),
@@ -344,6 +309,19 @@ def _read_safetensors(path: Path, sha256: str) -> tuple[CheckpointInfo, dict[str
     return info, state
 
 
+def _as_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _as_temperature(value: Any) -> float | None:
+    if value is None:
+        return None
+    temperature = float(value)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature} is not above 0")
+    return temperature
+
+
 def _from_published(
     path: Path, weights: PublishedWeights, sha256: str
 ) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -360,6 +338,8 @@ def _from_published(
         mean=(0.0,) * bands,
         std=(1.0,) * bands,
         legend=None,
+        ignored=None,
+        temperature=None,
         chip=None,
         halo=None,
         trained_days=None,
@@ -372,7 +352,7 @@ def _from_published(
     return info, weights.state | zscore
 
 
-def _differences(
+def differences(
     source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, but: tuple[str, ...] = ()
 ) -> str:
     """Say what keeps `source` from filling `target`; empty when nothing does."""
@@ -396,21 +376,8 @@ def _load_whole(info: CheckpointInfo, module: nn.Module, state: Mapping[str, Ten
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        gaps = _differences(state, module.state_dict()) or "shapes differ"
+        gaps = differences(state, module.state_dict()) or "shapes differ"
         raise CheckpointError(
             f"Cannot load {info.path}: {gaps}. The entries must be exactly those of the network "
             "that its configuration describes. Fetch or write the file again."
         ) from error
-
-
-def _check_sizes(info: CheckpointInfo, config: StclnConfig) -> None:
-    wrong = [
-        f"{field} {getattr(info.config, field)} (network: {getattr(config, field)})"
-        for field in ("widths", "layers", "heads", "feedforward")
-        if getattr(info.config, field) != getattr(config, field)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"Cannot start from {info.path}: it has {', '.join(wrong)}. The sizes of the encoders "
-            "must agree. Choose the preset that the checkpoint was trained with."
-        )

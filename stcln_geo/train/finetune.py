@@ -19,10 +19,11 @@ from ..errors import LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
 from ..legend import Legend
-from ..model.checkpoint import CheckpointInfo, load_encoder_into, read_metadata
+from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
+from ..model.transfer import load_encoder_into
 from .bands import choose_bands
 from .config import FinetuneConfig, settle, to_toml
 from .modules import FinetuneTask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from stcln_geo.model import (
     read_metadata,
     save_checkpoint,
 )
+from stcln_geo.model.checkpoint import set_temperature
 
 LEGEND = json.dumps(
     [
@@ -256,6 +259,42 @@ class TestRefusals:
         torch.save(state, tmp_path / "four.tar")
         with pytest.raises(CheckpointError, match="takes 4 bands"):
             load_model(tmp_path / "four.tar")
+
+
+class TestTemperature:
+    def test_is_kept_and_set_without_touching_anything_else(self, tmp_path, make_network):
+        path = save(tmp_path / "a.safetensors", make_network(), ignored=LEGEND, temperature=1.5)
+        before, weights = read_metadata(path), load_model(path).state_dict()
+        assert before.temperature == 1.5
+        assert before.ignored == LEGEND
+
+        set_temperature(path, 0.8)
+
+        after = read_metadata(path)
+        assert after.temperature == 0.8
+        assert dataclasses.replace(after, temperature=1.5, sha256=before.sha256) == before
+        assert after.sha256 != before.sha256
+        for name, value in load_model(path).state_dict().items():
+            assert torch.equal(value, weights[name]), name
+        assert [child.name for child in tmp_path.iterdir()] == ["a.safetensors"]
+
+    def test_files_of_earlier_versions_have_none(self, tmp_path, saved):
+        with safe_open(saved, framework="pt") as file:
+            told = json.loads(file.metadata()["stcln_geo"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        del told["temperature"], told["ignored"]
+        old = tmp_path / "old.safetensors"
+        save_file(state, old, metadata={"stcln_geo": json.dumps(told)})
+        assert read_metadata(old).temperature is None
+        assert read_metadata(old).ignored is None
+        load_model(old)
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+    def test_must_be_positive(self, tmp_path, saved, make_network, value):
+        with pytest.raises(InputError, match="finite"):
+            save(tmp_path / "b.safetensors", make_network(), temperature=value)
+        with pytest.raises(InputError, match="finite number above 0"):
+            set_temperature(saved, value)
 
 
 class TestStartingFromAnEncoder:
