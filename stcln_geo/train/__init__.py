@@ -1,7 +1,8 @@
 """Pre-training, fine-tuning and evaluation.
 
-Import order: config, ranks, run_directory -> memory, trackers, task -> modules, journal, card ->
-fit -> plan -> pretrain, finetune -> seeds, evaluate.
+Import order: losses, config, ranks, run_directory -> memory, trackers, task -> modules,
+finetune_task, journal, card -> fit, temperature -> plan, start, classes -> pretrain, finetune ->
+seeds, evaluation, evaluate.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
 from ..model.transfer import load_encoder_into
-from .bands import choose_bands
+from .classes import ClassChoice, choose_classes
 from .config import FinetuneConfig, settle, to_toml
-from .modules import FinetuneTask
+from .finetune_task import FinetuneTask, make_lookup
 from .plan import (
     TRANSDUCTIVE,
     RunResult,
@@ -39,7 +39,9 @@ from .plan import (
 )
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
+from .start import check_freeze, choose_bands
 from .task import step_seed
+from .temperature import calibrate
 from .trackers import TrackerName, check_trackers
 
 __all__ = ["finetune", "plan_finetune"]
@@ -53,7 +55,7 @@ class _Prepared:
 
     season: Season
     fields: FieldTable
-    legend: Legend
+    classes: ClassChoice
     config: FinetuneConfig
     network: StclnConfig
     init: CheckpointInfo | None
@@ -149,6 +151,7 @@ def _finetune(
                 "validation_windows": prepared.held_out.chips,
                 "global_batch": prepared.config.global_batch,
                 "splits": counts,
+                "ignored_classes": _names(prepared.classes.ignored),
                 "transductive": TRANSDUCTIVE,
                 "notes": list(prepared.notes),
             },
@@ -161,7 +164,7 @@ def _finetune(
     notes = (*prepared.notes, *report)
     if begun == "new" and ranks.first:
         run.update(notes=list(notes))
-    days = prepared.season.days
+    days, ignored = prepared.season.days, prepared.classes.ignored
     return carry_out(
         task,
         run,
@@ -171,7 +174,8 @@ def _finetune(
         precision=prepared.precision,
         checkpoint={
             "kind": "classifier",
-            "legend": prepared.legend.to_json(),
+            "legend": prepared.classes.legend.to_json(),
+            "ignored": ignored.to_json() if ignored is not None else None,
             "chip": prepared.config.data.chip,
             "halo": prepared.config.data.halo,
             "trained_days": (int(days.min()), int(days.max())),
@@ -189,6 +193,15 @@ def _finetune(
         save_every=save_every,
         trackers=trackers,
         progress=progress,
+        conclude=lambda: {
+            "calibration": calibrate(
+                task,
+                run.best_file,
+                labelled=counts["validation"]["pixels"],
+                device=prepared.device,
+                precision=prepared.precision,
+            )
+        },
     )
 
 
@@ -228,14 +241,14 @@ def _prepare(
     run: RunDirectory | None,
 ) -> _Prepared:
     season = open_season(cube, config.season)
-    fields, legend = _labelled(season)
+    fields, classes = _labelled(season, config.labels.ignore)
     init = read_metadata(config.init) if config.init is not None else None
     choice = choose_bands(season, config.model.bands, init)
     bands = choice.bands
     network, preset = network_config(
         config.model,
         bands=bands,
-        classes=len(legend),
+        classes=len(classes.legend),
         base=init.config if init is not None else None,
     )
     chosen = few_label_fields(
@@ -244,7 +257,9 @@ def _prepare(
         fraction=config.labels.fraction,
         seed=config.seed,
     )
-    judged = fields.split == SPLITS["validation"]
+    used = classes.used(fields)
+    chosen = chosen & used
+    judged = (fields.split == SPLITS["validation"]) & used
     lattice = Lattice(window=config.data.chip, halo=config.data.halo)
     trained = plan_labelled_chips(season, chosen, chip=config.data.chip)
     held_out = plan_windows(season, judged, lattice=lattice)
@@ -265,7 +280,7 @@ def _prepare(
         batch_size=choose_batch_size(
             config,
             run,
-            lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(legend)),
+            lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(classes.legend)),
             dates=len(season.time),
             chips=chips,
             device=where,
@@ -274,10 +289,15 @@ def _prepare(
         ),
         ranks=ranks.size,
     )
-    notes = list(choice.notes)
+    left_out = classes.describe_ignored(fields)
+    notes = [*choice.notes, *([left_out] if left_out else [])]
+    frozen = check_freeze(config.optimiser, init, choice.fresh)
+    if frozen:
+        notes.append(frozen)
     if not judged.any():
         notes.append(
-            "No validation fields: the last weights count as the best, and nothing stops early."
+            "No validation fields: the last weights count as the best, nothing stops early, and "
+            "confidence is not calibrated."
         )
     if init is not None and init.season_start not in (None, season.name[5:]):
         notes.append(
@@ -287,7 +307,7 @@ def _prepare(
     return _Prepared(
         season=season,
         fields=fields,
-        legend=legend,
+        classes=classes,
         config=settled.model_copy(
             update={
                 "season": season.name,
@@ -307,16 +327,18 @@ def _prepare(
     )
 
 
-def _labelled(season: Season) -> tuple[FieldTable, Legend]:
-    """Return fields and legend of a season that has both, and a split."""
+def _labelled(season: Season, ignore: Sequence[str | int]) -> tuple[FieldTable, ClassChoice]:
+    """Return fields and classes of a season that has both, and a split."""
     fields, legend = check_labelled(season)
-    if not (fields.split == SPLITS["train"]).any():
+    classes = choose_classes(legend, ignore)
+    if not ((fields.split == SPLITS["train"]) & classes.used(fields)).any():
+        left = "" if classes.ignored is None else " of a class that counts"
         raise LabelError(
             f"Cannot fine-tune on {season.cube}, season {season.name}: none of its "
-            f"{len(fields)} fields is in the train split. Run `stcln-geo labels split CUBE` "
+            f"{len(fields)} fields{left} is in the train split. Run `stcln-geo labels split CUBE` "
             "first."
         )
-    return fields, legend
+    return fields, classes
 
 
 def _make_task(
@@ -365,17 +387,14 @@ def _make_task(
             rank=ranks.rank,
             world_size=ranks.size,
         )
-    fields = prepared.fields
-    class_pixels = [
-        int(fields.pixels[prepared.chosen & (fields.code == code)].sum())
-        for code in prepared.legend.codes
-    ]
+    classes = prepared.classes
     task = FinetuneTask(
         network,
         config,
         stream=stream,
         validation=validation,
-        class_pixels=class_pixels,
+        class_pixels=classes.pixels(prepared.fields, prepared.chosen),
+        lookup=make_lookup(classes.codes, classes.total),
         ranks=Ranks() if alone else ranks,
     )
     return task, report
@@ -384,9 +403,10 @@ def _make_task(
 def _counts(prepared: _Prepared) -> dict[str, dict[str, int]]:
     """Count fields and pixels of each split; of the train split also those chosen."""
     fields = prepared.fields
+    used = prepared.classes.used(fields)
     parts = {
         "train_chosen": prepared.chosen,
-        **{name: fields.split == code for name, code in SPLITS.items()},
+        **{name: (fields.split == code) & used for name, code in SPLITS.items()},
     }
     return {
         name: {"fields": int(part.sum()), "pixels": int(fields.pixels[part].sum())}
@@ -404,6 +424,10 @@ def _say_counts(prepared: _Prepared) -> str:
             ("test", "for test"),
         )
     )
+
+
+def _names(legend: Legend | None) -> list[str]:
+    return [] if legend is None else list(legend.names)
 
 
 def _describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:

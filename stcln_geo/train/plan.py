@@ -150,10 +150,16 @@ def carry_out(
     save_every: float,
     trackers: Sequence[TrackerName],
     progress: ProgressHook | None,
+    conclude: Callable[[], Mapping[str, Any]] | None = None,
 ) -> RunResult:
     """Train, draw the curves and close the run directory; a failure is noted in it.
 
     Only rank 0 writes.
+
+    Parameters
+    ----------
+    conclude
+        What every rank does after the last step; gives what the run's records shall hold of it.
     """
     try:
         with closing(task.stream):
@@ -168,6 +174,7 @@ def carry_out(
                 trackers=trackers,
                 progress=progress,
             )
+        concluded = {} if conclude is None else conclude()
     except Exception as error:
         if task.ranks.first:
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -182,6 +189,7 @@ def carry_out(
             best=outcome.best,
             seconds=outcome.seconds,
             stopped_early=outcome.stopped_early,
+            **concluded,
         )
         write_model_card(run)
     return _result(run, kind=kind, outcome=outcome, monitor=task.monitor, notes=notes)

@@ -1,6 +1,6 @@
-"""Which bands a run uses, where the cube and the checkpoint it begins from know different ones.
+"""What a run begins from: the bands it shares with a checkpoint, and what of it is held still.
 
-Bands are matched by name, never by position. `model.checkpoint.load_encoder_into` does the same
+Bands are matched by name, never by position. `model.transfer.load_encoder_into` does the same
 with the weights.
 """
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from ..cube.store import Season
 from ..data.reader import band_indices
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
+from .config import FinetuneOptimiserSection
 
-__all__ = ["BandChoice", "choose_bands"]
+__all__ = ["BandChoice", "check_freeze", "choose_bands"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +78,36 @@ def choose_bands(
         fresh=tuple(band for band in bands if band not in init.bands),
         notes=tuple(notes),
     )
+
+
+def check_freeze(
+    options: FinetuneOptimiserSection, init: CheckpointInfo | None, fresh: tuple[str, ...]
+) -> str | None:
+    """Return what is frozen, in words; None where nothing is.
+
+    Parameters
+    ----------
+    fresh
+        Bands that the checkpoint begun from never saw.
+
+    Raises
+    ------
+    InputError
+        If what is frozen would never learn what it has to.
+    """
+    if options.freeze == "none":
+        return None
+    if init is None:
+        raise InputError(
+            f"Cannot freeze with optimiser.freeze={options.freeze}: the run begins from random "
+            "weights, which must learn. Give a checkpoint with --init, or set optimiser.freeze "
+            "to none."
+        )
+    if fresh and not options.freeze_steps:
+        raise InputError(
+            f"Cannot freeze with optimiser.freeze={options.freeze}: the checkpoint does not know "
+            f"{', '.join(fresh)}, and frozen convolutions never learn to use them. Leave these "
+            "bands out of model.bands, or free the weights later with optimiser.freeze_steps."
+        )
+    until = f"for {options.freeze_steps} steps" if options.freeze_steps else "throughout"
+    return f"Frozen {until}, with their statistics: the weights of the {options.freeze}."
