@@ -180,7 +180,7 @@ def evaluate_seeds(
         evaluations.append(evaluation)
         if on_result is not None:
             on_result(evaluation)
-    figures = [evaluation.metrics.summary() for evaluation in evaluations]
+    figures = [evaluation.figures() for evaluation in evaluations]
     told: dict[str, Any] = {"split": split, "runs": [], "note": evaluations[0].note}
     for name in figures[0]:
         values = [figure[name] for figure in figures]

@@ -101,6 +101,13 @@ class Evaluation:
             "The checkpoint was not trained on this cube and season: the figures are of transfer."
         )
 
+    def figures(self) -> dict[str, float | None]:
+        """Return the figures over all classes; None where there is none."""
+        return {
+            **self.metrics.summary(),
+            "expected_calibration_error": self.calibration.error,
+        }
+
     def lines(self) -> list[str]:
         """Return the figures as lines of text for people."""
 
