@@ -91,6 +91,8 @@ def info(
         "mean": list(told.mean),
         "std": list(told.std),
         "legend": legend,
+        "ignored": None if told.ignored is None else json.loads(told.ignored),
+        "temperature": told.temperature,
         "chip": told.chip,
         "halo": told.halo,
         "trained_days": told.trained_days,
@@ -118,7 +120,10 @@ def info(
     )
     for band, mean, std in zip(config.bands, told.mean, told.std, strict=True):
         say(f"  {band:<10} mean {mean:.4f}  std {std:.4f}")
-    for name in ("chip", "halo", "trained_days", "season_start"):
+    if told.ignored is not None:
+        ignored = ", ".join(row["name"] for row in json.loads(told.ignored))
+        say(f"  ignored in training: {ignored}")
+    for name in ("temperature", "chip", "halo", "trained_days", "season_start"):
         if facts[name] is not None:
             say(f"  {name}: {facts[name]}")
     if told.dropped:

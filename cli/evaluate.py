@@ -305,7 +305,7 @@ def _score_run(
     several = runs != [run]
 
     def say_short(evaluation: Evaluation) -> None:
-        figures = evaluation.metrics.summary()
+        figures = evaluation.figures()
         shown = ", ".join(f"{name} {_figure(value)}" for name, value in figures.items())
         say(f"{evaluation.checkpoint.parent.parent.name}: {shown}")
 
@@ -316,7 +316,13 @@ def _score_run(
             evaluation = evaluate_run(run, cube, progress=progress, **options)
             told = evaluation.to_json()
     if several:
-        for name in ("overall_accuracy", "macro_miou", "macro_f1", "kappa"):
+        for name in (
+            "overall_accuracy",
+            "macro_miou",
+            "macro_f1",
+            "kappa",
+            "expected_calibration_error",
+        ):
             figure = told[name]
             say(f"{name}: mean {_figure(figure['mean'])}, sd {_figure(figure['deviation'])}")
         say(told["note"])

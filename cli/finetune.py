@@ -25,6 +25,12 @@ def finetune(
     fraction: Annotated[
         float | None, typer.Option(help="Train on this share of each class's training fields.")
     ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS", help="Leave out a class, by name, value or code; may be repeated."
+        ),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(help="Train with so many seeds, into OUT/seed-0 and so on; mean and sd."),
@@ -119,6 +125,7 @@ def finetune(
             "init": str(init) if init is not None else None,
             "labels.fields_per_class": fields_per_class,
             "labels.fraction": fraction,
+            "labels.ignore": ignore or None,
         },
     )
     if print_config:

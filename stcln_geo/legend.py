@@ -96,6 +96,28 @@ class Legend:
         """Class codes, 0 to K-1."""
         return tuple(entry.code for entry in self.classes)
 
+    def find(self, wanted: str | int) -> LegendClass:
+        """Return the class of a name, else of a source value, else of a code.
+
+        Raises
+        ------
+        LabelError
+            If there is none.
+        """
+        text = str(wanted)
+        if not isinstance(wanted, int):
+            for key in ("name", "value"):
+                for entry in self.classes:
+                    if getattr(entry, key) == text:
+                        return entry
+        if text.isdecimal() and int(text) < len(self):
+            return self.classes[int(text)]
+        known = ", ".join(f"{entry.code} {entry.name}" for entry in self.classes)
+        raise LabelError(
+            f"Cannot find the class {text!r}: the legend has {known}. Give a name, a source value "
+            "or a code of the legend."
+        )
+
     def colormap(self) -> dict[int, tuple[int, int, int, int]]:
         """Return ``{code: (red, green, blue, 255)}``, 0 to 255 each."""
         return {

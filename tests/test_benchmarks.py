@@ -95,6 +95,31 @@ def test_predict_overlap_takes_turns(tmp_path, scaling):
     assert told in finished.stdout or "not measured: two cores" in finished.stdout
 
 
+@pytest.mark.slow
+def test_few_dates_compares_equal_options(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "few_dates.py", "--size", "150x130", "--dates", "30", "--few",
+         "12", "--fields", "1", "--seeds", "2", "--pretrain-steps", "3", "--steps", "2", "--chip",
+         "8", "--min-fields", "3", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "12 dates, 10 bands" in finished.stdout
+    scores = [
+        [float(value) for value in re.findall(rf"{name} (0\.\d+)", finished.stdout)]
+        for name in ("from pre-training", "from scratch")
+    ]
+    assert [len(own) for own in scores] == [2, 2]
+    one, other = (first - second for first, second in zip(*scores, strict=True))
+    told = re.search(r"difference (\S+), 95 % interval (\S+) to (\S+) \(2 seeds\)", finished.stdout)
+    assert told is not None
+    mean, low, high = map(float, told.groups())
+    assert mean == pytest.approx((one + other) / 2, abs=2e-4)
+    # Student's factor for two values is 12.706, and their standard error half their distance.
+    assert (high - low) / 2 == pytest.approx(12.706 * abs(one - other) / 2, abs=2e-3)
+    assert not list(tmp_path.iterdir()), "it cleans up"
+
+
 def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -48,3 +48,14 @@ def test_bad_legends_are_explained(tmp_path, text, match):
 def test_missing_legend(tmp_path):
     with pytest.raises(MissingFileError, match="there is no such file"):
         Legend.read(tmp_path / "nothing.csv")
+
+
+def test_a_class_is_found_by_name_then_value_then_code():
+    legend = Legend.from_rows(
+        [{"value": "7", "name": "wheat"}, {"value": "0", "name": "maize"}, {"value": "wheat"}],
+        source="t",
+    )
+    assert [legend.find(wanted).code for wanted in ("wheat", "0", "1", 0, 2)] == [0, 1, 1, 0, 2]
+    for wanted in ("9", 9, -1, "rye"):
+        with pytest.raises(LabelError, match=rf"Cannot find the class '{wanted}'.*0 wheat"):
+            legend.find(wanted)

@@ -1,7 +1,7 @@
 """The network, in torch alone: no xarray, no Dask, no files but checkpoints.
 
 Import order: config, band_groups, masking -> layers -> stcln -> reference -> description ->
-program, mlm -> checkpoint -> export.
+program, mlm -> checkpoint -> export, transfer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from .band_groups import WAVELENGTH_GROUPS, group_numbers
 from .checkpoint import (
     find_checkpoint,
-    load_encoder_into,
     load_model,
     read_metadata,
     save_checkpoint,
@@ -19,7 +18,8 @@ from .description import CheckpointInfo, FileFormat
 from .export import export_checkpoint
 from .masking import MaskStrategy, draw_mask, hideable, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
-from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for
+from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for, probabilities
+from .transfer import load_encoder_into
 
 __all__ = [
     "WAVELENGTH_GROUPS",
@@ -45,6 +45,7 @@ __all__ = [
     "make_mask",
     "masked_loss",
     "positions_for",
+    "probabilities",
     "read_metadata",
     "save_checkpoint",
     "vegetated_dates",

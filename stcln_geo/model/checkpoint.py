@@ -7,6 +7,8 @@ configuration, the z-score among the tensors. Nothing in a checkpoint is ever ru
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,19 +21,20 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError, MissingFileError
 from ..legend import Legend
-from .config import StclnConfig
 from .description import HEADER, MODULES, CheckpointInfo, from_json, to_json, write_whole
 from .program import program_format, read_program
-from .reference import MTLCC_BANDS, Kind, PublishedWeights, read_published
+from .reference import Kind, PublishedWeights, read_published
 from .stcln import Encoder, MaskedPretrainer, Stcln
 
 __all__ = [
     "CheckpointInfo",
+    "differences",
     "find_checkpoint",
-    "load_encoder_into",
     "load_model",
+    "read_checkpoint",
     "read_metadata",
     "save_checkpoint",
+    "set_temperature",
 ]
 
 
@@ -41,6 +44,8 @@ def save_checkpoint(
     *,
     kind: Kind | None = None,
     legend: str | None = None,
+    ignored: str | None = None,
+    temperature: float | None = None,
     provenance: Mapping[str, Any] | None = None,
     chip: int | None = None,
     halo: int | None = None,
@@ -54,6 +59,8 @@ def save_checkpoint(
     kind : what to write; default: what `module` is. `encoder` takes the encoder out of a
         classifier or pre-trainer.
     legend : JSON of the legend, one class for each output of the network.
+    ignored : JSON of a legend of the classes that training left out.
+    temperature : what logits are divided by before a probability is made of them, above 0.
     provenance : plain JSON values.
     """
     path = Path(path)
@@ -64,11 +71,18 @@ def save_checkpoint(
             f"Cannot save {path}: the legend has {len(Legend.from_json(legend))} classes, and the "
             f"{kind} {config.classes}. They must agree. Pass the legend it was trained with."
         )
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise InputError(
+            f"Cannot save {path}: the temperature is {temperature}, and logits are divided by it. "
+            "It must be finite and above 0. Pass None to divide by nothing."
+        )
     header = to_json(
         path,
         kind=kind,
         config=config,
         legend=legend,
+        ignored=ignored,
+        temperature=temperature,
         chip=chip,
         halo=halo,
         trained_days=trained_days,
@@ -80,6 +94,24 @@ def save_checkpoint(
     }
     write_whole(path, save(tensors, metadata={HEADER: header}))
     return path
+
+
+def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
+    """Write a temperature into a checkpoint of ours, and leave all else as it is.
+
+    The file is replaced as a whole, and so is its sha256.
+    """
+    path = Path(path)
+    info, state = read_checkpoint(path)
+    if info.published or not 0 < temperature < math.inf:
+        raise InputError(
+            f"Cannot set the temperature of {path} to {temperature}: it must be a checkpoint that "
+            "stcln-geo wrote, and a finite number above 0. Import a published file first."
+        )
+    with safe_open(path, framework="pt") as file:
+        told = json.loads(file.metadata()[HEADER])
+    told["temperature"] = float(temperature)
+    write_whole(path, save(state, metadata={HEADER: json.dumps(told, ensure_ascii=False)}))
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -112,7 +144,7 @@ def read_metadata(path: str | os.PathLike[str], *, programs: bool = False) -> Ch
     path = find_checkpoint(path)
     if programs and program_format(path) is not None:
         return read_program(path, sha256=_fingerprint(path)[0])
-    info, _ = _read(path)
+    info, _ = read_checkpoint(path)
     return info
 
 
@@ -122,77 +154,11 @@ def load_model(path: str | os.PathLike[str]) -> Stcln | Encoder | MaskedPretrain
     Takes a .safetensors file of ours, a run directory or a published .tar file. A classifier is a
     `Stcln`, a pre-trained network a `MaskedPretrainer`, a bare encoder an `Encoder`.
     """
-    info, state = _read(find_checkpoint(path))
+    info, state = read_checkpoint(find_checkpoint(path))
     module = MODULES[info.kind](info.config)
     _load_whole(info, module, state)
     module.eval()
     return module
-
-
-def load_encoder_into(
-    module: Stcln | Encoder | MaskedPretrainer, path: str | os.PathLike[str]
-) -> list[str]:
-    """Start a network from the encoder of a checkpoint of any kind, and tell what was done.
-
-    The sizes must agree. Bands are matched by name: the first convolution takes the weights of
-    the bands both know, and keeps its own for others. The z-score comes along, except from
-    published PASTIS weights, which were trained on bands normalised outside the network.
-
-    Returns
-    -------
-    One sentence for each thing worth telling, the first of them what was loaded.
-    """
-    encoder = module if isinstance(module, Encoder) else module.encoder
-    info, state = _read(find_checkpoint(path))
-    _check_sizes(info, encoder.config)
-    prefix = "" if info.kind == "encoder" else "encoder."
-    source = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-    target = encoder.state_dict()
-    gaps = _differences(source, target, but=("mean", "std"))
-    if gaps:
-        raise CheckpointError(
-            f"Cannot start from {info.path}: {gaps}. Its encoder must hold the whole network that "
-            "its configuration describes. Write it again."
-        )
-
-    ours, theirs = encoder.config.bands, info.bands
-    shared = [band for band in ours if band in theirs]
-    if not shared:
-        raise CheckpointError(
-            f"Cannot start from {info.path}: it knows the bands {', '.join(theirs)}, and the "
-            f"network takes {', '.join(ours)}. At least one must be shared. Rename the cube's "
-            "bands to common names, or choose another checkpoint."
-        )
-    report = [f"encoder from {info.path} ({info.kind}, {len(shared)} of {len(ours)} bands)"]
-    to = [ours.index(band) for band in shared]
-    of = [theirs.index(band) for band in shared]
-    first = "convolutions.blocks.0.convolution.weight"
-    # Published MTLCC weights take plain reflectance; those of PASTIS a z-score made outside.
-    identity = set(info.mean) == {0.0} and set(info.std) == {1.0}
-    with_zscore = not (info.config.mode == "reference" and identity and theirs != MTLCC_BANDS)
-    for name, tensor in source.items():
-        if name == first:
-            target[name][:, to] = tensor[:, of].to(target[name].dtype)
-        elif name in ("mean", "std"):
-            if with_zscore:
-                target[name][to] = tensor[of].to(target[name].dtype)
-        else:
-            target[name] = tensor
-    encoder.load_state_dict(target)
-
-    if len(shared) < len(ours):
-        fresh = ", ".join(band for band in ours if band not in theirs)
-        report.append(f"the checkpoint does not know {fresh}: their weights start at random")
-    if len(shared) < len(theirs):
-        unused = ", ".join(band for band in theirs if band not in ours)
-        report.append(f"weights of the checkpoint's bands {unused} are not used")
-    if not with_zscore:
-        report.append("the z-score stays as it was: the checkpoint holds none")
-    for field in ("mode", "positions", "affinity_dates", "position_base"):
-        old, new = getattr(info.config, field), getattr(encoder.config, field)
-        if old != new:
-            report.append(f"the checkpoint was trained with {field}={old!r}, this has {new!r}")
-    return report
 
 
 def _part_to_write(
@@ -209,7 +175,7 @@ def _part_to_write(
     )
 
 
-def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Read a file of any accepted form: what it says, and its tensors under our names."""
     if program_format(path) is not None:
         raise CheckpointError(
@@ -274,6 +240,8 @@ def _from_published(
         mean=(0.0,) * bands,
         std=(1.0,) * bands,
         legend=None,
+        ignored=None,
+        temperature=None,
         chip=None,
         halo=None,
         trained_days=None,
@@ -286,7 +254,7 @@ def _from_published(
     return info, weights.state | zscore
 
 
-def _differences(
+def differences(
     source: Mapping[str, Tensor], target: Mapping[str, Tensor], *, but: tuple[str, ...] = ()
 ) -> str:
     """Say what keeps `source` from filling `target`; empty when nothing does."""
@@ -310,21 +278,8 @@ def _load_whole(info: CheckpointInfo, module: nn.Module, state: Mapping[str, Ten
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        gaps = _differences(state, module.state_dict()) or "shapes differ"
+        gaps = differences(state, module.state_dict()) or "shapes differ"
         raise CheckpointError(
             f"Cannot load {info.path}: {gaps}. The entries must be exactly those of the network "
             "that its configuration describes. Fetch or write the file again."
         ) from error
-
-
-def _check_sizes(info: CheckpointInfo, config: StclnConfig) -> None:
-    wrong = [
-        f"{field} {getattr(info.config, field)} (network: {getattr(config, field)})"
-        for field in ("widths", "layers", "heads", "feedforward")
-        if getattr(info.config, field) != getattr(config, field)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"Cannot start from {info.path}: it has {', '.join(wrong)}. The sizes of the encoders "
-            "must agree. Choose the preset that the checkpoint was trained with."
-        )

@@ -1,12 +1,13 @@
 """What a checkpoint or an exported program says about itself, and its form as JSON.
 
-A file of ours holds one JSON text: format version, kind, configuration, legend, chip, trained days,
-season start and provenance. Nothing in it is ever run.
+A file of ours holds one JSON text: format version, kind, configuration, legend, temperature, chip,
+trained days, season start and provenance. Nothing in it is ever run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class CheckpointInfo:
     """(C,) reflectance."""
     legend: str | None
     """JSON of the legend; None for networks without classes, and for published weights."""
+    ignored: str | None
+    """JSON of a legend of the classes that training left out; None for none."""
+    temperature: float | None
+    """What logits are divided by before a probability is made of them; None for nothing."""
     chip: int | None
     """Side in pixels of the chips it was trained on."""
     halo: int | None
@@ -83,6 +88,8 @@ def to_json(
     kind: Kind,
     config: StclnConfig,
     legend: str | None,
+    ignored: str | None,
+    temperature: float | None,
     chip: int | None,
     halo: int | None,
     trained_days: tuple[int, int] | None,
@@ -106,6 +113,8 @@ def to_json(
         "kind": kind,
         "config": config.to_dict(),
         "legend": None if legend is None else json.loads(legend),
+        "ignored": None if ignored is None else json.loads(ignored),
+        "temperature": None if temperature is None else float(temperature),
         "chip": chip,
         "halo": halo,
         "trained_days": None if trained_days is None else [int(day) for day in trained_days],
@@ -165,9 +174,10 @@ def from_json(
             config=config,
             mean=tuple(float(value) for value in mean),
             std=tuple(float(value) for value in std),
-            legend=None
-            if told["legend"] is None
-            else json.dumps(told["legend"], ensure_ascii=False),
+            legend=_as_text(told["legend"]),
+            # Files of earlier versions have neither.
+            ignored=_as_text(told.get("ignored")),
+            temperature=_as_temperature(told.get("temperature")),
             chip=told["chip"],
             halo=told["halo"],
             trained_days=None if days is None else (int(days[0]), int(days[1])),
@@ -185,6 +195,19 @@ def from_json(
             f"({type(error).__name__}: {error}). Each field must be there with its type. "
             "Write the checkpoint again."
         ) from error
+
+
+def _as_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _as_temperature(value: Any) -> float | None:
+    if value is None:
+        return None
+    temperature = float(value)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature} is not above 0")
+    return temperature
 
 
 def write_whole(path: Path, content: bytes) -> None:

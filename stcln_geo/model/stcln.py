@@ -317,6 +317,17 @@ def positions_for(config: StclnConfig, days: Tensor) -> Tensor:
     return torch.arange(days.shape[-1], device=days.device).expand(days.shape)
 
 
+def probabilities(logits: Tensor, temperature: float | None = None) -> Tensor:
+    """Turn logits (B, K, H, W) float32 into probabilities that add up to one over K.
+
+    Parameters
+    ----------
+    temperature : logits are divided by it: above 1 it makes the network less sure, and the order
+        of the classes stays. None divides by nothing.
+    """
+    return torch.softmax(logits if temperature is None else logits / temperature, dim=1)
+
+
 def check_batch(config: StclnConfig, images: Tensor, days: Tensor, valid: Tensor | None) -> None:
     """Raise InputError where the shapes of a batch do not agree with one another or the network."""
     bands = len(config.bands)

@@ -33,7 +33,7 @@ from ..model.device import (
     choose_precision,
 )
 from ..model.layers import AFFINITY_BYTES
-from ..model.stcln import SLICE_BYTES, Stcln, positions_for
+from ..model.stcln import SLICE_BYTES, Stcln, positions_for, probabilities
 from .outputs import check_finite, decide
 from .smooth import Smoothing, smooth
 
@@ -146,12 +146,21 @@ class _Clock:
 
 
 class Network:
-    """A checkpoint's network on a device, ready to label windows."""
+    """A checkpoint's network on a device, ready to label windows.
 
-    def __init__(self, module: Stcln, *, device: str, precision: str) -> None:
+    Parameters
+    ----------
+    temperature
+        What logits are divided by before a probability is made of them; None for nothing.
+    """
+
+    def __init__(
+        self, module: Stcln, *, device: str, precision: str, temperature: float | None = None
+    ) -> None:
         self.module = module.to(device).eval()
         self.device = device
         self.precision = precision
+        self.temperature = temperature
         self._batch = _CUDA_BATCH
 
     def label(
@@ -263,14 +272,18 @@ class Network:
             with autocast_for(self.precision, device.type):
                 embedded = self.module.embed(images, positions, seen)
                 logits = self.module.classify(embedded, shape_yx).float()
-            probability = torch.softmax(logits, dim=1)
+            probability, ranking = probabilities(logits, self.temperature), None
+            by_itself = recipe.smoothing is None and "classes" in recipe.layers
+            if self.temperature is not None and by_itself:
+                # So that rounding never changes a class.
+                ranking = probabilities(logits)
             if recipe.smoothing is not None:
                 usable = seen.sum(dim=1) >= recipe.min_clear
                 probability = smooth(probability, usable, recipe.smoothing)
             launched = Launched(
                 count=len(numbers),
                 finite=torch.isfinite(logits).all(),
-                layers=decide(probability, recipe.layers),
+                layers=decide(probability, recipe.layers, ranking=ranking),
                 probability=probability if recipe.probability else None,
                 embedding=_features(embedded, shape_yx) if recipe.embedding else None,
                 clock=clock,
@@ -364,7 +377,8 @@ def load_network(
     key = (sha256, where, how)
     with _LOCK:
         if key not in _LOADED:
-            if read_metadata(checkpoint).sha256 != sha256:
+            info = read_metadata(checkpoint)
+            if info.sha256 != sha256:
                 raise CheckpointError(
                     f"Cannot use {checkpoint}: it is not the file that was planned with (sha256 "
                     f"{sha256[:12]}...). Plan again, with the checkpoint you mean."
@@ -376,7 +390,9 @@ def load_network(
                 raise CheckpointError(
                     f"Cannot label with {checkpoint}: it knows no classes. Fine-tune it first."
                 )
-            _LOADED[key] = Network(module, device=where, precision=how)
+            _LOADED[key] = Network(
+                module, device=where, precision=how, temperature=info.temperature
+            )
         return _LOADED[key]
 
 

@@ -153,7 +153,9 @@ def check_finite(finite: Tensor) -> None:
         )
 
 
-def decide(probability: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def decide(
+    probability: Tensor, names: Sequence[str], *, ranking: Tensor | None = None
+) -> dict[str, Tensor]:
     """Turn probabilities into the layers that come from them.
 
     Parameters
@@ -161,6 +163,7 @@ def decide(probability: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     probability : (B, K, H, W) float32, sums to one over K.
     names
         Of the layers wanted.
+    ranking : (B, K, H, W) float32, what the class is the highest of; by default the probabilities.
 
     Returns
     -------
@@ -175,7 +178,9 @@ def decide(probability: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         if name == "classes":
             codes = torch.arange(count, device=probability.device).view(1, -1, 1, 1)
             nothing = torch.full_like(codes, CLASS_NODATA)
-            value = torch.where(probability == top[:, None], codes, nothing).amin(dim=1)
+            ranked = probability if ranking is None else ranking
+            highest = ranked == ranked.amax(dim=1, keepdim=True)
+            value = torch.where(highest, codes, nothing).amin(dim=1)
         elif name == "confidence":
             value = _rounded(top * 100.0, 100.0)
         elif name == "margin":

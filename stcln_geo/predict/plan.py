@@ -421,7 +421,10 @@ def plan_prediction(
         spec=spec,
         fingerprint=fingerprint(season) if source is None else source.fingerprint,
         warnings=tuple(mismatches(season, checkpoint, lattice)),
-        notes=tuple(_notes(season, lattice, extent, blend=spec.blend)),
+        notes=(
+            *_notes(season, lattice, extent, blend=spec.blend),
+            *_say_temperature(checkpoint.temperature),
+        ),
         source=source,
     )
 
@@ -456,6 +459,12 @@ def _notes(season: Season, lattice: Lattice, extent: Window, *, blend: bool) -> 
         f"there: up to {lattice.window - lattice.halo} px from the cube's edge, a cube of more "
         "land may give other labels."
     ]
+
+
+def _say_temperature(temperature: float | None) -> list[str]:
+    if temperature is None:
+        return []
+    return [f"Confidence is calibrated by the checkpoint's temperature, {temperature:.3f}."]
 
 
 def _area_of(season: Season, region: Region | None, crs: str) -> BaseGeometry:

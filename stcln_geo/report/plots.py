@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "figure",
     "plot_areas",
     "plot_class_map",
     "plot_classes",
@@ -33,6 +34,7 @@ __all__ = [
     "plot_series",
     "rgb_of",
     "save_figure",
+    "style_lines",
 ]
 
 INK = "#1f2a37"
@@ -191,7 +193,7 @@ def plot_confusion(
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     side = 1.9 + 0.52 * len(names)
-    with _figure(side, side - 0.3, out_png) as axes:
+    with figure(side, side - 0.3, out_png) as axes:
         axes.imshow(np.nan_to_num(shares), cmap=_sequential(), vmin=0, vmax=1)
         for row, col in np.ndindex(*counts.shape):
             share, count = shares[row, col], counts[row, col]
@@ -232,7 +234,7 @@ def plot_areas(
     intervals : (K, 2) hectares, lower and upper end; NaN where there is none.
     """
     places = np.arange(len(legend))
-    with _figure(6.4, 1.2 + 0.42 * len(legend), out_png) as axes:
+    with figure(6.4, 1.2 + 0.42 * len(legend), out_png) as axes:
         colors = [entry.color for entry in legend.classes]
         axes.barh(places, mapped, height=0.6, color=colors, alpha=0.55, label="mapped")
         known = np.isfinite(intervals).all(axis=1)
@@ -240,7 +242,7 @@ def plot_areas(
         axes.plot(adjusted, places, "o", color=INK, markersize=5, label="adjusted")
         axes.set_yticks(places, legend.names)
         axes.invert_yaxis()
-        _style_lines(axes, x_label="hectares", y_label="", title=None)
+        style_lines(axes, x_label="hectares", y_label="", title=None)
     return Path(out_png)
 
 
@@ -258,7 +260,7 @@ def plot_curves(
         raise InputError(
             "Cannot draw curves: there is no point in any of them. Pass at least one (step, value)."
         )
-    with _figure(6.4, 3.4, out_png) as axes:
+    with figure(6.4, 3.4, out_png) as axes:
         for number, (label, points) in enumerate(curves.items()):
             finite = [(x, y) for x, y in points if np.isfinite(y)]
             marker = "o" if len(finite) < 25 else ""
@@ -271,7 +273,7 @@ def plot_curves(
                 marker=marker,
                 markersize=3,
             )
-        _style_lines(axes, x_label=x_label, y_label=y_label, title=title)
+        style_lines(axes, x_label=x_label, y_label=y_label, title=title)
         if y_range is not None:
             axes.set_ylim(*y_range)
     return Path(out_png)
@@ -300,7 +302,7 @@ def plot_series(
     title : str, optional
     """
     at = np.asarray(days, dtype=np.float64)
-    with _figure(6.4, 3.4, out_png) as axes:
+    with figure(6.4, 3.4, out_png) as axes:
         for number, (name, values) in enumerate(series.items()):
             line = np.asarray(values, dtype=np.float64)
             if line.shape != at.shape:
@@ -312,12 +314,12 @@ def plot_series(
             color = (colors or {}).get(name, LINES[number % len(LINES)])
             axes.plot(at[seen], line[seen], label=name, color=color, linewidth=1.8)
             axes.plot(at[seen], line[seen], "o", color=color, markersize=3)
-        _style_lines(axes, x_label="days since the season's start", y_label=y_label, title=title)
+        style_lines(axes, x_label="days since the season's start", y_label=y_label, title=title)
     return Path(out_png)
 
 
 @contextmanager
-def _figure(width: float, height: float, out_png: str | Path) -> Iterator[Axes]:
+def figure(width: float, height: float, out_png: str | Path) -> Iterator[Axes]:
     """Give axes of a figure in inches, and write the figure when all is drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -360,7 +362,8 @@ def save_figure(figure: Any, out_png: str | Path) -> None:
     os.replace(partial, target)
 
 
-def _style_lines(axes: Axes, *, x_label: str, y_label: str, title: str | None) -> None:
+def style_lines(axes: Axes, *, x_label: str, y_label: str, title: str | None = None) -> None:
+    """Give axes of lines their grid, labels and legend."""
     axes.grid(color="#e5e9ee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,8 @@
 """Pre-training, fine-tuning and evaluation.
 
-Import order: masking -> config, ranks, run_directory -> memory, trackers, task -> error_table,
-reconstruction -> modules, pretrain_task, journal, card, pretrain_page -> fit -> plan -> pretrain,
-finetune -> seeds, evaluate.
+Import order: masking, losses -> config, ranks, run_directory -> memory, trackers, task ->
+error_table, reconstruction -> pretrain_task, finetune_task, journal, card, pretrain_page -> fit,
+temperature -> plan, start, classes -> pretrain, finetune -> seeds, evaluation, evaluate.
 """
 
 from __future__ import annotations

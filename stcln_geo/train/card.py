@@ -20,8 +20,8 @@ _USE = {
         "`stcln-geo predict`.",
         "Trained on the regions and seasons below only: elsewhere, evaluate on fields of that "
         "place and season first (`stcln-geo evaluate`). Classes outside the legend are given one "
-        "of its names. A pixel without a clear date has no class. Confidence is not a probability "
-        "of being right unless it was calibrated.",
+        "of its names. A pixel without a clear date has no class. Confidence says how "
+        "often a class is right only where it was calibrated, and only for such fields.",
     ),
     "pretrainer": (
         "A start for `stcln-geo finetune --init` on few labelled fields. It names no classes.",
@@ -51,6 +51,8 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
     for path in sorted(run.path.glob("evaluation-*/metrics.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         names = ("overall_accuracy", "macro_f1", "macro_miou")
+        # Not in evaluations of earlier versions.
+        error = found.get("calibration", {}).get("expected_calibration_error")
         figures.append(
             {
                 "split": found["split"],
@@ -58,7 +60,10 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
                 "season": found["season"],
                 "fields": found["fields"],
                 "pixels": found["pixels"],
-                "values": {name: found[name] for name in names if found.get(name) is not None},
+                "values": {
+                    **{name: found[name] for name in names if found.get(name) is not None},
+                    **({} if error is None else {"expected_calibration_error": error}),
+                },
                 "note": found["note"],
             }
         )
@@ -70,7 +75,10 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
         "parameters": info.parameters,
         "network": info.config.to_dict(),
         "bands": list(info.bands),
-        "legend": None if info.legend is None else list(Legend.from_json(info.legend).names),
+        "legend": _names(info.legend),
+        "ignored_classes": _names(info.ignored),
+        "temperature": info.temperature,
+        "calibration": told.get("calibration"),
         "chip": info.chip,
         "halo": info.halo,
         "season_start": info.season_start,
@@ -100,6 +108,10 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
         "intended_use": use,
         "limits": limits,
     }
+
+
+def _names(legend: str | None) -> list[str] | None:
+    return None if legend is None else list(Legend.from_json(legend).names)
 
 
 def write_model_card(run: RunDirectory) -> None:
@@ -134,6 +146,10 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
     ]
     if card["legend"]:
         lines.append(f"- classes: {', '.join(card['legend'])}")
+        if card["ignored_classes"]:
+            lines.append(f"- ignored, never an output: {', '.join(card['ignored_classes'])}")
+        lines.append("- land without a label is no class: nothing was learnt from it")
+        lines.append(_calibration_row(card))
     lines += [
         "",
         "## Data",
@@ -188,6 +204,17 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
 def _masking_line(masking: dict[str, Any]) -> tuple[str]:
     told = ", ".join(f"{key} {value}" for key, value in masking.items() if value != {})
     return (f"- hidden: {told}",)
+
+
+def _calibration_row(card: dict[str, Any]) -> str:
+    found = card["calibration"]
+    if card["temperature"] is None or found is None:
+        return "- confidence is not calibrated"
+    return (
+        f"- confidence is calibrated by the temperature {card['temperature']:.3f}, fitted on the "
+        f"{found['pixels']} pixels of the validation fields: expected calibration error there "
+        f"{found['error_before']:.4f} before, {found['error_after']:.4f} after"
+    )
 
 
 def _figure_row(figure: dict[str, Any]) -> str:

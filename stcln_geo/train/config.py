@@ -10,9 +10,9 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.batch import Augmentation
 from ..data.chips import BadChunks
@@ -20,11 +20,13 @@ from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
 from ..model.device import Precision
+from .losses import ClassWeights, LossKind
 from .masking import MaskingSection
 
 __all__ = [
     "DataSection",
     "FinetuneConfig",
+    "FinetuneOptimiserSection",
     "LabelsSection",
     "LossSection",
     "MaskingSection",
@@ -39,6 +41,8 @@ __all__ = [
     "settle",
     "to_toml",
 ]
+
+Freeze = Literal["none", "convolutions", "encoder"]
 
 _LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
 _ROUNDS = 20
@@ -152,6 +156,18 @@ class OptimiserSection(_Section):
     what is judged, and what best.safetensors and last.safetensors hold."""
 
 
+class FinetuneOptimiserSection(OptimiserSection):
+    """How the weights move, of which the encoder's are pre-trained."""
+
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from one layer of the encoder to the one before; 0.8, say, lets
+    the layers near the bands move least. 1 moves all layers alike."""
+    freeze: Freeze = "none"
+    """What does not move, statistics included: the ``encoder``, or only its ``convolutions``."""
+    freeze_steps: int = Field(default=0, ge=0)
+    """Steps after which what is frozen comes free; 0: never."""
+
+
 class ValidationSection(_Section):
     """When to judge, save and stop."""
 
@@ -168,14 +184,33 @@ class LabelsSection(_Section):
 
     fields_per_class: int | None = Field(default=None, ge=1)
     fraction: float | None = Field(default=None, gt=0, le=1)
+    ignore: tuple[str | int, ...] = ()
+    """Classes left out, by name, source value or code: no output, no loss, no figures."""
 
 
 class LossSection(_Section):
-    """How errors are weighed."""
+    """What errors cost."""
 
-    class_weights: Literal["none", "inverse-sqrt"] = "inverse-sqrt"
-    """``inverse-sqrt`` weighs a class by 1 / sqrt(its training pixels)."""
+    kind: LossKind = "cross-entropy"
+    """``focal`` spares pixels that are right already; ``dice`` is about overlap, chip by chip."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Of ``focal``: 0 is cross-entropy, more spares more."""
+    class_weights: ClassWeights = "inverse-sqrt"
+    """``inverse-sqrt`` weighs a class by 1 / sqrt(its training pixels), ``effective-number`` by
+    (1 - beta) / (1 - beta^pixels)."""
+    beta: float = Field(default=0.9999, ge=0, lt=1)
+    """Of ``effective-number``: beyond about 1 / (1 - beta) pixels, more are no more evidence."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of cross-entropy, alone or beside dice."""
+
+    @model_validator(mode="after")
+    def _check_smoothing(self) -> Self:
+        if self.label_smoothing and not self.kind.startswith("cross-entropy"):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} belongs to cross-entropy, and kind is "
+                f"{self.kind}; set label_smoothing to 0, or kind to cross-entropy"
+            )
+        return self
 
 
 class TrainConfig(_Section):
@@ -228,6 +263,7 @@ class FinetuneConfig(TrainConfig):
     """Checkpoint whose encoder to begin from."""
     labels: LabelsSection = LabelsSection()
     loss: LossSection = LossSection()
+    optimiser: FinetuneOptimiserSection = FinetuneOptimiserSection()
 
 
 C = TypeVar("C", bound=TrainConfig)

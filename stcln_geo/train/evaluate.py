@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +24,13 @@ from ..grid import Lattice
 from ..legend import Legend
 from ..model.checkpoint import CheckpointInfo, find_checkpoint, load_model, read_metadata
 from ..model.device import Device, autocast_for, choose_device, choose_precision
-from ..model.stcln import Stcln, positions_for
-from ..report.metrics import Metrics, metrics_from_confusion
-from ..storage import Location
+from ..model.stcln import Stcln, positions_for, probabilities
+from ..report.calibration import Calibration
+from ..report.metrics import metrics_from_confusion
 from .card import write_model_card
-from .modules import count_confusion, observed_target
-from .plan import TRANSDUCTIVE
+from .classes import ClassChoice, choose_classes
+from .evaluation import Evaluation, EvaluationPlan, SplitName, write_evaluation
+from .finetune_task import count_confusion, make_lookup, observed_target
 from .run_directory import RunDirectory, fingerprint_labels, fingerprint_season, write_text
 
 __all__ = [
@@ -44,119 +43,8 @@ __all__ = [
     "runs_of",
 ]
 
-SplitName = Literal["test", "validation", "train"]
-
 _DEFAULT_CHIP = 32
 _DEFAULT_HALO = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationPlan:
-    """What is to be labelled and scored."""
-
-    info: CheckpointInfo
-    season: Season
-    legend: Legend
-    split: SplitName
-    fields: np.ndarray
-    """(K,) int64: fields of each class in the split."""
-    pixels: int
-    """Labelled pixels of the split."""
-    lattice: Lattice
-    dataset: ChipDataset
-    same_cube: bool
-    """True where the checkpoint was trained on this season of this cube."""
-
-    def lines(self) -> list[str]:
-        """Return the plan as lines of text for people."""
-        return [
-            f"{self.info.path}: {self.info.parameters:,} parameters, bands "
-            f"{', '.join(self.info.bands)}",
-            f"{self.split} split of {self.season.cube}, season {self.season.name}: "
-            f"{int(self.fields.sum())} fields, {self.pixels} pixels",
-            f"{self.dataset.chips} windows of {self.lattice.window} px with a halo of "
-            f"{self.lattice.halo} px",
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """The accuracy of one checkpoint on one split of one season."""
-
-    metrics: Metrics
-    names: tuple[str, ...]
-    """Class names by code."""
-    fields: np.ndarray
-    """(K,) int64: fields of each class in the split."""
-    unseen_pixels: int
-    """Labelled pixels without any clear date: no prediction, not counted in the figures."""
-    split: SplitName
-    cube: Location
-    season: str
-    checkpoint: Path
-    sha256: str
-    window: int
-    halo: int
-    windows: int
-    same_cube: bool
-    """True where the checkpoint was trained on this season of this cube."""
-    folder: Path | None
-    """Where the figures were written."""
-
-    @property
-    def note(self) -> str:
-        """Say what the figures hold for."""
-        if self.same_cube:
-            return TRANSDUCTIVE
-        return (
-            "The checkpoint was not trained on this cube and season: the figures are of transfer."
-        )
-
-    def lines(self) -> list[str]:
-        """Return the figures as lines of text for people."""
-
-        def show(value: float | int | str | None) -> str:
-            return (
-                f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
-            )
-
-        columns = ("iou", "f1", "users_accuracy", "producers_accuracy", "support_pixels")
-        lines = [f"{name}: {show(value)}" for name, value in self.metrics.summary().items()]
-        lines.append(
-            f"{'class':<24}{'IoU':>8}{'F1':>8}{'UA':>8}{'PA':>8}{'pixels':>9}{'fields':>8}"
-        )
-        for record, count in zip(self.metrics.per_class(self.names), self.fields, strict=True):
-            cells = [show(record[column]) for column in columns]
-            widths = (8, 8, 8, 8, 9)
-            row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-            lines.append(f"{str(record['name'])[:23]:<24}{row}{int(count):>8}")
-        if self.unseen_pixels:
-            lines.append(f"{self.unseen_pixels} pixels have no clear date and are not counted.")
-        return [*lines, self.note]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
-        per_class = self.metrics.per_class(self.names)
-        return {
-            **self.metrics.summary(),
-            "pixels": self.metrics.pixels,
-            "unseen_pixels": self.unseen_pixels,
-            "fields": int(self.fields.sum()),
-            "per_class": [
-                {**record, "support_fields": int(count)}
-                for record, count in zip(per_class, self.fields, strict=True)
-            ],
-            "confusion": self.metrics.confusion.tolist(),
-            "split": self.split,
-            "cube": str(self.cube),
-            "season": self.season,
-            "checkpoint": str(self.checkpoint),
-            "sha256": self.sha256,
-            "window": self.window,
-            "halo": self.halo,
-            "windows": self.windows,
-            "note": self.note,
-        }
 
 
 def evaluate_run(
@@ -173,8 +61,8 @@ def evaluate_run(
     """Label the windows that hold fields of a split, and score the pixels of these fields only.
 
     Windows, halo and dates are those of prediction, so the figures are those of the map. For a
-    run directory, writes ``evaluation-<split>/`` with metrics.json, confusion.csv and
-    confusion.png into it.
+    run directory, writes ``evaluation-<split>/`` with metrics.json, confusion.csv, confusion.png
+    and reliability.png into it. Classes that training ignored are not counted.
 
     Raises
     ------
@@ -188,13 +76,17 @@ def evaluate_run(
     network = load_model(plan.info.path)
     if not isinstance(network, Stcln):
         raise CheckpointError(_no_classifier(plan.info))
-    confusion, unseen = _score(network, stream, device=choose_device(device), progress=progress)
+    scores = _score(network, stream, plan, device=choose_device(device), progress=progress)
 
     evaluation = Evaluation(
-        metrics=metrics_from_confusion(confusion),
-        names=plan.legend.names,
+        metrics=metrics_from_confusion(scores.confusion),
+        names=plan.classes.legend.names,
         fields=plan.fields,
-        unseen_pixels=unseen,
+        unseen_pixels=scores.unseen,
+        calibration=scores.calibration,
+        uncalibrated=scores.uncalibrated,
+        temperature=plan.info.temperature,
+        ignored=plan.ignored,
         split=split,
         cube=plan.season.cube,
         season=plan.season.name,
@@ -207,7 +99,7 @@ def evaluate_run(
         folder=_folder(plan),
     )
     if evaluation.folder is not None:
-        _write(evaluation, evaluation.folder)
+        write_evaluation(evaluation, evaluation.folder)
         run = RunDirectory(evaluation.folder.parent)
         if run.status == "finished":
             write_model_card(run)
@@ -225,18 +117,18 @@ def plan_evaluation(
     path = find_checkpoint(run_or_checkpoint)
     info = read_metadata(path)
     opened = open_season(cube, season)
-    fields, legend = _labelled(opened, info, split=split)
+    fields, classes = _labelled(opened, info, split=split)
     band_indices(opened, info.bands, wanted_by=f"checkpoint {path.name}")
     lattice = Lattice(
         window=info.chip or _DEFAULT_CHIP, halo=_DEFAULT_HALO if info.halo is None else info.halo
     )
-    wanted = fields.split == SPLITS[split]
+    wanted = (fields.split == SPLITS[split]) & classes.used(fields)
     return EvaluationPlan(
         info=info,
         season=opened,
-        legend=legend,
+        classes=classes,
         split=split,
-        fields=np.bincount(fields.code[wanted], minlength=len(legend)),
+        fields=classes.count(fields, wanted),
         pixels=int(fields.pixels[wanted].sum()),
         lattice=lattice,
         dataset=ChipDataset(
@@ -247,6 +139,7 @@ def plan_evaluation(
             halo=lattice.halo,
         ),
         same_cube=_trained_on(opened, info),
+        ignored=classes.describe_ignored(fields),
     )
 
 
@@ -287,7 +180,7 @@ def evaluate_seeds(
         evaluations.append(evaluation)
         if on_result is not None:
             on_result(evaluation)
-    figures = [evaluation.metrics.summary() for evaluation in evaluations]
+    figures = [evaluation.figures() for evaluation in evaluations]
     told: dict[str, Any] = {"split": split, "runs": [], "note": evaluations[0].note}
     for name in figures[0]:
         values = [figure[name] for figure in figures]
@@ -304,56 +197,94 @@ def evaluate_seeds(
     return told
 
 
+@dataclass(slots=True)
+class _Scores:
+    """What is counted over the windows."""
+
+    confusion: np.ndarray
+    """(K, K) int64."""
+    calibration: Calibration
+    uncalibrated: Calibration
+    unseen: int = 0
+    """Labelled pixels without any clear date."""
+
+
 def _score(
-    network: Stcln, stream: OrderedStream, *, device: str, progress: ProgressHook | None
-) -> tuple[np.ndarray, int]:
-    """Return the confusion matrix (K, K) and the number of labelled pixels never seen."""
-    classes = network.config.classes
-    confusion = np.zeros((classes, classes), dtype=np.int64)
-    unseen, done = 0, 0
+    network: Stcln,
+    stream: OrderedStream,
+    plan: EvaluationPlan,
+    *,
+    device: str,
+    progress: ProgressHook | None,
+) -> _Scores:
+    count, temperature = network.config.classes, plan.info.temperature
+    scores = _Scores(np.zeros((count, count), dtype=np.int64), Calibration(), Calibration())
+    lookup = make_lookup(plan.classes.codes, plan.classes.total)
+    done = 0
     network.to(device).eval()
     precision = choose_precision("auto", device)
     with torch.inference_mode(), autocast_for(precision, device):
         for batch in stream:
-            target = observed_target(batch)
-            unseen += int(((batch.target != IGNORE_INDEX) & (target == IGNORE_INDEX)).sum())
-            moved = batch.to(device)
+            target = observed_target(batch, lookup)
+            scores.unseen += int(((batch.target != IGNORE_INDEX) & (target == IGNORE_INDEX)).sum())
+            moved, target = batch.to(device), target.to(device)
             days = positions_for(network.config, moved.days)
-            logits = network(moved.images(), days, moved.valid)
-            confusion += count_confusion(logits, target.to(device)).cpu().numpy()
+            logits = network(moved.images(), days, moved.valid).float()
+            scores.confusion += count_confusion(logits, target).cpu().numpy()
+            counted = target != IGNORE_INDEX
+            right = (logits.argmax(dim=1) == target)[counted].cpu().numpy()
+            for calibration, divisor in (
+                (scores.uncalibrated, None),
+                (scores.calibration, temperature),
+            ):
+                confidence = probabilities(logits, divisor).amax(dim=1)[counted]
+                calibration.add(confidence.cpu().numpy(), right)
             done += len(batch)
             if progress is not None:
                 progress(done, stream.dataset.chips, "windows")
-    return confusion, unseen
+    return scores
 
 
 def _labelled(
     season: Season, info: CheckpointInfo, *, split: SplitName
-) -> tuple[FieldTable, Legend]:
-    """Return fields and legend, after checking that the checkpoint means the same classes."""
+) -> tuple[FieldTable, ClassChoice]:
+    """Return fields and classes, after checking that the checkpoint means the same ones."""
     if split not in ("train", "validation", "test"):
         raise InputError(
             f"Cannot evaluate the split {split!r}: splits are train, validation and test. "
             "Use --split test."
         )
     fields, legend = check_labelled(season)
-    if not (fields.split == SPLITS[split]).any():
-        raise LabelError(
-            f"Cannot evaluate on {season.cube}, season {season.name}: none of its "
-            f"{len(fields)} fields is in the {split} split. Run `stcln-geo labels split "
-            "CUBE` first, or choose another --split."
-        )
     if info.kind != "classifier" or info.legend is None:
         raise CheckpointError(_no_classifier(info))
-    learnt = [entry.value for entry in Legend.from_json(info.legend).classes]
-    here = [entry.value for entry in legend.classes]
+    left_out = _values(info.ignored)
+    classes = choose_classes(
+        legend, [entry.code for entry in legend.classes if entry.value in left_out]
+    )
+    if not ((fields.split == SPLITS[split]) & classes.used(fields)).any():
+        of = "" if classes.ignored is None else " of a class that counts"
+        raise LabelError(
+            f"Cannot evaluate on {season.cube}, season {season.name}: none of its "
+            f"{len(fields)} fields{of} is in the {split} split. Run `stcln-geo labels split "
+            "CUBE` first, or choose another --split."
+        )
+    learnt = _values(info.legend)
+    here = [entry.value for entry in classes.legend.classes]
     if learnt != here:
+        also = f" (and ignores {', '.join(left_out)})" if left_out else ""
         raise CheckpointError(
             f"Cannot evaluate {info.path} on {season.cube}: it knows the classes "
-            f"{', '.join(learnt)}, and the cube's legend is {', '.join(here)}. Both must be the "
-            "same, in the same order. Burn the cube's labels with the legend of the training."
+            f"{', '.join(learnt)}{also}, and the cube's legend is "
+            f"{', '.join(entry.value for entry in legend.classes)}. Both must be the same, in the "
+            "same order. Burn the cube's labels with the legend of the training."
         )
-    return fields, legend
+    return fields, classes
+
+
+def _values(legend: str | None) -> list[str]:
+    if legend is None:
+        return []
+    return [entry.value for entry in Legend.from_json(legend).classes]
 
 
 def _no_classifier(info: CheckpointInfo) -> str:
@@ -394,16 +325,3 @@ def _folder(plan: EvaluationPlan) -> Path | None:
         return None
     other = "" if plan.same_cube else f"-{season.cube.stem}-{season.name}"
     return run / f"evaluation-{plan.split}{other}"
-
-
-def _write(evaluation: Evaluation, folder: Path) -> None:
-    from ..report import plots
-
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["truth \\ prediction", *evaluation.names])
-    for name, row in zip(evaluation.names, evaluation.metrics.confusion, strict=True):
-        writer.writerow([name, *row.tolist()])
-    write_text(folder / "confusion.csv", table.getvalue())
-    plots.plot_confusion(evaluation.metrics.confusion, evaluation.names, folder / "confusion.png")
-    write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=1) + "\n")

@@ -13,19 +13,20 @@ import torch
 from ..cube.contract import SPLITS
 from ..cube.store import FieldTable, Season, open_season
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
-from ..data.reader import band_indices
 from ..data.split import check_labelled, few_label_fields
 from ..data.stream import OrderedStream, TrainingStream
-from ..errors import CheckpointError, LabelError
+from ..errors import LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
 from ..legend import Legend
-from ..model.checkpoint import CheckpointInfo, load_encoder_into, read_metadata
+from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
+from ..model.transfer import load_encoder_into
+from .classes import ClassChoice, choose_classes
 from .config import FinetuneConfig, settle, to_toml
-from .modules import FinetuneTask
+from .finetune_task import FinetuneTask, make_lookup
 from .plan import (
     TRANSDUCTIVE,
     RunResult,
@@ -39,7 +40,9 @@ from .plan import (
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
+from .start import check_freeze, choose_bands
 from .task import step_seed
+from .temperature import calibrate
 from .trackers import TrackerName, check_trackers
 
 __all__ = ["finetune", "plan_finetune"]
@@ -53,7 +56,7 @@ class _Prepared:
 
     season: Season
     fields: FieldTable
-    legend: Legend
+    classes: ClassChoice
     config: FinetuneConfig
     network: StclnConfig
     init: CheckpointInfo | None
@@ -149,6 +152,7 @@ def _finetune(
                 "validation_windows": prepared.held_out.chips,
                 "global_batch": prepared.config.global_batch,
                 "splits": counts,
+                "ignored_classes": _names(prepared.classes.ignored),
                 "transductive": TRANSDUCTIVE,
                 "notes": list(prepared.notes),
             },
@@ -161,7 +165,7 @@ def _finetune(
     notes = (*prepared.notes, *report)
     if begun == "new" and ranks.first:
         run.update(notes=list(notes))
-    days = prepared.season.days
+    days, ignored = prepared.season.days, prepared.classes.ignored
     return carry_out(
         task,
         run,
@@ -171,7 +175,8 @@ def _finetune(
         precision=prepared.precision,
         checkpoint={
             "kind": "classifier",
-            "legend": prepared.legend.to_json(),
+            "legend": prepared.classes.legend.to_json(),
+            "ignored": ignored.to_json() if ignored is not None else None,
             "chip": prepared.config.data.chip,
             "halo": prepared.config.data.halo,
             "trained_days": (int(days.min()), int(days.max())),
@@ -189,6 +194,15 @@ def _finetune(
         save_every=save_every,
         trackers=trackers,
         progress=progress,
+        conclude=lambda: {
+            "calibration": calibrate(
+                task,
+                run.best_file,
+                labelled=counts["validation"]["pixels"],
+                device=prepared.device,
+                precision=prepared.precision,
+            )
+        },
     )
 
 
@@ -228,13 +242,14 @@ def _prepare(
     run: RunDirectory | None,
 ) -> _Prepared:
     season = open_season(cube, config.season)
-    fields, legend = _labelled(season)
+    fields, classes = _labelled(season, config.labels.ignore)
     init = read_metadata(config.init) if config.init is not None else None
-    bands = _choose_bands(season, config, init)
+    choice = choose_bands(season, config.model.bands, init)
+    bands = choice.bands
     network, preset = network_config(
         config.model,
         bands=bands,
-        classes=len(legend),
+        classes=len(classes.legend),
         base=init.config if init is not None else None,
     )
     chosen = few_label_fields(
@@ -243,7 +258,9 @@ def _prepare(
         fraction=config.labels.fraction,
         seed=config.seed,
     )
-    judged = fields.split == SPLITS["validation"]
+    used = classes.used(fields)
+    chosen = chosen & used
+    judged = (fields.split == SPLITS["validation"]) & used
     lattice = Lattice(window=config.data.chip, halo=config.data.halo)
     trained = plan_labelled_chips(season, chosen, chip=config.data.chip)
     held_out = plan_windows(season, judged, lattice=lattice)
@@ -264,7 +281,7 @@ def _prepare(
         batch_size=choose_batch_size(
             config,
             run,
-            lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(legend)),
+            lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(classes.legend)),
             dates=len(season.time),
             chips=chips,
             device=where,
@@ -273,10 +290,15 @@ def _prepare(
         ),
         ranks=ranks.size,
     )
-    notes = []
+    left_out = classes.describe_ignored(fields)
+    notes = [*choice.notes, *([left_out] if left_out else [])]
+    frozen = check_freeze(config.optimiser, init, choice.fresh)
+    if frozen:
+        notes.append(frozen)
     if not judged.any():
         notes.append(
-            "No validation fields: the last weights count as the best, and nothing stops early."
+            "No validation fields: the last weights count as the best, nothing stops early, and "
+            "confidence is not calibrated."
         )
     if init is not None and init.season_start not in (None, season.name[5:]):
         notes.append(
@@ -286,7 +308,7 @@ def _prepare(
     return _Prepared(
         season=season,
         fields=fields,
-        legend=legend,
+        classes=classes,
         config=settled.model_copy(
             update={
                 "season": season.name,
@@ -306,41 +328,18 @@ def _prepare(
     )
 
 
-def _labelled(season: Season) -> tuple[FieldTable, Legend]:
-    """Return fields and legend of a season that has both, and a split."""
+def _labelled(season: Season, ignore: Sequence[str | int]) -> tuple[FieldTable, ClassChoice]:
+    """Return fields and classes of a season that has both, and a split."""
     fields, legend = check_labelled(season)
-    if not (fields.split == SPLITS["train"]).any():
+    classes = choose_classes(legend, ignore)
+    if not ((fields.split == SPLITS["train"]) & classes.used(fields)).any():
+        left = "" if classes.ignored is None else " of a class that counts"
         raise LabelError(
             f"Cannot fine-tune on {season.cube}, season {season.name}: none of its "
-            f"{len(fields)} fields is in the train split. Run `stcln-geo labels split CUBE` "
+            f"{len(fields)} fields{left} is in the train split. Run `stcln-geo labels split CUBE` "
             "first."
         )
-    return fields, legend
-
-
-def _choose_bands(
-    season: Season, config: FinetuneConfig, init: CheckpointInfo | None
-) -> tuple[str, ...]:
-    """Return the bands: those named, else the checkpoint's, else all of the cube."""
-    if init is None:
-        bands = config.model.bands or season.bands
-        band_indices(season, bands, wanted_by="fine-tuning")
-        return bands
-    bands = config.model.bands or init.bands
-    if set(bands) != set(init.bands):
-        raise CheckpointError(
-            f"Cannot begin from {init.path}: it knows the bands {', '.join(init.bands)}, and the "
-            f"run asks for {', '.join(bands)}. The bands must agree. Leave out model.bands, or "
-            "choose a checkpoint trained on these bands."
-        )
-    missing = [band for band in bands if band not in season.bands]
-    if missing:
-        raise CheckpointError(
-            f"Cannot begin from {init.path}: the cube {season.cube} lacks its bands "
-            f"{', '.join(missing)} (it has {', '.join(season.bands)}). The bands must agree by "
-            "name. Rebuild the cube with --bands, or choose another checkpoint."
-        )
-    return bands
+    return fields, classes
 
 
 def _make_task(
@@ -361,12 +360,14 @@ def _make_task(
         network = Stcln(prepared.network)
     report: tuple[str, ...] = ()
     if begin:
-        # The checkpoint brings its own mean and deviation, unless it was published without.
-        if prepared.init is None or prepared.init.published:
+        # The checkpoint brings its own mean and deviation, unless it was published without; a band
+        # that it never saw has none there.
+        init = prepared.init
+        if init is None or init.published or set(prepared.network.bands) - set(init.bands):
             statistics = band_statistics(prepared.dataset, seed=config.seed)
             network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
-        if prepared.init is not None:
-            report = tuple(load_encoder_into(network, prepared.init.path))
+        if init is not None:
+            report = tuple(load_encoder_into(network, init.path))
     stream = TrainingStream(
         prepared.dataset,
         batch_size=config.rank_batch,
@@ -387,17 +388,14 @@ def _make_task(
             rank=ranks.rank,
             world_size=ranks.size,
         )
-    fields = prepared.fields
-    class_pixels = [
-        int(fields.pixels[prepared.chosen & (fields.code == code)].sum())
-        for code in prepared.legend.codes
-    ]
+    classes = prepared.classes
     task = FinetuneTask(
         network,
         config,
         stream=stream,
         validation=validation,
-        class_pixels=class_pixels,
+        class_pixels=classes.pixels(prepared.fields, prepared.chosen),
+        lookup=make_lookup(classes.codes, classes.total),
         ranks=Ranks() if alone else ranks,
     )
     return task, report
@@ -406,9 +404,10 @@ def _make_task(
 def _counts(prepared: _Prepared) -> dict[str, dict[str, int]]:
     """Count fields and pixels of each split; of the train split also those chosen."""
     fields = prepared.fields
+    used = prepared.classes.used(fields)
     parts = {
         "train_chosen": prepared.chosen,
-        **{name: fields.split == code for name, code in SPLITS.items()},
+        **{name: (fields.split == code) & used for name, code in SPLITS.items()},
     }
     return {
         name: {"fields": int(part.sum()), "pixels": int(fields.pixels[part].sum())}
@@ -426,6 +425,10 @@ def _say_counts(prepared: _Prepared) -> str:
             ("test", "for test"),
         )
     )
+
+
+def _names(legend: Legend | None) -> list[str]:
+    return [] if legend is None else list(legend.names)
 
 
 def _describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:

@@ -206,6 +206,8 @@ def _quiet() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*You defined a `validation_step` but have no `val_dataloader`.*",
             ".*could not find the monitored key.*",
+            # What is frozen.
+            ".*module\\(s\\) in eval mode at the start of training.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
             ".*`broadcast_buffers` is deprecated.*",

@@ -20,7 +20,6 @@ from .card import write_model_card
 from .config import ModelSection, TrainConfig, to_toml
 from .fit import FitOutcome, fit
 from .memory import blank_batch, find_batch_size, saved_bytes
-from .modules import parameters_of
 from .ranks import Ranks
 from .run_directory import RunDirectory
 from .task import TrainingTask
@@ -150,10 +149,16 @@ def carry_out(
     save_every: float,
     trackers: Sequence[TrackerName],
     progress: ProgressHook | None,
+    conclude: Callable[[], Mapping[str, Any]] | None = None,
 ) -> RunResult:
     """Train, draw the curves and close the run directory; a failure is noted in it.
 
     Only rank 0 writes.
+
+    Parameters
+    ----------
+    conclude
+        What every rank does after the last step; gives what the run's records shall hold of it.
     """
     try:
         with closing(task.stream):
@@ -168,6 +173,7 @@ def carry_out(
                 trackers=trackers,
                 progress=progress,
             )
+        concluded = {} if conclude is None else conclude()
     except Exception as error:
         if task.ranks.first:
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -182,6 +188,7 @@ def carry_out(
             best=outcome.best,
             seconds=outcome.seconds,
             stopped_early=outcome.stopped_early,
+            **concluded,
         )
         write_model_card(run)
     return _result(run, kind=kind, outcome=outcome, monitor=task.monitor, notes=notes)
@@ -288,7 +295,9 @@ def rehearse(
         kind=kind,
         config=task.recipe,
         network=task.network.config,
-        parameters=parameters_of(task.network),
+        parameters=sum(
+            weight.numel() for weight in task.network.parameters() if weight.requires_grad
+        ),
         chips=task.stream.dataset.chips,
         validation_chips=0 if task.validation is None else task.validation.dataset.chips,
         batch_shape=tuple(batches[0].reflectance.shape),

@@ -144,6 +144,19 @@ class TrainingTask(LightningModule):
     def write_best(self, run: RunDirectory) -> None:
         """Write what is told of the best weights, beside them; on rank 0, before a save."""
 
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """Return the weights by learning rate, as an optimiser takes them; first the head's."""
+        encoder = list(self.network.encoder.parameters())
+        known = {id(weight) for weight in encoder}
+        others = [weight for weight in self.network.parameters() if id(weight) not in known]
+        return [
+            {"params": others, "lr": rate},
+            {"params": encoder, "lr": rate * self.recipe.optimiser.encoder_factor},
+        ]
+
+    def drop_gradients(self) -> None:
+        """Drop the gradients of weights that shall not move at this step."""
+
     # What Lightning asks for.
 
     @property
@@ -190,14 +203,7 @@ class TrainingTask(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and the schedule of the recipe, as an earlier process left them."""
         options = self.recipe.optimiser
-        encoder = list(self.network.encoder.parameters())
-        known = {id(weight) for weight in encoder}
-        others = [weight for weight in self.network.parameters() if id(weight) not in known]
-        rate = float(options.learning_rate or 1e-3)
-        groups = [
-            {"params": others, "lr": rate},
-            {"params": encoder, "lr": rate * options.encoder_factor},
-        ]
+        groups = self.parameter_groups(float(options.learning_rate or 1e-3))
         make = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
         decay = options.weight_decay if options.name == "adamw" else 0.0
         optimiser = make(groups, weight_decay=decay)
@@ -214,6 +220,7 @@ class TrainingTask(LightningModule):
         """Move the weights once, by the batches of a step."""
         optimiser, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         self.try_step(batches, backward=self.manual_backward)
+        self.drop_gradients()
         clip = self.recipe.optimiser.clip
         if clip:
             self.clip_gradients(optimiser, gradient_clip_val=clip, gradient_clip_algorithm="norm")

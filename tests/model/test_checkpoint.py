@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from stcln_geo.model import (
     read_metadata,
     save_checkpoint,
 )
+from stcln_geo.model.checkpoint import set_temperature
 
 LEGEND = json.dumps(
     [
@@ -258,6 +261,42 @@ class TestRefusals:
             load_model(tmp_path / "four.tar")
 
 
+class TestTemperature:
+    def test_is_kept_and_set_without_touching_anything_else(self, tmp_path, make_network):
+        path = save(tmp_path / "a.safetensors", make_network(), ignored=LEGEND, temperature=1.5)
+        before, weights = read_metadata(path), load_model(path).state_dict()
+        assert before.temperature == 1.5
+        assert before.ignored == LEGEND
+
+        set_temperature(path, 0.8)
+
+        after = read_metadata(path)
+        assert after.temperature == 0.8
+        assert dataclasses.replace(after, temperature=1.5, sha256=before.sha256) == before
+        assert after.sha256 != before.sha256
+        for name, value in load_model(path).state_dict().items():
+            assert torch.equal(value, weights[name]), name
+        assert [child.name for child in tmp_path.iterdir()] == ["a.safetensors"]
+
+    def test_files_of_earlier_versions_have_none(self, tmp_path, saved):
+        with safe_open(saved, framework="pt") as file:
+            told = json.loads(file.metadata()["stcln_geo"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        del told["temperature"], told["ignored"]
+        old = tmp_path / "old.safetensors"
+        save_file(state, old, metadata={"stcln_geo": json.dumps(told)})
+        assert read_metadata(old).temperature is None
+        assert read_metadata(old).ignored is None
+        load_model(old)
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+    def test_must_be_positive(self, tmp_path, saved, make_network, value):
+        with pytest.raises(InputError, match="finite"):
+            save(tmp_path / "b.safetensors", make_network(), temperature=value)
+        with pytest.raises(InputError, match="finite number above 0"):
+            set_temperature(saved, value)
+
+
 class TestStartingFromAnEncoder:
     @pytest.mark.parametrize("kind", [Stcln, MaskedPretrainer, Encoder])
     def test_from_any_kind(self, tmp_path, make_config, make_network, kind):
@@ -275,16 +314,61 @@ class TestStartingFromAnEncoder:
         theirs = load_model(saved).encoder
         target = Encoder(make_config(bands=("nir", "swir16", "red")))
         first = target.convolutions.blocks[0].convolution.weight
-        fresh = first.detach().clone()
         report = load_encoder_into(target, saved)
         source = theirs.convolutions.blocks[0].convolution.weight
         assert torch.equal(first[:, 0], source[:, 3])
-        assert torch.equal(first[:, 1], fresh[:, 1])
+        assert not first[:, 1].any()
         assert torch.equal(first[:, 2], source[:, 2])
         assert target.mean.tolist() == pytest.approx([0.3, 0.0, 0.1])
         assert target.std.tolist() == pytest.approx([0.1, 1.0, 0.12])
-        assert any("swir16" in line and "random" in line for line in report)
+        assert any("swir16" in line and "begin at zero" in line for line in report)
         assert any("blue, green" in line and "not used" in line for line in report)
+
+    def pair(self, saved, make_config, bands):
+        """The checkpoint's encoder, and one of other bands that began from it."""
+        target = Encoder(make_config(bands=bands)).eval()
+        target.set_normalisation([0.5] * len(bands), [0.2] * len(bands))
+        load_encoder_into(target, saved)
+        return load_model(saved).encoder, target
+
+    def test_a_band_left_out_is_the_band_at_its_mean(self, saved, make_config, make_batch):
+        theirs, ours = self.pair(saved, make_config, ("blue", "red", "nir"))
+        batch = make_batch()
+        at_mean = batch.images.clone()
+        at_mean[:, :, 1] = theirs.mean[1]
+
+        expected = theirs(at_mean, batch.days, batch.valid)
+        found = ours(batch.images[:, :, [0, 2, 3]], batch.days, batch.valid)
+
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert (theirs(batch.images, batch.days, batch.valid) - expected).abs().max() > 1e-2
+
+    def test_bands_in_another_order_give_the_same_features(self, saved, make_config, make_batch):
+        theirs, ours = self.pair(saved, make_config, ("nir", "blue", "red", "green"))
+        batch = make_batch()
+
+        expected = theirs(batch.images, batch.days, batch.valid)
+        found = ours(batch.images[:, :, [3, 0, 2, 1]], batch.days, batch.valid)
+
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        by_place = ours(batch.images, batch.days, batch.valid)
+        assert (by_place - expected).abs().max() > 1e-2
+
+    def test_a_band_never_seen_changes_nothing_at_first_and_can_learn(
+        self, saved, make_config, make_batch
+    ):
+        theirs, ours = self.pair(saved, make_config, ("swir16", "blue", "green", "red", "nir"))
+        batch = make_batch()
+        images = torch.cat([torch.rand_like(batch.images[:, :, :1]), batch.images], dim=2)
+
+        found = ours(images, batch.days, batch.valid)
+
+        expected = theirs(batch.images, batch.days, batch.valid)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert ours.mean[0] == 0.5, "as the caller set it"
+        found.square().sum().backward()
+        gradient = ours.convolutions.blocks[0].convolution.weight.grad
+        assert gradient[:, 0].abs().max() > 0
 
     def test_published_mtlcc_sets_the_zscore_to_none(self, golden, tmp_path):
         state = torch.load(golden / "pastis_checkpoint_99.encoder.tar", weights_only=True)

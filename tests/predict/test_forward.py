@@ -49,6 +49,29 @@ def agree(one: list[Answer], other: list[Answer]) -> bool:
     )
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0, 20.0])
+def test_a_temperature_changes_confidence_and_no_class(world: Any, temperature: float) -> None:
+    plain, scaled = (
+        Network(world.make_network(4), device="cpu", precision="float32", temperature=value)
+        for value in (None, temperature)
+    )
+    samples = samples_of(world, 3)
+    recipe = Recipe(layers=("classes", "confidence"), probability=True)
+
+    pairs = zip(*(each.label(samples, recipe, threads=1) for each in (plain, scaled)), strict=True)
+
+    for one, other in pairs:
+        assert np.array_equal(one.layers["classes"], other.layers["classes"])
+        assert one.probability is not None
+        assert other.probability is not None
+        # softmax(z / T) is the power 1 / T of softmax(z), made to add up to one.
+        power = one.probability.astype(np.float64) ** (1 / temperature)
+        expected = power / power.sum(axis=0)
+        np.testing.assert_allclose(other.probability, expected, rtol=1e-3, atol=1e-6)
+        percent = np.floor(other.probability.max(axis=0) * 100 + 0.5)
+        assert np.array_equal(other.layers["confidence"], percent)
+
+
 @pytest.mark.parametrize("mode", ["geo", "reference"])
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_batches_give_the_labels_in_order(

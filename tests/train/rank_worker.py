@@ -21,24 +21,46 @@ from stcln_geo.errors import InputError
 from stcln_geo.model.config import StclnConfig
 from stcln_geo.model.stcln import MaskedPretrainer, Stcln
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
-from stcln_geo.train.modules import FinetuneTask
+from stcln_geo.train.finetune_task import FinetuneTask
 from stcln_geo.train.pretrain_task import PretrainTask
 from stcln_geo.train.ranks import Ranks, find_ranks, join, sum_over_ranks
 from stcln_geo.train.run_lock import run_lock
 from stcln_geo.train.task import TrainingTask
+from stcln_geo.train.temperature import fit_temperature
 
 CHIPS = 6
 KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
-def make_task(kind: str, mode: str, *, ranks: Ranks, validation: OrderedStream) -> TrainingTask:
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("pretrain", "geo", {}),
+    ("finetune", "geo", {}),
+    ("finetune", "reference", {}),
+    ("finetune", "geo", {"loss.kind": "cross-entropy+dice"}),
+)
+"""Task, mode, and options of its own."""
+
+
+def name_of(kind: str, mode: str, options: dict[str, Any]) -> str:
+    """How a case is called in what is found."""
+    return " ".join([kind, mode, *map(str, options.values())])
+
+
+def make_task(
+    kind: str,
+    mode: str,
+    options: dict[str, Any],
+    *,
+    ranks: Ranks,
+    validation: OrderedStream,
+) -> TrainingTask:
     """A small network whose attention counts.
 
     In float64: series of zeros, as `reference` has them, magnify rounding in their norm.
     """
     base = {"batch_size": CHIPS // ranks.size, "seed": 3, "model.preset": "tiny"}
     gate = {"masking.gate": False} if kind == "pretrain" else {}
-    config = load_config(KINDS[kind], overrides={**base, **gate})
+    config = load_config(KINDS[kind], overrides={**base, **gate, **options})
     torch.manual_seed(11)
     recipe = StclnConfig(
         bands=("green", "red", "nir", "swir16"), classes=3, widths=(8, 16), layers=1, heads=2,
@@ -109,14 +131,19 @@ def main(cube: Path, folder: Path) -> None:
         whole = batches(dataset, count=CHIPS)[1]
         share = CHIPS // ranks.size
         own = whole.part(ranks.rank * share, (ranks.rank + 1) * share)
-        for kind, mode in (("pretrain", "geo"), ("finetune", "geo"), ("finetune", "reference")):
-            task = make_task(kind, mode, ranks=ranks, validation=validation)
-            found[f"{kind} {mode}"] = {**one_step(task, own), "figures": judge(task)}
-            if kind == "pretrain":
+        for case in CASES:
+            task = make_task(*case, ranks=ranks, validation=validation)
+            found[name_of(*case)] = {**one_step(task, own), "figures": judge(task)}
+            if isinstance(task, PretrainTask):
                 found["drawn"] = [
                     (chip.name, list(chip.dates), torch.from_numpy(chip.made))
                     for chip in task.chips
                 ]
+        generator = torch.Generator().manual_seed(4)
+        logits = 3 * torch.randn(40, 3, generator=generator)
+        target = torch.randint(0, 3, (40,), generator=generator)
+        mine = slice(ranks.rank * 17, None if ranks.rank == ranks.size - 1 else 17)
+        found["temperature"] = fit_temperature(logits[mine], target[mine])
         stream = TrainingStream(
             dataset, batch_size=2, seed=3, memory=10**9, rank=ranks.rank, world_size=ranks.size
         )

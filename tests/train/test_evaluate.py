@@ -200,5 +200,7 @@ def test_seeds_are_summed_up(small_cube: Path, tmp_path: Path) -> None:
     assert runs_of(tmp_path) == [tmp_path / "seed-0", tmp_path / "seed-1"]
     values = [run["macro_miou"] for run in told["runs"]]
     assert told["macro_miou"]["mean"] == pytest.approx(np.mean(values))
+    errors = [run["expected_calibration_error"] for run in told["runs"]]
+    assert told["expected_calibration_error"]["mean"] == pytest.approx(np.mean(errors))
     assert told["macro_miou"]["deviation"] == pytest.approx(np.std(values, ddof=1))
     assert json.loads((tmp_path / "evaluation-test.json").read_text()) == told

@@ -45,7 +45,10 @@ def found(small_cube: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
-@pytest.mark.parametrize("case", ["pretrain geo", "finetune geo", "finetune reference"])
+@pytest.mark.parametrize(
+    "case",
+    ["pretrain geo", "finetune geo", "finetune reference", "finetune geo cross-entropy+dice"],
+)
 def test_two_ranks_with_half_the_batch_equal_one_with_all_of_it(
     found: dict[str, Any], case: str
 ) -> None:
@@ -87,6 +90,13 @@ def test_the_same_chips_are_drawn_over_all_ranks(found: dict[str, Any]) -> None:
             assert (name, dates) == (other, others)
             # The weights' statistics are those of a step that the ranks shared.
             torch.testing.assert_close(again, made, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_ranks_fit_one_temperature(found: dict[str, Any]) -> None:
+    one = found["0-of-1"]["temperature"]
+    assert 1 < one < 20
+    assert found["0-of-2"]["temperature"] == pytest.approx(one, rel=1e-6)
+    assert found["1-of-2"]["temperature"] == found["0-of-2"]["temperature"]
 
 
 def test_ranks_see_disjoint_chips_and_as_many_steps(found: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from stcln_geo.model.stcln import MaskedPretrainer, Stcln
 from stcln_geo.train import memory
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, TrainConfig, load_config
 from stcln_geo.train.finetune import finetune, plan_finetune
+from stcln_geo.train.finetune_task import FinetuneTask
 from stcln_geo.train.memory import blank_batch, find_batch_size, is_out_of_memory, saved_bytes
-from stcln_geo.train.modules import FinetuneTask
 from stcln_geo.train.pretrain import pretrain
 from stcln_geo.train.pretrain_task import PretrainTask
 from stcln_geo.train.task import TrainingTask

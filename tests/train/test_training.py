@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import FieldTable, open_season, write_fields
-from stcln_geo.errors import CheckpointError, InputError, LabelError
+from stcln_geo.errors import CheckpointError, CubeError, InputError, LabelError
 from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.train import journal as journal_module
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.finetune import finetune, plan_finetune
+from stcln_geo.train.finetune_task import count_confusion
 from stcln_geo.train.loading import hold_out
-from stcln_geo.train.modules import classification_loss, count_confusion
+from stcln_geo.train.losses import classification_loss
 from stcln_geo.train.pretrain import plan_pretrain, pretrain
 from stcln_geo.train.seeds import finetune_seeds
 from stcln_geo.train.task import rate_factor
@@ -424,26 +425,56 @@ def test_begins_from_a_pretrained_encoder(small_cube: Path, tmp_path: Path) -> N
     assert info.provenance["init"]["sha256"] == read_metadata(tmp_path / "pre").sha256
 
 
-def test_checkpoint_of_other_bands_is_refused(
+def test_bands_are_matched_by_name_with_the_checkpoint_begun_from(
     small_cube: Path, new_cube: Callable[..., Path], tmp_path: Path
 ) -> None:
     pretrain([small_cube], tmp_path / "pre", pretrain_config(steps=1))
-    fewer = new_cube(bands=("red", "nir"))
+    start = weights(tmp_path / "pre", "best")
+    other = new_cube(bands=("nir", "blue", "red"))
+    config = {"init": str(tmp_path / "pre"), "steps": 1, "optimiser__encoder_factor": 0.0}
+    first = "encoder.convolutions.blocks.0.convolution.weight"
 
-    with pytest.raises(CheckpointError, match="lacks its bands green, swir16"):
-        finetune(fewer, tmp_path / "a", finetune_config(init=str(tmp_path / "pre"), steps=1))
-    with pytest.raises(CheckpointError, match="The bands must agree"):
+    fewer = finetune(other, tmp_path / "fewer", finetune_config(**config))
+    named = finetune(
+        other, tmp_path / "named", finetune_config(**config, model__bands=["blue", "nir", "red"])
+    )
+
+    # Pre-trained on green, red, nir, swir16; by default what both know, in the checkpoint's order.
+    info = read_metadata(tmp_path / "fewer")
+    assert info.bands == ("red", "nir")
+    assert torch.equal(weights(tmp_path / "fewer")[first], start[first][:, [1, 2]])
+    assert info.mean == pytest.approx(start["encoder.mean"][[1, 2]].tolist())
+    said = " ".join(fewer.notes)
+    assert "The cube lacks green, swir16" in said
+    assert "does not know blue of the cube: not used" in said
+
+    info = read_metadata(tmp_path / "named")
+    assert info.bands == ("blue", "nir", "red")
+    begun = weights(tmp_path / "named")[first]
+    assert torch.equal(begun[:, 1:], start[first][:, [2, 1]])
+    assert not begun[:, 0].any()
+    assert info.mean[1:] == pytest.approx(start["encoder.mean"][[2, 1]].tolist())
+    # The mean of the band that was never seen is that of the cube: 0.3 - 0.2 ndvi.
+    assert 0.15 < info.mean[0] < 0.3
+    assert any("does not know blue: their weights begin at zero" in note for note in named.notes)
+
+
+def test_checkpoint_that_does_not_fit_is_refused(
+    small_cube: Path, new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    pretrain([small_cube], tmp_path / "pre", pretrain_config(steps=1))
+    init = str(tmp_path / "pre")
+
+    with pytest.raises(CheckpointError, match=r"it knows the bands green, red.*run has blue"):
+        finetune(new_cube(bands=("blue",)), tmp_path / "a", finetune_config(init=init, steps=1))
+    with pytest.raises(CubeError, match=r"lacks band .coastal. required by model\.bands"):
         finetune(
             small_cube,
             tmp_path / "b",
-            finetune_config(init=str(tmp_path / "pre"), steps=1, model__bands=["red", "nir"]),
+            finetune_config(init=init, steps=1, model__bands=["red", "coastal"]),
         )
     with pytest.raises(CheckpointError, match="The sizes of the encoders must agree"):
-        finetune(
-            small_cube,
-            tmp_path / "c",
-            finetune_config(init=str(tmp_path / "pre"), steps=1, model__layers=2),
-        )
+        finetune(small_cube, tmp_path / "c", finetune_config(init=init, steps=1, model__layers=2))
 
 
 def test_several_cubes_and_no_gate_without_red(

@@ -1,0 +1,198 @@
+"""What an evaluation is about to judge, and what it found: as text, as JSON, as pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..cube.store import Season
+from ..data.chips import ChipDataset
+from ..grid import Lattice
+from ..model.checkpoint import CheckpointInfo
+from ..report.calibration import Calibration, plot_reliability
+from ..report.metrics import Metrics
+from ..storage import Location
+from .classes import ClassChoice
+from .plan import TRANSDUCTIVE
+from .run_directory import write_text
+
+__all__ = ["Evaluation", "EvaluationPlan", "SplitName", "write_evaluation"]
+
+SplitName = Literal["test", "validation", "train"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationPlan:
+    """What is to be labelled and scored."""
+
+    info: CheckpointInfo
+    season: Season
+    classes: ClassChoice
+    """Those of the checkpoint, among those of the cube."""
+    split: SplitName
+    fields: np.ndarray
+    """(K,) int64: fields of each class in the split."""
+    pixels: int
+    """Labelled pixels of the split."""
+    lattice: Lattice
+    dataset: ChipDataset
+    same_cube: bool
+    """True where the checkpoint was trained on this season of this cube."""
+    ignored: str | None
+    """What is not counted, in words."""
+
+    def lines(self) -> list[str]:
+        """Return the plan as lines of text for people."""
+        return [
+            f"{self.info.path}: {self.info.parameters:,} parameters, bands "
+            f"{', '.join(self.info.bands)}",
+            f"{self.split} split of {self.season.cube}, season {self.season.name}: "
+            f"{int(self.fields.sum())} fields, {self.pixels} pixels",
+            f"{self.dataset.chips} windows of {self.lattice.window} px with a halo of "
+            f"{self.lattice.halo} px",
+            *([self.ignored] if self.ignored else []),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The accuracy of one checkpoint on one split of one season."""
+
+    metrics: Metrics
+    names: tuple[str, ...]
+    """Class names by code."""
+    fields: np.ndarray
+    """(K,) int64: fields of each class in the split."""
+    unseen_pixels: int
+    """Labelled pixels without any clear date: no prediction, not counted in the figures."""
+    split: SplitName
+    cube: Location
+    season: str
+    checkpoint: Path
+    sha256: str
+    window: int
+    halo: int
+    windows: int
+    same_cube: bool
+    """True where the checkpoint was trained on this season of this cube."""
+    folder: Path | None
+    """Where the figures were written."""
+    calibration: Calibration
+    """How often pixels of a confidence were right; confidence as ``predict`` gives it."""
+    uncalibrated: Calibration
+    """The same without the checkpoint's temperature."""
+    temperature: float | None
+    ignored: str | None
+    """What is not counted, in words."""
+
+    @property
+    def note(self) -> str:
+        """Say what the figures hold for."""
+        if self.same_cube:
+            return TRANSDUCTIVE
+        return (
+            "The checkpoint was not trained on this cube and season: the figures are of transfer."
+        )
+
+    def figures(self) -> dict[str, float | None]:
+        """Return the figures over all classes; None where there is none."""
+        return {
+            **self.metrics.summary(),
+            "expected_calibration_error": self.calibration.error,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the figures as lines of text for people."""
+
+        def show(value: float | int | str | None) -> str:
+            return (
+                f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
+            )
+
+        columns = ("iou", "f1", "users_accuracy", "producers_accuracy", "support_pixels")
+        lines = [f"{name}: {show(value)}" for name, value in self.metrics.summary().items()]
+        lines.append(
+            f"{'class':<24}{'IoU':>8}{'F1':>8}{'UA':>8}{'PA':>8}{'pixels':>9}{'fields':>8}"
+        )
+        for record, count in zip(self.metrics.per_class(self.names), self.fields, strict=True):
+            cells = [show(record[column]) for column in columns]
+            widths = (8, 8, 8, 8, 9)
+            row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            lines.append(f"{str(record['name'])[:23]:<24}{row}{int(count):>8}")
+        if self.unseen_pixels:
+            lines.append(f"{self.unseen_pixels} pixels have no clear date and are not counted.")
+        lines.append(self._say_calibration(show))
+        if self.ignored:
+            lines.append(self.ignored)
+        return [*lines, self.note]
+
+    def _say_calibration(self, show: Callable[[float | None], str]) -> str:
+        before = show(self.uncalibrated.error)
+        if self.temperature is None:
+            return f"expected calibration error: {before} (the checkpoint has no temperature)"
+        return (
+            f"expected calibration error: {show(self.calibration.error)} (before temperature "
+            f"scaling, by {self.temperature:.3f}: {before})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        per_class = self.metrics.per_class(self.names)
+        return {
+            **self.metrics.summary(),
+            "pixels": self.metrics.pixels,
+            "unseen_pixels": self.unseen_pixels,
+            "fields": int(self.fields.sum()),
+            "per_class": [
+                {**record, "support_fields": int(count)}
+                for record, count in zip(per_class, self.fields, strict=True)
+            ],
+            "confusion": self.metrics.confusion.tolist(),
+            "split": self.split,
+            "cube": str(self.cube),
+            "season": self.season,
+            "checkpoint": str(self.checkpoint),
+            "sha256": self.sha256,
+            "window": self.window,
+            "halo": self.halo,
+            "windows": self.windows,
+            "calibration": {
+                "temperature": self.temperature,
+                "expected_calibration_error": self.calibration.error,
+                "expected_calibration_error_uncalibrated": self.uncalibrated.error,
+                "bins": self.calibration.to_json(),
+                "bins_uncalibrated": self.uncalibrated.to_json(),
+            },
+            "ignored": self.ignored,
+            "note": self.note,
+        }
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write figures, confusion matrix and pictures into a folder."""
+    from ..report import plots
+
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["truth \\ prediction", *evaluation.names])
+    for name, row in zip(evaluation.names, evaluation.metrics.confusion, strict=True):
+        writer.writerow([name, *row.tolist()])
+    write_text(folder / "confusion.csv", table.getvalue())
+    plots.plot_confusion(evaluation.metrics.confusion, evaluation.names, folder / "confusion.png")
+    plot_reliability(
+        {"as predicted": evaluation.calibration}
+        if evaluation.temperature is None
+        else {
+            f"temperature {evaluation.temperature:.2f}": evaluation.calibration,
+            "without": evaluation.uncalibrated,
+        },
+        folder / "reliability.png",
+    )
+    write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=1) + "\n")

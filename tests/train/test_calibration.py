@@ -1,0 +1,141 @@
+"""The temperature is the likeliest one, is stored, and never changes a class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from stcln_geo.cube.contract import SPLITS
+from stcln_geo.cube.store import open_season, write_split
+from stcln_geo.model.checkpoint import read_metadata
+from stcln_geo.report.calibration import Calibration
+from stcln_geo.train.config import FinetuneConfig, load_config
+from stcln_geo.train.evaluate import evaluate_run
+from stcln_geo.train.finetune import finetune
+from stcln_geo.train.temperature import LARGEST, SMALLEST, fit_temperature
+
+SMALL: dict[str, Any] = {
+    "model.preset": "tiny",
+    "model.widths": [8, 16],
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.feedforward": 32,
+    "data.chip": 16,
+    "data.halo": 3,
+    "batch_size": 4,
+    "steps": 12,
+    "optimiser.learning_rate": 5e-3,
+}
+
+
+def make_pixels(true: float, *, count: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are ``true`` times too large for the classes drawn from them."""
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(count, 4, generator=generator)
+    target = torch.multinomial((logits / true).softmax(1), 1, generator=generator)[:, 0]
+    return logits, target
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
+def test_the_temperature_is_the_likeliest(true: float) -> None:
+    logits, target = make_pixels(true)
+
+    found = fit_temperature(logits, target)
+
+    assert found == pytest.approx(true, rel=0.05)
+
+    def cost(temperature: float) -> float:
+        scaled = logits.double() / temperature
+        return float(torch.nn.functional.cross_entropy(scaled, target))
+
+    # No other temperature of a fine search is likelier.
+    others = np.geomspace(found / 1.5, found * 1.5, 41)
+    assert min(cost(float(other)) for other in others) >= cost(found) - 1e-12
+    assert cost(found * 1.001) > cost(found) < cost(found / 1.001)
+    # Two ranks with the same pixels, which add up their sums.
+    assert fit_temperature(logits, target, add_up=lambda sums: 2 * sums) == pytest.approx(found)
+
+
+def test_bounds_and_nothing() -> None:
+    logits, _ = make_pixels(1.0, count=50)
+
+    right, wrong = logits.argmax(1), logits.argmin(1)
+
+    assert fit_temperature(logits, right) == pytest.approx(SMALLEST, rel=1e-5)
+    assert fit_temperature(logits, wrong) == pytest.approx(LARGEST, rel=1e-5)
+    assert fit_temperature(logits[:0], right[:0]) is None
+
+
+def test_the_error_is_that_of_torchmetrics() -> None:
+    logits, target = make_pixels(2.5, count=3001)
+    shares = logits.softmax(1)
+    confidence, right = shares.amax(1).numpy(), (shares.argmax(1) == target).numpy()
+
+    calibration = Calibration()
+    for part in (slice(0, 700), slice(700, None)):
+        calibration.add(confidence[part], right[part])
+
+    expected = multiclass_calibration_error(shares, target, num_classes=4, n_bins=15, norm="l1")
+    assert calibration.error == pytest.approx(float(expected), abs=1e-6)
+    assert calibration.error > 0.1
+    assert sum(row["pixels"] for row in calibration.to_json()) == 3001
+    assert Calibration().error is None
+
+
+def test_a_run_fits_stores_and_reports(small_cube: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finetune(small_cube, run, load_config(FinetuneConfig, overrides=SMALL))
+
+    temperature = read_metadata(run).temperature
+    assert temperature is not None
+    assert read_metadata(run / "checkpoints" / "last.safetensors").temperature is None
+    told = json.loads((run / "run.json").read_text())["calibration"]
+    assert told["temperature"] == temperature
+    season = open_season(small_cube)
+    assert season.fields is not None
+    judged = season.fields.split == SPLITS["validation"]
+    assert 0.8 * season.fields.pixels[judged].sum() < told["pixels"]
+
+    evaluation = evaluate_run(run, small_cube, split="validation")
+
+    # The very pixels that it was fitted on.
+    assert told["pixels"] == evaluation.metrics.pixels
+    assert evaluation.calibration.error == pytest.approx(told["error_after"], abs=1e-4)
+    assert evaluation.uncalibrated.error == pytest.approx(told["error_before"], abs=1e-4)
+    written = json.loads((evaluation.folder / "metrics.json").read_text())["calibration"]
+    assert written["expected_calibration_error"] == evaluation.calibration.error
+    assert sum(row["pixels"] for row in written["bins"]) == evaluation.metrics.pixels
+    assert (evaluation.folder / "reliability.png").stat().st_size > 1000
+    assert f"temperature scaling, by {temperature:.3f}" in "\n".join(evaluation.lines())
+    card = (run / "model_card.md").read_text()
+    assert f"calibrated by the temperature {temperature:.3f}, fitted on the" in card
+    assert "expected_calibration_error" in card
+
+
+def test_without_validation_fields_there_is_none(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    cube = new_cube()
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    split = season.fields.split.copy()
+    split[split == SPLITS["validation"]] = SPLITS["train"]
+    write_split(season, split)
+
+    result = finetune(
+        cube, tmp_path / "run", load_config(FinetuneConfig, overrides={**SMALL, "steps": 2})
+    )
+
+    assert any("confidence is not calibrated" in note for note in result.notes)
+    assert read_metadata(tmp_path / "run").temperature is None
+    evaluation = evaluate_run(tmp_path / "run", cube)
+    assert evaluation.calibration.error == evaluation.uncalibrated.error
+    assert "the checkpoint has no temperature" in "\n".join(evaluation.lines())
+    assert "- confidence is not calibrated\n" in (tmp_path / "run" / "model_card.md").read_text()
