@@ -427,8 +427,11 @@ def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
 
 def _maximum_in_blocks(temporal: Tensor, valid: Tensor | None) -> Tensor:
     """Do the same by blocks of pixels: no masked copy of all features is ever held."""
-    batch, _, dates, dim = temporal.shape
+    batch, pixels, dates, dim = temporal.shape
     size = max(1, CACHE_BYTES // (4 * batch * dates * dim))
     usable = [None] * len(temporal.split(size, 1)) if valid is None else valid.split(size, 1)
-    parts = zip(temporal.split(size, 1), usable, strict=True)
-    return torch.cat([_maximum_over_time(*part) for part in parts], 1)
+    highest = temporal.new_empty(batch, pixels, dim)
+    parts = zip(temporal.split(size, 1), usable, highest.split(size, 1), strict=True)
+    for features, kept, made in parts:
+        made.copy_(_maximum_over_time(features, kept))
+    return highest
