@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .dropout import add_dropped, attend_and_drop, draws_gaps, drop_after_relu
+
 MAX_SEQUENCES = 32768
 """Most sequences one attention call takes: fused GPU kernels fail at 65536."""
 Layer = Callable[[Tensor, Tensor | None], Tensor]
@@ -183,7 +185,7 @@ class ConvBlock(nn.Module):
         if runs_without_gradients(self):
             return self._folded(x, valid)
         x = F.relu(self.norm(self.convolution(x), valid))
-        return x if valid is None else x * valid
+        return x if valid is None else x * valid.to(x.dtype)
 
     def _folded(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Run with the normalisation, which is affine in evaluation, inside the convolution."""
@@ -250,6 +252,12 @@ class SelfAttention(nn.Module):
         sequences, dates, dim = x.shape
         projected = self.projection(x).view(sequences, dates, 3, self.heads, dim // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (S, heads, T, D/heads)
+        # At lower precision the softmax wants more care than two plain products take.
+        wide = projected.dtype in (torch.float32, torch.float64)
+        if self.training and wide and draws_gaps(projected, self.dropout):
+            mixed = attend_and_drop(query, key, value, keys, self.dropout)
+            mixed = mixed.transpose(1, 2).reshape(sequences, dates, dim)
+            return F.linear(mixed, self.output.weight / (1 - self.dropout), self.output.bias)
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -275,6 +283,12 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Map (S, T, D) to (S, T, D); `keys` (S, T) bool as in `SelfAttention`."""
+        share = self.dropout.p
+        if self.training and draws_gaps(x, share):
+            x = self.attention_norm(add_dropped(x, self.attention(x, keys), share))
+            hidden = drop_after_relu(self.expand(x.flatten(0, 1)), share)
+            changed = F.linear(hidden, self.contract.weight / (1 - share), self.contract.bias)
+            return self.feedforward_norm(add_dropped(x, changed.view_as(x), share))
         x = self.attention_norm(x + self.dropout(self.attention(x, keys)))
         hidden = self.dropout(F.relu(self.expand(x)))
         normalised: Tensor = self.feedforward_norm(x + self.dropout(self.contract(hidden)))
@@ -319,7 +333,8 @@ class TemporalEncoder(nn.Module):
                 x = layer(x, keys)
         if valid is None:
             return x
-        return x * valid[..., None] if prepared is None else x.mul_(valid[..., None])
+        usable = valid[..., None].to(x.dtype)  # a product with booleans takes twice as long
+        return x * usable if prepared is None else x.mul_(usable)
 
 
 class SpatioTemporalAttention(nn.Module):
