@@ -55,6 +55,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--preset", default="base", help="tiny is for trying the script")
+    parser.add_argument(
+        "--precision", choices=["float32", "bf16"], nargs="+", default=None,
+        help="of ours; default: bf16 too where the hardware has it",
+    )  # fmt: skip
 
 
 def start(options: argparse.Namespace) -> str:
@@ -71,7 +75,11 @@ def start(options: argparse.Namespace) -> str:
     else:
         print("GPU: not measured: " + ("device cpu was asked for" if cuda else "no CUDA device"))
         kind = "AMX" if amx else f"no AMX, {'avx512_bf16' if bf16 else 'no bfloat16'}"
+        if options.precision is None and not (amx or bf16):
+            print("bf16: not measured: this CPU has no instructions for it")
+            options.precision = ["float32"]
         print(f"device: CPU ({kind}), {torch.get_num_threads()} threads, load {load:.1f}")
+    options.precision = options.precision or ["float32", "bf16"]
     print(f"torch {torch.__version__}, medians of contenders that take turns, {options.clock} time")
     return device
 
@@ -121,10 +129,8 @@ def check_same(one: Tensor, other: Tensor, what: str) -> None:
 def medians(
     contenders: Mapping[str, Callable[[], object]], options: argparse.Namespace, device: str
 ) -> dict[str, float]:
-    """Let contenders take turns; return the median seconds of each."""
+    """Let contenders take turns; return the median seconds of each. Each has run once before."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
-        run()
     begun = time.perf_counter()
     for turn in itertools.count():
         spent = time.perf_counter() - begun > options.seconds
@@ -145,6 +151,39 @@ def seconds(run: Callable[[], object], device: str, *, clock: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return read() - begun
+
+
+class MatrixRates:
+    """The rate of the network's own products in each precision, measured between the turns."""
+
+    def __init__(self, network: Stcln, chips: Chips, options: argparse.Namespace) -> None:
+        dtypes = {"float32": torch.float32, "bf16": torch.bfloat16}
+        self.found: dict[str, list[float]] = {name: [] for name in options.precision}
+        self.found.setdefault("float32", [])
+        self.probes = {
+            name: matrix_rate(network.config, chips, dtypes[name], clock=options.clock)
+            for name in self.found
+        }
+
+    def turns(self) -> dict[str, Callable[[], object]]:
+        """Give contenders that measure the rates."""
+        return {
+            f"rate {name}": lambda name=name: self.found[name].append(self.probes[name]())
+            for name in self.found
+        }
+
+    def median(self, precision: str) -> float:
+        """Return the operations a second (median)."""
+        return statistics.median(self.found[precision])
+
+    def __str__(self) -> str:
+        single = self.median("float32")
+        others = [
+            f", {name} {self.median(name) / single:.1f} times that"
+            for name in self.found
+            if name != "float32"
+        ]
+        return f"matrix rate: float32 {single / 1e9:.0f} Gflop/s{''.join(others)}"
 
 
 def forward_operations(config: StclnConfig, chips: Chips) -> float:

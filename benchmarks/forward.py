@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,10 @@ import torch
 from _measure import measure_process
 from _network import (
     Chips,
+    MatrixRates,
     add_options,
     check_same,
     forward_operations,
-    matrix_rate,
     medians,
     networks,
     shapes,
@@ -55,14 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
         contenders = {
             "published float32": lambda chips=chips: published(chips.images, chips.days),
             "reference float32": ours(reference, chips, None, "float32"),
-            "geo float32": ours(geo, chips, chips.valid, "float32"),
-            "reference bf16": ours(reference, chips, None, "bf16"),
-            "geo bf16": ours(geo, chips, chips.valid, "bf16"),
         }
+        for precision in options.precision:
+            contenders[f"reference {precision}"] = ours(reference, chips, None, precision)
+            contenders[f"geo {precision}"] = ours(geo, chips, chips.valid, precision)
         with torch.inference_mode():
             compare(contenders, chips, geo, options, device)
     if not options.no_memory:
-        for precision in ("float32", "bf16"):
+        for precision in options.precision:
             report_patch(precision, device, options)
 
 
@@ -84,31 +83,20 @@ def compare(
     options: argparse.Namespace,
     device: str,
 ) -> None:
-    theirs = contenders["published float32"]()
-    check_same(theirs, contenders["reference float32"](), "logits")
-    labels = contenders["reference bf16"]().argmax(1)
-    agreeing = (labels == theirs.argmax(1)).float().mean().item()
+    made = {name: run() for name, run in contenders.items()}
+    theirs, agreement = made["published float32"], ""
+    check_same(theirs, made["reference float32"], "logits")
+    if "reference bf16" in made:
+        labels = made["reference bf16"].argmax(1)
+        agreeing = (labels == theirs.argmax(1)).float().mean().item()
+        agreement = f"; bf16 and float32 agree in {agreeing:.1%} of the labels"
 
-    rates: dict[str, list[float]] = {"float32": [], "bf16": []}
-    probes = {
-        name: matrix_rate(network.config, chips, dtype, clock=options.clock)
-        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))
-    }
-    turns = {
-        **contenders,
-        **{name: lambda name=name: rates[name].append(probes[name]()) for name in rates},
-    }
-    times = medians(turns, options, device)
-    best = {name: statistics.median(found) for name, found in rates.items()}
+    rates = MatrixRates(network, chips, options)
+    times = medians({**contenders, **rates.turns()}, options, device)
     operations = forward_operations(network.config, chips)
-    print(
-        f"\n{chips.label}   matrix rate: float32 {best['float32'] / 1e9:.0f} Gflop/s, "
-        f"bf16 {best['bf16'] / best['float32']:.1f} times that; "
-        f"bf16 and float32 agree in {agreeing:.1%} of the labels"
-    )
+    print(f"\n{chips.label}   {rates}{agreement}", flush=True)
     for name in contenders:
-        rate = best[name.split()[1]]
-        share = operations / times[name] / rate
+        share = operations / times[name] / rates.median(name.split()[1])
         speed = times["published float32"] / times[name]
         print(f"  {name:18} {speed:5.2f} x   {share:4.0%} of the matrix rate")
         if name.startswith("published") and share < ENOUGH:

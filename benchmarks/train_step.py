@@ -18,8 +18,10 @@ from collections.abc import Callable
 import torch
 from _network import (
     Chips,
+    MatrixRates,
     add_options,
     check_same,
+    forward_operations,
     medians,
     networks,
     shapes,
@@ -42,16 +44,20 @@ def main(arguments: list[str] | None = None) -> None:
         if index == 0:
             check_gradients(published, reference, chips)
         contenders = {"published float32": step(published, chips, None, "float32")}
-        for precision in ("float32", "bf16"):
+        for precision in options.precision:
             contenders[f"reference {precision}"] = step(reference, chips, None, precision)
             contenders[f"geo {precision}"] = step(geo, chips, (chips.valid,), precision)
-        peaks = peak_memory(contenders) if device == "cuda" else {}
-        times = medians(contenders, options, device)
-        print(f"\n{chips.label}")
+        peaks = peak_memory(contenders, device)
+        rates = MatrixRates(geo, chips, options)
+        times = medians({**contenders, **rates.turns()}, options, device)
+        # Of a product, the backward pass makes two.
+        operations = 3 * forward_operations(geo.config, chips)
+        print(f"\n{chips.label}   {rates}", flush=True)
         for name in contenders:
             speed = times["published float32"] / times[name]
+            share = operations / times[name] / rates.median(name.split()[1])
             memory = f"   peak {peaks[name] / 1e9:.2f} GB" if peaks else ""
-            print(f"  {name:18} {speed:5.2f} x{memory}")
+            print(f"  {name:18} {speed:5.2f} x   {share:4.0%} of the matrix rate{memory}")
 
 
 def step(
@@ -99,11 +105,13 @@ def check_gradients(published: nn.Module, reference: nn.Module, chips: Chips) ->
         check_same(theirs.flatten() / largest, mine / largest, f"gradients of {name}, scaled,")
 
 
-def peak_memory(contenders: dict[str, Callable[[], None]]) -> dict[str, int]:
-    """Return the peak of each on a GPU (bytes)."""
-    peaks = {}
+def peak_memory(contenders: dict[str, Callable[[], None]], device: str) -> dict[str, int]:
+    """Run each once, and on a GPU once more: return the peak of each there (bytes)."""
+    peaks: dict[str, int] = {}
     for name, run in contenders.items():
         run()
+        if device != "cuda":
+            continue
         torch.cuda.reset_peak_memory_stats()
         run()
         peaks[name] = torch.cuda.max_memory_allocated()

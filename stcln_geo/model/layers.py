@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .dropout import add_dropped, attend_and_drop, draws_gaps, drop_after_relu
+
 MAX_SEQUENCES = 32768
 """Most sequences one attention call takes: fused GPU kernels fail at 65536."""
 Layer = Callable[[Tensor, Tensor | None], Tensor]
@@ -185,7 +187,7 @@ class ConvBlock(nn.Module):
         if runs_without_gradients(self):
             return self._folded(x, valid)
         x = F.relu(self.norm(self.convolution(x), valid))
-        return x if valid is None else x * valid
+        return x if valid is None else x * valid.to(x.dtype)
 
     def _folded(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Run with the normalisation, which is affine in evaluation, inside the convolution."""
@@ -252,6 +254,12 @@ class SelfAttention(nn.Module):
         sequences, dates, dim = x.shape
         projected = self.projection(x).view(sequences, dates, 3, self.heads, dim // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (S, heads, T, D/heads)
+        # At lower precision the softmax wants more care than two plain products take.
+        wide = projected.dtype in (torch.float32, torch.float64)
+        if self.training and wide and draws_gaps(projected, self.dropout):
+            mixed = attend_and_drop(query, key, value, keys, self.dropout)
+            mixed = mixed.transpose(1, 2).reshape(sequences, dates, dim)
+            return F.linear(mixed, self.output.weight / (1 - self.dropout), self.output.bias)
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -277,6 +285,12 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Map (S, T, D) to (S, T, D); `keys` (S, T) bool as in `SelfAttention`."""
+        share = self.dropout.p
+        if self.training and draws_gaps(x, share):
+            x = self.attention_norm(add_dropped(x, self.attention(x, keys), share))
+            hidden = drop_after_relu(self.expand(x.flatten(0, 1)), share)
+            changed = F.linear(hidden, self.contract.weight / (1 - share), self.contract.bias)
+            return self.feedforward_norm(add_dropped(x, changed.view_as(x), share))
         x = self.attention_norm(x + self.dropout(self.attention(x, keys)))
         hidden = self.dropout(F.relu(self.expand(x)))
         normalised: Tensor = self.feedforward_norm(x + self.dropout(self.contract(hidden)))
@@ -321,7 +335,8 @@ class TemporalEncoder(nn.Module):
                 x = layer(x, keys)
         if valid is None:
             return x
-        return x * valid[..., None] if prepared is None else x.mul_(valid[..., None])
+        usable = valid[..., None].to(x.dtype)  # a product with booleans takes twice as long
+        return x * usable if prepared is None else x.mul_(usable)
 
 
 class SpatioTemporalAttention(nn.Module):
@@ -432,8 +447,11 @@ def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
 
 def _maximum_in_blocks(temporal: Tensor, valid: Tensor | None) -> Tensor:
     """Do the same by blocks of pixels: no masked copy of all features is ever held."""
-    batch, _, dates, dim = temporal.shape
+    batch, pixels, dates, dim = temporal.shape
     size = max(1, CACHE_BYTES // (4 * batch * dates * dim))
     usable = [None] * len(temporal.split(size, 1)) if valid is None else valid.split(size, 1)
-    parts = zip(temporal.split(size, 1), usable, strict=True)
-    return torch.cat([_maximum_over_time(*part) for part in parts], 1)
+    highest = temporal.new_empty(batch, pixels, dim)
+    parts = zip(temporal.split(size, 1), usable, highest.split(size, 1), strict=True)
+    for features, kept, made in parts:
+        made.copy_(_maximum_over_time(features, kept))
+    return highest

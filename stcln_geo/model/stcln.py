@@ -164,7 +164,9 @@ class Encoder(nn.Module):
             return convolve(0, dates).contiguous()
         step = max(1, self._slice_bytes(inputs) // (4 * batch * height * width * self.config.dim))
         parts = convolve(0, min(step, dates))
-        features = parts.new_empty(batch, height, width, dates, self.config.dim)
+        # Wide at once: the attention over space would copy all of them otherwise.
+        wide = torch.promote_types(parts.dtype, torch.float32)
+        features = parts.new_empty(batch, height, width, dates, self.config.dim, dtype=wide)
         features[..., :step, :] = parts
         for first in range(step, dates, step):
             features[..., first : first + step, :] = convolve(first, first + step)

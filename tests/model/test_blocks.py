@@ -96,9 +96,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 def test_a_whole_pastis_patch_fits_in_memory():
-    """128 x 128 pixels and 61 dates through `base`: far below 12 GB (features alone are 2 GB)."""
+    """128 x 128 pixels and 61 dates through `base`, in a process of its own, torch included.
+
+    Features before and after the transformer are 1 GB each: hardly anything else may be held.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _PATCH], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 8e9
+    assert int(done.stdout) < 3e9
