@@ -51,12 +51,12 @@ class MaskingSection(BaseModel):
         if (self.schedule == "constant") != (self.mask_ratio_start is None):
             raise ValueError(
                 f"schedule is {self.schedule} and mask_ratio_start is {self.mask_ratio_start}: "
-                "linear and cosine begin at mask_ratio_start, constant has none. Set both or none"
+                "linear and cosine begin at mask_ratio_start, constant has none; set both or none"
             )
         if self.band_groups and self.strategy != "band-group":
             raise ValueError(
                 f"band_groups are given and strategy is {self.strategy}: only band-group uses "
-                "them. Set strategy to band-group, or leave the groups out"
+                "them; set strategy to band-group, or leave the groups out"
             )
         return self
 
