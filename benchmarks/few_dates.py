@@ -7,7 +7,7 @@ the training fields, the first weights and the order of chips, so the interval (
 paired differences) is about these, for this one region and this one pre-training.
 
     python benchmarks/few_dates.py
-    python benchmarks/few_dates.py --size 200x200 --seeds 3 --steps 100
+    python benchmarks/few_dates.py --size 400x400 --seeds 10 --pretrain-steps 2000 --steps 300
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy as np
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="320x320", help="of the region (pixels)")
+    parser.add_argument("--size", default="200x200", help="of the region (pixels)")
     parser.add_argument("--dates", type=int, default=30, help="of each season")
     parser.add_argument("--few", type=int, default=12, help="dates that are fine-tuned on")
     parser.add_argument("--fields", type=int, default=3, help="training fields of each class")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pretrain-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--pretrain-steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--chip", type=int, default=16)
     parser.add_argument("--min-fields", type=int, default=8, help="rarer classes are left out")
@@ -60,11 +60,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     for seed in range(options.seeds):
         for name, scores in found.items():
             pretrained = name == "from pre-training"
+            # The preset is named to both: the learning rate follows from it.
             own: dict[str, Any] = {
                 **shared,
-                "model.preset": None if pretrained else options.preset,
                 "init": str(start.path) if pretrained else None,
                 "steps": options.steps,
+                "validation.every": max(options.steps // 4, 1),
                 "seed": seed,
                 "labels.fields_per_class": options.fields,
             }

@@ -102,7 +102,7 @@ def test_few_dates_compares_equal_options(tmp_path):
     finished = subprocess.run(
         [sys.executable, BENCHMARKS / "few_dates.py", "--size", "150x130", "--dates", "30", "--few",
          "12", "--fields", "1", "--seeds", "2", "--pretrain-steps", "3", "--steps", "2", "--chip",
-         "8", "--min-fields", "3", "--scratch", tmp_path],
+         "16", "--min-fields", "3", "--scratch", tmp_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr

@@ -152,11 +152,14 @@ def test_checkpoint_and_cube_with_different_bands(capsys, archive, checkpoint, t
              "--min-fields", "1"]  # fmt: skip
     assert invoke([str(argument) for argument in burnt]) == 0
     assert invoke(["labels", "split", str(small)]) == 0
-    said = failing(
-        capsys, ["finetune", small, "--init", checkpoint, "--out", tmp_path / "run", "--steps", "2"]
-    )
-    assert "blue" in said
+    train = ["finetune", small, "--init", checkpoint, "--out", tmp_path / "run", "--steps", "2"]
+    said = failing(capsys, [*train, "--set", "model.bands=['blue', 'red']"])
+    assert "lacks band 'blue' required by model.bands" in said
     assert not list((tmp_path / "run").glob("checkpoints/*.safetensors"))
+    # Unless they are named, bands that lack count as if at their mean.
+    assert invoke([str(argument) for argument in [*train, "--dry-run"]]) == 0
+    said = capsys.readouterr().out
+    assert "The cube lacks blue, green, " in said
 
 
 @pytest.mark.parametrize(
