@@ -2,9 +2,10 @@
 
 The published network runs eagerly in float32 (benchmarks/_published.py), with the weights of ours.
 Ours runs in `reference` mode, which must give the same logits to 1e-4, and in `geo` mode, which
-also leaves out observations that are not usable; each in float32 and in bfloat16. Printed: how many
-times as fast as the published one, the share of the matrix rate that each reaches, measured at
-the network's own shapes between the turns, and the peak memory of a chip of 128 x 128 px.
+also leaves out observations that are not usable; each in float32, and in bfloat16 where the
+hardware has it. Printed: how many times as fast as the published one, the share of the matrix rate
+that each reaches, measured at the network's own shapes between the turns, and the peak memory of a
+chip of 128 x 128 px.
 
     python benchmarks/forward.py
     python benchmarks/forward.py --dates 30 --side 32 --batch 1 --no-memory

@@ -2,8 +2,9 @@
 
 A step is forward, cross-entropy, backward and Adam, with dropout. The published network runs
 eagerly in float32 (benchmarks/_published.py), with the weights of ours; ours in `reference` and in
-`geo` mode, each in float32 and under bfloat16 autocast. Before they are timed, the published
-network and ours in `reference` mode must give one loss without dropout, and equal gradients.
+`geo` mode, each in float32, and under bfloat16 autocast where the hardware has it. Before they are
+timed, the published network and ours in `reference` mode must give one loss without dropout, and
+equal gradients. Printed as in forward.py.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --dates 30 --side 32 --batch 1
