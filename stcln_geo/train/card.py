@@ -139,7 +139,7 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         "| cube | season | dates | CRS | fingerprint |",
         "|---|---|---|---|---|",
         *(
-            f"| {cube['cube']} | {cube['season']} | {cube['dates']} | {cube['crs']} | "
+            f"| {cube['cube']}{_sites(cube)} | {cube['season']} | {cube['dates']} | {_crs(cube)} | "
             f"`{cube['fingerprint'][:16]}` |"
             for cube in card["data"]
         ),
@@ -180,6 +180,16 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         "All options are in `config.toml`, the loss of each step in `steps.jsonl`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sites(cube: dict[str, Any]) -> str:
+    """Say how many sites a stack has; nothing of a cube."""
+    return f", {cube['sites']} sites" if cube.get("kind") == "stack" else ""
+
+
+def _crs(cube: dict[str, Any]) -> str:
+    systems = cube["crs"]
+    return ", ".join(systems) if isinstance(systems, list) else str(systems)
 
 
 def _figure_row(figure: dict[str, Any]) -> str:

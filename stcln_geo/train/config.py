@@ -177,6 +177,9 @@ class LabelsSection(_Section):
 
     fields_per_class: int | None = Field(default=None, ge=1)
     fraction: float | None = Field(default=None, gt=0, le=1)
+    chips: tuple[tuple[int, int], ...] | None = None
+    """Train, and choose weights, on these chips of each site alone: ``[[0, 0], [1, 1]]``, row and
+    column in the grid of ``data.chip`` that tiles a site from its first pixel."""
 
 
 class LossSection(_Section):

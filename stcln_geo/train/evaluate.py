@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from ..cube.contract import SPLITS
-from ..cube.store import FieldTable, Season, open_season
+from ..cube.season import FieldTable
 from ..data.batch import IGNORE_INDEX
 from ..data.chips import ChipDataset, plan_windows
 from ..data.reader import band_indices
+from ..data.source import Source, open_source
 from ..data.split import check_labelled
 from ..data.stream import OrderedStream
 from ..errors import CheckpointError, InputError, LabelError
@@ -31,7 +32,7 @@ from ..report.metrics import Metrics, metrics_from_confusion
 from ..storage import Location
 from .card import write_model_card
 from .modules import count_confusion, observed_target
-from .plan import TRANSDUCTIVE
+from .plan import figures_hold_for
 from .run_directory import RunDirectory, fingerprint_labels, fingerprint_season, write_text
 
 __all__ = [
@@ -55,7 +56,7 @@ class EvaluationPlan:
     """What is to be labelled and scored."""
 
     info: CheckpointInfo
-    season: Season
+    source: Source
     legend: Legend
     split: SplitName
     fields: np.ndarray
@@ -66,17 +67,25 @@ class EvaluationPlan:
     dataset: ChipDataset
     same_cube: bool
     """True where the checkpoint was trained on this season of this cube."""
+    hold_for: str
+    """What the figures are evidence of, where it was."""
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text for people."""
-        return [
+        lines = [
             f"{self.info.path}: {self.info.parameters:,} parameters, bands "
             f"{', '.join(self.info.bands)}",
-            f"{self.split} split of {self.season.cube}, season {self.season.name}: "
+            f"{self.split} split of {self.source}: "
             f"{int(self.fields.sum())} fields, {self.pixels} pixels",
             f"{self.dataset.chips} windows of {self.lattice.window} px with a halo of "
             f"{self.lattice.halo} px",
         ]
+        if self.source.kind == "stack":
+            sites = len({unit.site for unit in self.dataset.units})
+            lines.append(
+                f"{sites} sites, each a map of its own: windows see nothing beyond a site's edge"
+            )
+        return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +109,8 @@ class Evaluation:
     windows: int
     same_cube: bool
     """True where the checkpoint was trained on this season of this cube."""
+    hold_for: str
+    """What the figures are evidence of, where it was."""
     folder: Path | None
     """Where the figures were written."""
 
@@ -107,7 +118,7 @@ class Evaluation:
     def note(self) -> str:
         """Say what the figures hold for."""
         if self.same_cube:
-            return TRANSDUCTIVE
+            return self.hold_for
         return (
             "The checkpoint was not trained on this cube and season: the figures are of transfer."
         )
@@ -172,9 +183,9 @@ def evaluate_run(
 ) -> Evaluation:
     """Label the windows that hold fields of a split, and score the pixels of these fields only.
 
-    Windows, halo and dates are those of prediction, so the figures are those of the map. For a
-    run directory, writes ``evaluation-<split>/`` with metrics.json, confusion.csv and
-    confusion.png into it.
+    Windows, halo and dates are those of prediction, so the figures are those of the map. Each site
+    of a stack is a map of its own: windows see nothing beyond its edge. For a run directory, writes
+    ``evaluation-<split>/`` with metrics.json, confusion.csv and confusion.png into it.
 
     Raises
     ------
@@ -196,14 +207,15 @@ def evaluate_run(
         fields=plan.fields,
         unseen_pixels=unseen,
         split=split,
-        cube=plan.season.cube,
-        season=plan.season.name,
+        cube=plan.source.path,
+        season=plan.source.season,
         checkpoint=plan.info.path,
         sha256=plan.info.sha256,
         window=plan.lattice.window,
         halo=plan.lattice.halo,
         windows=plan.dataset.chips,
         same_cube=plan.same_cube,
+        hold_for=plan.hold_for,
         folder=_folder(plan),
     )
     if evaluation.folder is not None:
@@ -224,7 +236,7 @@ def plan_evaluation(
     """Find the windows to label, after checking that checkpoint and cube fit each other."""
     path = find_checkpoint(run_or_checkpoint)
     info = read_metadata(path)
-    opened = open_season(cube, season)
+    opened = open_source(cube, season)
     fields, legend = _labelled(opened, info, split=split)
     band_indices(opened, info.bands, wanted_by=f"checkpoint {path.name}")
     lattice = Lattice(
@@ -233,7 +245,7 @@ def plan_evaluation(
     wanted = fields.split == SPLITS[split]
     return EvaluationPlan(
         info=info,
-        season=opened,
+        source=opened,
         legend=legend,
         split=split,
         fields=np.bincount(fields.code[wanted], minlength=len(legend)),
@@ -247,6 +259,7 @@ def plan_evaluation(
             halo=lattice.halo,
         ),
         same_cube=_trained_on(opened, info),
+        hold_for=figures_hold_for(fields, split),
     )
 
 
@@ -328,7 +341,7 @@ def _score(
 
 
 def _labelled(
-    season: Season, info: CheckpointInfo, *, split: SplitName
+    season: Source, info: CheckpointInfo, *, split: SplitName
 ) -> tuple[FieldTable, Legend]:
     """Return fields and legend, after checking that the checkpoint means the same classes."""
     if split not in ("train", "validation", "test"):
@@ -339,7 +352,7 @@ def _labelled(
     fields, legend = check_labelled(season)
     if not (fields.split == SPLITS[split]).any():
         raise LabelError(
-            f"Cannot evaluate on {season.cube}, season {season.name}: none of its "
+            f"Cannot evaluate on {season}: none of its "
             f"{len(fields)} fields is in the {split} split. Run `stcln-geo labels split "
             "CUBE` first, or choose another --split."
         )
@@ -349,7 +362,7 @@ def _labelled(
     here = [entry.value for entry in legend.classes]
     if learnt != here:
         raise CheckpointError(
-            f"Cannot evaluate {info.path} on {season.cube}: it knows the classes "
+            f"Cannot evaluate {info.path} on {season.path}: it knows the classes "
             f"{', '.join(learnt)}, and the cube's legend is {', '.join(here)}. Both must be the "
             "same, in the same order. Burn the cube's labels with the legend of the training."
         )
@@ -364,7 +377,7 @@ def _no_classifier(info: CheckpointInfo) -> str:
     )
 
 
-def _trained_on(season: Season, info: CheckpointInfo) -> bool:
+def _trained_on(season: Source, info: CheckpointInfo) -> bool:
     """Return True where the checkpoint was trained on this very season.
 
     Raises
@@ -378,7 +391,7 @@ def _trained_on(season: Season, info: CheckpointInfo) -> bool:
             continue
         if cube.get("labels") not in (None, fingerprint_labels(season)):
             raise LabelError(
-                f"Cannot evaluate {info.path} on {season.cube}: the labels were burnt or split "
+                f"Cannot evaluate {info.path} on {season.path}: the labels were burnt or split "
                 "again since it was trained, so its training fields may now be test fields. "
                 "Fine-tune again, or restore the split with the same --seed."
             )
@@ -388,11 +401,11 @@ def _trained_on(season: Season, info: CheckpointInfo) -> bool:
 
 def _folder(plan: EvaluationPlan) -> Path | None:
     """Return where the figures of a run's checkpoint go; None for a checkpoint without a run."""
-    path, season = plan.info.path, plan.season
+    path, source = plan.info.path, plan.source
     run = path.parent.parent
     if path.parent.name != "checkpoints" or not (run / "run.json").is_file():
         return None
-    other = "" if plan.same_cube else f"-{season.cube.stem}-{season.name}"
+    other = "" if plan.same_cube else f"-{source.path.stem}-{source.season}"
     return run / f"evaluation-{plan.split}{other}"
 
 

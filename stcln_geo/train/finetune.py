@@ -1,4 +1,4 @@
-"""Fine-tuning on the training fields of a cube, from a checkpoint or from scratch."""
+"""Fine-tuning on the training fields of a cube or stack, from a checkpoint or from scratch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from ..cube.contract import SPLITS
-from ..cube.store import FieldTable, Season, open_season
+from ..cube.store import FieldTable
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
+from ..data.labelled import repeat_units
 from ..data.reader import band_indices
+from ..data.source import Source, open_source
 from ..data.split import check_labelled, few_label_fields
 from ..data.stream import OrderedStream, TrainingStream
+from ..data.targets import ChipChoice, fields_within
 from ..errors import CheckpointError, LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
@@ -27,11 +30,11 @@ from ..model.stcln import Stcln
 from .config import FinetuneConfig, settle, to_toml
 from .modules import FinetuneTask
 from .plan import (
-    TRANSDUCTIVE,
     RunResult,
     TrainingPlan,
     carry_out,
     choose_batch_size,
+    figures_hold_for,
     finished_result,
     network_config,
     rehearse,
@@ -50,8 +53,9 @@ _DEFAULT_STEPS = 2000
 class _Prepared:
     """A run whose data is known, but not yet read."""
 
-    season: Season
+    source: Source
     fields: FieldTable
+    """As seen through the chips that are trained on."""
     legend: Legend
     config: FinetuneConfig
     network: StclnConfig
@@ -86,7 +90,7 @@ def finetune(
     Parameters
     ----------
     cube
-        A cube with burnt labels and a split.
+        A cube or stack with labels and a split.
     out
         The run directory.
     workers
@@ -129,7 +133,7 @@ def _finetune(
 ) -> RunResult:
     prepared = _prepare(cube, config, device=device, ranks=ranks, run=None if overwrite else run)
     environment = describe_environment(
-        [prepared.season], device=prepared.device, precision=prepared.precision, labels=True
+        [prepared.source], device=prepared.device, precision=prepared.precision, labels=True
     )
     described = environment["cubes"][0]
     counts = _counts(prepared)
@@ -148,7 +152,7 @@ def _finetune(
                 "validation_windows": prepared.held_out.chips,
                 "global_batch": prepared.config.global_batch,
                 "splits": counts,
-                "transductive": TRANSDUCTIVE,
+                "transductive": figures_hold_for(prepared.fields, "validation", "test"),
                 "notes": list(prepared.notes),
             },
             overwrite=overwrite,
@@ -160,7 +164,6 @@ def _finetune(
     notes = (*prepared.notes, *report)
     if begun == "new" and ranks.first:
         run.update(notes=list(notes))
-    days = prepared.season.days
     return carry_out(
         task,
         run,
@@ -173,8 +176,8 @@ def _finetune(
             "legend": prepared.legend.to_json(),
             "chip": prepared.config.data.chip,
             "halo": prepared.config.data.halo,
-            "trained_days": (int(days.min()), int(days.max())),
-            "season_start": prepared.season.name[5:],
+            "trained_days": prepared.source.day_range,
+            "season_start": prepared.source.season[5:],
             "provenance": {
                 "stcln_geo": environment["stcln_geo"],
                 "trained": "finetune",
@@ -226,10 +229,13 @@ def _prepare(
     ranks: Ranks,
     run: RunDirectory | None,
 ) -> _Prepared:
-    season = open_season(cube, config.season)
-    fields, legend = _labelled(season)
+    source = open_source(cube, config.season)
+    within = None
+    if config.labels.chips is not None:
+        within = ChipChoice(config.data.chip, config.labels.chips)
+    fields, legend = _labelled(source, within)
     init = read_metadata(config.init) if config.init is not None else None
-    bands = _choose_bands(season, config, init)
+    bands = _choose_bands(source, config, init)
     network, preset = network_config(
         config.model,
         bands=bands,
@@ -244,11 +250,12 @@ def _prepare(
     )
     judged = fields.split == SPLITS["validation"]
     lattice = Lattice(window=config.data.chip, halo=config.data.halo)
-    trained = plan_labelled_chips(season, chosen, chip=config.data.chip)
-    held_out = plan_windows(season, judged, lattice=lattice)
+    trained = plan_labelled_chips(source, chosen, chip=config.data.chip, within=within)
+    held_out = plan_windows(source, judged, lattice=lattice, within=within)
+    trained, held_out = repeat_units(trained, source), repeat_units(held_out, source)
     if not trained:
         raise LabelError(
-            f"Cannot fine-tune on {season.cube}: none of the {int(chosen.sum())} chosen training "
+            f"Cannot fine-tune on {source.path}: none of the {int(chosen.sum())} chosen training "
             "fields lies where the cube has a clear date. Choose another season, or check the "
             "cube with `stcln-geo cube info`."
         )
@@ -264,7 +271,7 @@ def _prepare(
             config,
             run,
             lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(legend)),
-            dates=len(season.time),
+            dates=int(source.dates.max()),
             chips=chips,
             device=where,
             precision=precision,
@@ -277,27 +284,27 @@ def _prepare(
         notes.append(
             "No validation fields: the last weights count as the best, and nothing stops early."
         )
-    if init is not None and init.season_start not in (None, season.name[5:]):
+    if init is not None and init.season_start not in (None, source.season[5:]):
         notes.append(
             f"The checkpoint counts days from {init.season_start}, this season from "
-            f"{season.name[5:]}: what it learnt about dates is shifted."
+            f"{source.season[5:]}: what it learnt about dates is shifted."
         )
     return _Prepared(
-        season=season,
+        source=source,
         fields=fields,
         legend=legend,
         config=settled.model_copy(
             update={
-                "season": season.name,
+                "season": source.season,
                 "model": settled.model.model_copy(update={"bands": bands, "preset": preset}),
             }
         ),
         network=network,
         init=init,
         chosen=chosen,
-        dataset=ChipDataset([season], trained, bands=bands, wanted=[chosen]),
+        dataset=ChipDataset([source], trained, bands=bands, wanted=[chosen], within=within),
         held_out=ChipDataset(
-            [season], held_out, bands=bands, wanted=[judged], halo=config.data.halo
+            [source], held_out, bands=bands, wanted=[judged], within=within, halo=config.data.halo
         ),
         device=where,
         precision=precision,
@@ -305,20 +312,28 @@ def _prepare(
     )
 
 
-def _labelled(season: Season) -> tuple[FieldTable, Legend]:
+def _labelled(source: Source, within: ChipChoice | None) -> tuple[FieldTable, Legend]:
     """Return fields and legend of a season that has both, and a split."""
-    fields, legend = check_labelled(season)
+    fields, legend = check_labelled(source)
     if not (fields.split == SPLITS["train"]).any():
         raise LabelError(
-            f"Cannot fine-tune on {season.cube}, season {season.name}: none of its "
-            f"{len(fields)} fields is in the train split. Run `stcln-geo labels split CUBE` "
-            "first."
+            f"Cannot fine-tune on {source}: none of its {len(fields)} fields is in the train "
+            "split. Run `stcln-geo labels split CUBE` first."
         )
-    return fields, legend
+    if within is None:
+        return fields, legend
+    seen = fields_within(source, within)
+    if not (seen.split == SPLITS["train"]).any():
+        raise LabelError(
+            f"Cannot fine-tune on {source}: no field of the train split has a pixel in the chips "
+            f"{[list(chip) for chip in within.chips]} of a site. Name other chips with "
+            "labels.chips, or leave it out."
+        )
+    return seen, legend
 
 
 def _choose_bands(
-    season: Season, config: FinetuneConfig, init: CheckpointInfo | None
+    season: Source, config: FinetuneConfig, init: CheckpointInfo | None
 ) -> tuple[str, ...]:
     """Return the bands: those named, else the checkpoint's, else all of the cube."""
     if init is None:
@@ -335,7 +350,7 @@ def _choose_bands(
     missing = [band for band in bands if band not in season.bands]
     if missing:
         raise CheckpointError(
-            f"Cannot begin from {init.path}: the cube {season.cube} lacks its bands "
+            f"Cannot begin from {init.path}: the cube {season.path} lacks its bands "
             f"{', '.join(missing)} (it has {', '.join(season.bands)}). The bands must agree by "
             "name. Rebuild the cube with --bands, or choose another checkpoint."
         )
