@@ -57,7 +57,7 @@ def score(
         Path | None,
         typer.Argument(
             metavar="CUBE_OR_REFERENCE",
-            help="A cube with the labels and split; for a map, points or parcels.",
+            help="A cube or stack with labels and a split; for a map, points or parcels.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Run: test, validation or train.")] = "test",

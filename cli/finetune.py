@@ -13,7 +13,7 @@ from ._common import progress_bar, say
 
 def finetune(
     context: typer.Context,
-    cube: Annotated[Path, typer.Argument(help="A cube with burnt labels and a split.")],
+    cube: Annotated[Path, typer.Argument(help="A cube or stack with labels and a split.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     init: Annotated[
         Path | None,
@@ -93,7 +93,7 @@ def finetune(
         bool, typer.Option("--print-config", help="Print the options as TOML, and do no more.")
     ] = False,
 ) -> None:
-    """Fine-tune the network on the training fields of a cube.
+    """Fine-tune the network on the training fields of a cube or stack.
 
     Loss and figures use only the pixels of their split. The weights with the best macro mIoU on
     the validation fields are kept. The same command again goes on where it stopped; a finished

@@ -1,8 +1,7 @@
-"""``stcln-geo labels``: burn field labels into a cube and split them by field."""
+"""``stcln-geo labels``: burn field labels into a cube; split those of a cube or stack."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Burn field labels into a cube and split them by field.",
+    help="Burn field labels into a cube; split those of a cube or stack, never by pixel.",
 )
 
 Season = Annotated[
@@ -83,51 +82,106 @@ def burn(
 
 @app.command()
 def split(
-    cube: Annotated[Path, typer.Argument(help="The cube.")],
+    cube: Annotated[Path, typer.Argument(help="The cube, or a stack with labels.")],
     by: Annotated[
-        str, typer.Option(help="field: deal out fields. block: squares of fields, kept together.")
-    ] = "field",
-    test: Annotated[float, typer.Option(help="Share of each class's fields to test on.")] = 0.3,
+        str | None,
+        typer.Option(
+            help="field: deal out fields. block: squares of fields, kept together. Of a stack also "
+            "site: whole sites; fold: the folds named. Default: field."
+        ),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(metavar="FOLDS", help="With --by fold: as 1,2,3.")
+    ] = None,
     validation: Annotated[
-        float, typer.Option(help="Share of each class's fields to choose weights by.")
-    ] = 0.2,
+        str | None,
+        typer.Option(
+            metavar="SHARE|FOLDS",
+            help="Share of each class's fields to choose weights by, default 0.2; or folds.",
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE|FOLDS",
+            help="Share of each class's fields to test on, default 0.3; or folds.",
+        ),
+    ] = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Site ids by split, as .json, .toml or .csv: where they go, before all else.",
+        ),
+    ] = None,
+    missing_sites: Annotated[
+        str, typer.Option(help="Listed sites that the stack lacks: error, or skip and count.")
+    ] = "error",
     seed: Annotated[int, typer.Option(help="Another seed gives another split.")] = 0,
     block: Annotated[int, typer.Option(help="Side of a block (pixels), with --by block.")] = 128,
     season: Season = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Divide the fields of a cube among training, validation and test.
+    """Divide the fields of a cube or stack among training, validation and test.
 
-    Each class is divided by itself and has at least one field to train on and one to test on.
+    By field or block, each class is divided by itself and has at least one field to train on and
+    one to test on. Sites of a stack are dealt out as a whole: at random, by fold or by name.
     Pixels of one field never fall into two splits.
     """
-    from ..cube.contract import SPLITS
-    from ..cube.lock import cube_lock
-    from ..cube.store import choose_season, open_season, write_split
-    from ..data.split import check_labelled, field_positions, split_fields
+    from ..data.site_split import read_site_lists
+    from ..data.split_labels import SplitSpec, split_labels
 
-    name = choose_season(cube, season)
-    with contextlib.nullcontext() if dry_run else cube_lock(cube):
-        opened = open_season(cube, name, mode="r" if dry_run else "r+")
-        fields, legend = check_labelled(opened)
-        chosen = split_fields(
-            fields,
-            test=test,
-            validation=validation,
-            seed=seed,
-            by=by,  # type: ignore[arg-type]  # split_fields names the choices in its error
-            positions=field_positions(opened) if by == "block" else None,
-            block_pixels=block,
-        )
-        if not dry_run:
-            write_split(opened, chosen)
-    names = [name for name in SPLITS if name != "unused"]
-    say(f"{'fields (pixels)':<28}" + "".join(f"{name:>18}" for name in names))
-    for entry in legend.classes:
-        cells = []
-        for name in names:
-            mine = (fields.code == entry.code) & (chosen == SPLITS[name])
-            cells.append(f"{int(mine.sum())} ({int(fields.pixels[mine].sum())})")
-        say(f"{entry.name[:27]:<28}" + "".join(f"{cell:>18}" for cell in cells))
+    given = {"train": train, "validation": validation, "test": test}
+    _check_use(given, by=by, listed=sites is not None)
+    shares = (
+        {} if by == "fold" else {name: _share(name, text) for name, text in given.items() if text}
+    )
+    spec = SplitSpec(
+        by=by,  # type: ignore[arg-type]  # refused by name where it is none
+        seed=seed,
+        block_pixels=block,
+        folds={name: _folds(name, text) for name, text in given.items() if text and by == "fold"},
+        lists=read_site_lists(sites) if sites is not None else None,
+        missing=missing_sites,  # type: ignore[arg-type]
+        **shares,
+    )
+    for line in split_labels(cube, spec, season=season, dry_run=dry_run).lines():
+        say(line)
     if dry_run:
         say("Nothing was written (--dry-run).")
+
+
+def _check_use(given: dict[str, str | None], *, by: str | None, listed: bool) -> None:
+    """Refuse options that would say nothing."""
+    from ..errors import InputError
+
+    named = [name for name, text in given.items() if text is not None]
+    if by != "fold" and ("train" in named or (listed and named)):
+        raise InputError(
+            f"Cannot use --{named[0]} {given[named[0]]!r} here: --train is for folds, and with "
+            "--sites the file says where sites go. Use --by fold for folds, also besides --sites."
+        )
+
+
+def _share(name: str, text: str) -> float:
+    from ..errors import InputError
+
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(
+            f"Cannot use --{name} {text!r}: it must be a share such as 0.3. Folds are named with "
+            "--by fold."
+        ) from error
+
+
+def _folds(name: str, text: str) -> tuple[int, ...]:
+    from ..errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"Cannot use --{name} {text!r}: with --by fold it must be numbers of folds, such as "
+            "1,2,3."
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import LabelError, MissingFileError
@@ -63,18 +63,25 @@ class LegendClass:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """The classes of a map, in order of their dense codes 0 to K-1."""
+    """The classes of a map, in order of their dense codes 0 to K-1.
+
+    ``len``, names, codes and colours are of these classes alone: of what a network tells apart.
+    """
 
     classes: tuple[LegendClass, ...]
+    ignored: tuple[LegendClass, ...] = ()
+    """What labels may say that is neither learnt nor judged, as PASTIS's void: codes from K on."""
 
     def __post_init__(self) -> None:
         """Check that codes are dense and values distinct."""
-        if [entry.code for entry in self.classes] != list(range(len(self.classes))):
+        every = (*self.classes, *self.ignored)
+        if [entry.code for entry in every] != list(range(len(every))):
             raise LabelError(
-                f"Cannot use a legend with codes {[entry.code for entry in self.classes]}: codes "
-                "must run 0, 1, 2, ... in order. Build it with Legend.from_values."
+                f"Cannot use a legend with codes {[entry.code for entry in every]}: codes "
+                "must run 0, 1, 2, ... in order, those of ignored classes last. Build it with "
+                "Legend.from_values or Legend.from_rows."
             )
-        values = [entry.value for entry in self.classes]
+        values = [entry.value for entry in every]
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise LabelError(
@@ -133,19 +140,20 @@ class Legend:
     def keep(self, values: set[str]) -> Legend:
         """Return the legend of some of the classes, codes dense again, order kept."""
         kept = [entry for entry in self.classes if entry.value in values]
-        return Legend(
-            tuple(
-                LegendClass(code=code, value=entry.value, name=entry.name, color=entry.color)
-                for code, entry in enumerate(kept)
-            )
-        )
+        every = [replace(entry, code=code) for code, entry in enumerate((*kept, *self.ignored))]
+        return Legend(tuple(every[: len(kept)]), tuple(every[len(kept) :]))
 
     def to_json(self) -> str:
-        """Return the legend as JSON text: a list of value, name and color by code."""
-        rows = [
+        """Return the legend as JSON text: a list of value, name and color by code.
+
+        Ignored classes have ``"ignored": true`` besides.
+        """
+        rows: list[dict[str, object]] = [
             {"code": entry.code, "value": entry.value, "name": entry.name, "color": entry.color}
-            for entry in self.classes
+            for entry in (*self.classes, *self.ignored)
         ]
+        for row in rows[len(self.classes) :]:
+            row["ignored"] = True
         return json.dumps(rows, ensure_ascii=False)
 
     @classmethod
@@ -160,8 +168,13 @@ class Legend:
 
     @classmethod
     def from_rows(cls, rows: list[dict[str, object]], *, source: str) -> Legend:
-        """Make a legend from rows with ``value`` and, if wanted, ``name`` and ``color``."""
-        if not rows:
+        """Make a legend from rows with ``value`` and, if wanted, ``name`` and ``color``.
+
+        Rows whose ``ignored`` is true, in whatever place, get the last codes.
+        """
+        rows = sorted(rows, key=_is_ignored)
+        learnt = sum(not _is_ignored(row) for row in rows)
+        if not learnt:
             raise LabelError(
                 f"Cannot make a legend from {source}: it holds no class. "
                 "Give at least two rows with a value."
@@ -182,11 +195,11 @@ class Legend:
                     color=str(row.get("color") or PALETTE[code % len(PALETTE)]),
                 )
             )
-        return cls(tuple(classes))
+        return cls(tuple(classes[:learnt]), tuple(classes[learnt:]))
 
     @classmethod
     def read(cls, path: str | Path) -> Legend:
-        """Read a legend file: ``.csv`` or ``.json`` with value, name, color.
+        """Read a legend file: ``.csv`` or ``.json`` with value, name, color, ignored.
 
         Raises
         ------
@@ -216,3 +229,8 @@ class Legend:
                 "value,name,color, or a .json list of such records."
             ) from error
         return cls.from_rows(rows, source=str(path))
+
+
+def _is_ignored(row: dict[str, object]) -> bool:
+    """Return True where a row says so: true in JSON; true, yes or 1 in CSV."""
+    return str(row.get("ignored") or "").strip().lower() in ("true", "yes", "1")

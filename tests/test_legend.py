@@ -59,3 +59,22 @@ def test_a_class_is_found_by_name_then_value_then_code():
     for wanted in ("9", 9, -1, "rye"):
         with pytest.raises(LabelError, match=rf"Cannot find the class '{wanted}'.*0 wheat"):
             legend.find(wanted)
+
+
+def test_ignored_classes_come_last_and_are_no_classes(tmp_path):
+    path = tmp_path / "legend.csv"
+    path.write_text("value,name,ignored\n19,void,yes\n0,background,\n1,meadow,no\n")
+
+    legend = Legend.read(path)
+
+    assert len(legend) == 2
+    assert legend.names == ("background", "meadow")
+    assert set(legend.colormap()) == {0, 1}
+    assert [(entry.code, entry.value) for entry in legend.ignored] == [(2, "19")]
+    assert Legend.from_json(legend.to_json()) == legend
+    kept = legend.keep({"1"})
+    assert (kept.names, [entry.code for entry in kept.ignored]) == (("meadow",), [1])
+    with pytest.raises(LabelError, match="holds no class"):
+        Legend.from_rows([{"value": 1, "ignored": True}], source="t")
+    with pytest.raises(LabelError, match="those of ignored classes last"):
+        Legend(legend.classes, legend.classes)

@@ -351,12 +351,17 @@ def _choose_classes(
         counts[text] = (fields + int(count > 0), total + int(count))
     known = {entry.value for entry in legend.classes}
     keep = {value for value in known if counts[value][0] >= min_fields}
+    ignored = {entry.value for entry in legend.ignored}
     dropped = tuple(
         DroppedClass(
             value=value,
             fields=counts[value][0],
             pixels=counts[value][1],
-            reason=f"fewer than {min_fields} fields" if value in known else "not in the legend",
+            reason=f"fewer than {min_fields} fields"
+            if value in known
+            else "ignored by the legend"
+            if value in ignored
+            else "not in the legend",
         )
         for value in [
             *(entry.value for entry in legend.classes if entry.value not in keep),

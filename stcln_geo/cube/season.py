@@ -47,16 +47,27 @@ _SEASON = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldTable:
-    """The labelled fields of a season, one row each."""
+    """The labelled fields of a season, one row each.
+
+    Pixels of a class that lie in no field, such as the background between the parcels of a site,
+    are one row for each site and class. So every pixel with a class belongs to one row.
+    """
 
     number: np.ndarray
-    """(F,) int32: the field's value in ``parcels``, from 1."""
+    """(F,) int32: the field's value in ``parcels``, from 1; 0 for pixels that lie in no field."""
     code: np.ndarray
     """(F,) uint8: class code."""
     pixels: np.ndarray
     """(F,) int32: labelled pixels."""
     split: np.ndarray
     """(F,) uint8: 0 unused, 1 train, 2 validation, 3 test."""
+    site: np.ndarray = None  # type: ignore[assignment]  # filled in below
+    """(F,) int32: position of the site that holds the field; 0, the default, in a cube."""
+
+    def __post_init__(self) -> None:
+        """Put the fields of a cube into its one site."""
+        if self.site is None:
+            object.__setattr__(self, "site", np.zeros(len(self.number), dtype=np.int32))
 
     def __len__(self) -> int:
         """Return the number of fields."""

@@ -20,7 +20,7 @@ from ..errors import CubeError, InputError
 from ..legend import Legend
 from ..storage import Location, location
 from .layout import plan_layout
-from .season import choose_season, unchanged
+from .season import FieldTable, choose_season, unchanged
 from .stack_radar import StackRadar, open_radar
 from .store import quiet_zarr
 from .zarr_store import zarr_store
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 __all__ = [
+    "FIELD_MARK",
     "NO_DAY",
     "Stack",
     "StackLayout",
@@ -41,6 +42,9 @@ __all__ = [
 
 NO_DAY = -1
 """What ``days`` holds where ``time`` is NaT."""
+
+FIELD_MARK = "fields"
+"""Attribute that says how many fields the stack's table has; without it there is no whole table."""
 
 _SHARD_BYTES = 128_000_000
 """Raw reflectance per shard: well below the 400 MB of cubes, since a stopped task starts anew."""
@@ -103,6 +107,10 @@ class Stack:
     """(S,) int8: number of the fold a published split puts the site in, if there is one."""
     radar: StackRadar | None
     """Sentinel-1, with times of its own, if there is any."""
+    fields: FieldTable | None
+    """The labelled fields of all sites, if they were counted (`stack_fields`)."""
+    weight: np.ndarray | None
+    """(S,) uint16: how often an epoch of training shows each site, if fields were counted."""
     legend: Legend | None
     attrs: dict[str, Any]
 
@@ -215,6 +223,18 @@ def open_stack_folder(path: Location, name: str, folder: str, *, mode: str) -> S
         parcels=group.get("parcels"),
         fold=group["fold"][:] if "fold" in group else None,
         radar=open_radar(group),
+        fields=_fields(group) if FIELD_MARK in attrs else None,
+        weight=group["site_weight"][:] if FIELD_MARK in attrs else None,
         legend=Legend.from_json(attrs["legend"]) if "legend" in attrs else None,
         attrs=attrs,
+    )
+
+
+def _fields(group: Any) -> FieldTable:
+    return FieldTable(
+        number=group["field_number"][:],
+        code=group["field_code"][:],
+        pixels=group["field_pixels"][:],
+        split=group["field_split"][:],
+        site=group["field_site"][:],
     )

@@ -9,8 +9,12 @@ A stack's season is an ``xr.Dataset`` with the dimensions ``site``, ``time``, ``
   False; ``days`` likewise, whole days since the season's first, -1 after the last date;
 - ``site_id``, ``crs``, ``footprint (site)`` text and ``transform (site, affine)``;
 - ``coverage (site, time, chunk_y, chunk_x)`` uint16, clear pixels per chunk;
-- optional ``scl``, ``observations (site, time, y, x)`` uint8, ``labels (site, y, x)`` uint8,
-  ``parcels (site, y, x)`` int32 and ``fold (site)``;
+- optional ``scl``, ``observations (site, time, y, x)`` uint8, and ``fold (site)``;
+- optional ``labels (site, y, x)`` uint8, codes of the legend, 255 = unlabelled, and
+  ``parcels (site, y, x)`` int32, the number of the field, 0 = none: numbers are unique over the
+  stack, so that a field lies in one site. A stack with labels has one row a field (`stack_fields`):
+  ``field_number``, ``field_code``, ``field_pixels``, ``field_split``, ``field_site (field)``; and
+  ``site_weight (site)``, how often training shows each site;
 - optional ``backscatter (site, time_s1, pol, y, x)`` float32 in decibels, NaN where there is none,
   with ``time_s1``, ``days_s1`` and ``orbit_s1 (site, time_s1)``: `stack_radar` tells more.
 """
@@ -22,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import CubeError
+from ..legend import Legend
 from ..storage import Location, location
 from .contract import FILL, SCALE, check_bands, check_variables
 from .layout import block_sum
@@ -46,6 +51,12 @@ _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "labels": (("site", "y", "x"), ("uint8",)),
     "parcels": (("site", "y", "x"), ("int32",)),
     "backscatter": (("site", "time_s1", "pol", "y", "x"), ("float32",)),
+    "field_number": (("field",), ("int32",)),
+    "field_code": (("field",), ("uint8",)),
+    "field_pixels": (("field",), ("int32",)),
+    "field_split": (("field",), ("uint8",)),
+    "field_site": (("field",), ("int32",)),
+    "site_weight": (("site",), ("uint16",)),
 }
 _COORDINATES: dict[str, tuple[str, ...]] = {
     "site_id": ("site",), "crs": ("site",), "transform": ("site", "affine"),
@@ -179,6 +190,16 @@ def _check_site(dataset: xr.Dataset, position: int, errors: list[str], warnings:
             errors.append(
                 f"'coverage' of site {name!r} (position {position}) does not count its valid "
                 "pixels: the shard was not written whole. Build it again."
+            )
+    if "labels" in dataset and "field_site" in dataset and "legend" in dataset.attrs:
+        learnt = len(Legend.from_json(dataset.attrs["legend"]))
+        labelled = int((dataset["labels"].to_numpy() < learnt).sum())
+        mine = dataset["field_site"].to_numpy() == position
+        told = int(dataset["field_pixels"].to_numpy()[mine].sum())
+        if told != labelled:
+            errors.append(
+                f"The fields of site {name!r} have {told} pixels, and 'labels' {labelled}: the "
+                "labels were written after their fields were counted. Run label_stack again."
             )
     if not valid.any():
         warnings.append(f"No pixel of site {name!r} is ever valid.")

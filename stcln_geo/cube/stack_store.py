@@ -25,7 +25,15 @@ from ..storage import (
 from .contract import FILL, SCALE, check_bands, days_since
 from .layout import STANDARD_NAMES, block_sum, create_array
 from .publish import recover_publications
-from .stack import NO_DAY, Stack, StackLayout, open_stack_folder, plan_stack_layout
+from .stack import (
+    NO_DAY,
+    Stack,
+    StackLayout,
+    open_building_stack,
+    open_stack_folder,
+    plan_stack_layout,
+)
+from .stack_fields import label_stack
 from .stack_radar import RadarAxis, create_radar
 from .store import finish_season, quiet_zarr
 from .zarr_store import zarr_store
@@ -206,7 +214,18 @@ def write_sites(
 
 
 def finish_stack(path: str | Location, name: str) -> None:
-    """Give a wholly written stack its name: from now on it opens as complete."""
+    """Give a wholly written stack its name: from now on it opens as complete.
+
+    The fields of a stack with labels are counted first and stored in it (`label_stack`).
+
+    Raises
+    ------
+    LabelError
+        If labels or parcels break the contract.
+    """
+    built = open_building_stack(path, name)
+    if built is not None and built.labels is not None:
+        label_stack(built)
     finish_season(path, name)
 
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ..cube.contract import FILL
 from ..cube.stack import Stack
 from ..cube.store import Season
-from ..errors import ChunkError, InputError, LabelError
-from ..grid import Lattice, Window, tiles
+from ..errors import ChunkError, InputError
+from ..grid import Window
 from ..legend import UNLABELLED
+from .labelled import plan_labelled_chips, plan_windows
 from .plan import ChipPlan, ChipUnit, plan_chips
 from .process import HomeProcess
 from .reader import Block, band_indices
 from .source import ChipSource, Source, source_of
-from .split import check_labelled
+from .targets import ChipChoice, Targets
 
 __all__ = [
     "BadChunks",
@@ -39,8 +40,6 @@ __all__ = [
 
 BadChunks = Literal["fail", "skip"]
 """What to do where stored bytes are damaged: stop, or show nothing in their place."""
-
-_LABEL_TILE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,51 +78,6 @@ class BandStatistics:
     """Valid pixel-dates counted."""
 
 
-def plan_labelled_chips(
-    season: Season, wanted: np.ndarray, *, chip: int, index: int = 0
-) -> list[ChipUnit]:
-    """List the chips that hold a pixel of a wanted field.
-
-    Parameters
-    ----------
-    wanted : (F,) bool over the season's fields.
-    """
-    hits = _mark_squares(season, wanted, side=chip, offset_yx=(0, 0))
-    seen = np.any(np.asarray(season.coverage[:]) > 0, axis=0)
-    chips = [
-        part
-        for part in _chip_grid(season, chip)
-        if hits[part.row // chip, part.col // chip] and _is_seen(part, seen, season)
-    ]
-    return _group(season, chips, chip=chip, index=index)
-
-
-def plan_windows(
-    season: Season, wanted: np.ndarray, *, lattice: Lattice, index: int = 0
-) -> list[ChipUnit]:
-    """List the lattice's windows whose core holds a pixel of a wanted field.
-
-    These are the windows that prediction uses, so that figures hold for the map.
-
-    Parameters
-    ----------
-    wanted : (F,) bool over the season's fields.
-    """
-    cores = lattice.cores(season.window)
-    if not cores:
-        return []
-    origin = cores[0].relative_to(season.window)
-    hits = _mark_squares(season, wanted, side=lattice.stride, offset_yx=(-origin.row, -origin.col))
-    units = []
-    for core in cores:
-        place = core.relative_to(season.window)
-        row, col = place.row - origin.row, place.col - origin.col
-        if hits[row // lattice.stride, col // lattice.stride]:
-            window = lattice.window_of(place)
-            units.append(ChipUnit(season=index, window=window, chips=(window,)))
-    return units
-
-
 class ChipDataset:
     """Chips of one or more seasons, of cubes or stacks, read as int16.
 
@@ -137,7 +91,9 @@ class ChipDataset:
         Bands by name, in the order the network takes them.
     wanted
         For each season (F,) bool: the fields whose pixels carry a target; all other pixels get
-        255. None gives chips without a target. Only cubes have fields.
+        255. None gives chips without a target.
+    within
+        Only pixels of these chips of each site carry a target; None for all.
     halo
         Pixels at each side of a chip that get the target 255 whatever their field.
     bad_chunks
@@ -152,12 +108,11 @@ class ChipDataset:
         *,
         bands: tuple[str, ...],
         wanted: Sequence[np.ndarray] | None = None,
+        within: ChipChoice | None = None,
         halo: int = 0,
         bad_chunks: BadChunks = "fail",
     ) -> None:
-        self.sources = tuple(
-            season if isinstance(season, Source) else source_of(season) for season in seasons
-        )
+        self.sources = tuple(source_of(season) for season in seasons)
         self.units = units if isinstance(units, ChipPlan) else tuple(units)
         self.bands = tuple(bands)
         self.halo = halo
@@ -168,12 +123,11 @@ class ChipDataset:
             indices = band_indices(source, self.bands, wanted_by="the dataset")
             whole = indices == list(range(len(source.bands)))
             self._indices.append(None if whole else np.array(indices))
-        self._labelled: tuple[tuple[Season, np.ndarray], ...] | None = None
+        self._targets: tuple[Targets, ...] | None = None
         if wanted is not None:
-            self._labelled = tuple(
-                (season, _by_number(season, chosen))
-                for season, chosen in zip(seasons, wanted, strict=True)
-                if isinstance(season, Season)
+            self._targets = tuple(
+                Targets(source, chosen, within=within)
+                for source, chosen in zip(self.sources, wanted, strict=True)
             )
 
     @property
@@ -229,8 +183,9 @@ class ChipDataset:
         for part in plan.chips:
             cut = _cut(block, part)
             target = None
-            if self._labelled is not None:
-                target = self._target(*self._labelled[plan.season], part)
+            if self._targets is not None:
+                target = self._targets[plan.season].read(part, site=plan.site)
+                _forget_edge(target, self.halo)
             # Copies, so that a chip does not keep its whole block in memory.
             kept = np.flatnonzero(cut.valid.any(axis=(1, 2)))
             if indices is not None:
@@ -256,20 +211,10 @@ class ChipDataset:
             valid=np.zeros((1, height, width), dtype=bool),
             days=np.zeros(1, dtype=np.int32),
             target=None
-            if self._labelled is None
+            if self._targets is None
             else np.full((height, width), UNLABELLED, dtype=np.uint8),
             problem=problem,
         )
-
-    def _target(self, season: Season, wanted: np.ndarray, part: Window) -> np.ndarray:
-        labels = _read_plane(season.labels, part, season.shape_yx, fill=UNLABELLED)
-        parcels = _read_plane(season.parcels, part, season.shape_yx, fill=0)
-        target = np.where(wanted[parcels], labels, UNLABELLED).astype(np.uint8)
-        if self.halo:
-            edge = np.ones(target.shape, dtype=bool)
-            edge[self.halo : -self.halo, self.halo : -self.halo] = False
-            target[edge] = UNLABELLED
-        return target
 
 
 def band_statistics(dataset: ChipDataset, *, seed: int = 0, most_units: int = 64) -> BandStatistics:
@@ -302,83 +247,11 @@ def band_statistics(dataset: ChipDataset, *, seed: int = 0, most_units: int = 64
     )
 
 
-def _chip_grid(season: Season, chip: int) -> list[Window]:
-    """Return whole chips that tile the season; the last ones reach beyond its edge."""
-    return [Window(part.row, part.col, chip, chip) for part in tiles(season.shape_yx, chip)]
-
-
-def _is_seen(part: Window, seen: np.ndarray, season: Season) -> bool:
-    chunk = season.layout.chunk
-    rows = slice(part.row // chunk, -(-(part.row + part.height) // chunk))
-    cols = slice(part.col // chunk, -(-(part.col + part.width) // chunk))
-    return bool(seen[rows, cols].any())
-
-
-def _group(season: Season, chips: list[Window], *, chip: int, index: int) -> list[ChipUnit]:
-    """Put the chips that share a storage chunk into one unit."""
-    chunk = season.layout.chunk
-    side = chunk if chunk % chip == 0 else chip
-    groups: dict[tuple[int, int], list[Window]] = {}
-    for part in chips:
-        groups.setdefault((part.row // side, part.col // side), []).append(part)
-    units = []
-    for members in groups.values():
-        window = members[0]
-        for part in members[1:]:
-            window = window.union(part)
-        units.append(ChipUnit(season=index, window=window, chips=tuple(members)))
-    return units
-
-
-def _mark_squares(
-    season: Season, wanted: np.ndarray, *, side: int, offset_yx: tuple[int, int]
-) -> np.ndarray:
-    """Mark the squares of a grid that hold a pixel of a wanted field.
-
-    Parameters
-    ----------
-    side
-        Side of a square (pixels).
-    offset_yx
-        Rows and columns by which the first square begins before the season's first pixel.
-
-    Returns
-    -------
-    (rows, columns) bool.
-    """
-    lookup = _by_number(season, wanted)
-    height, width = season.shape_yx
-    down, right = offset_yx
-    hits = np.zeros((-(-(height + down) // side), -(-(width + right) // side)), dtype=bool)
-    for tile in tiles(season.shape_yx, _LABEL_TILE):
-        parcels = _read_plane(season.parcels, tile, season.shape_yx, fill=0)
-        row, col = np.nonzero(lookup[parcels])
-        hits[(row + tile.row + down) // side, (col + tile.col + right) // side] = True
-    return hits
-
-
-def _by_number(season: Season, wanted: np.ndarray) -> np.ndarray:
-    """Turn a choice of fields into a table by field number; False for 0, no field."""
-    fields, _ = check_labelled(season)
-    number = np.asarray(fields.number)
-    if len(wanted) != len(number):
-        raise LabelError(
-            f"Cannot choose among {len(number)} fields with a choice over {len(wanted)}: there "
-            "must be one value a field. The labels were burnt again meanwhile: choose anew."
-        )
-    lookup = np.zeros(int(number.max(initial=0)) + 1, dtype=bool)
-    lookup[number] = wanted
-    return lookup
-
-
-def _read_plane(array: Any, window: Window, shape_yx: tuple[int, int], *, fill: int) -> np.ndarray:
-    """Read a window of a (Y, X) array; ``fill`` beyond its edge."""
-    inside = window.intersection(Window(0, 0, *shape_yx))
-    plane = np.full(window.shape_yx, fill, dtype=array.dtype)
-    if not inside.is_empty:
-        target = inside.relative_to(window)
-        plane[target.rows, target.cols] = array[inside.rows, inside.cols]
-    return plane
+def _forget_edge(target: np.ndarray, halo: int) -> None:
+    """Take the target away from the pixels at each side of a chip."""
+    edge = np.ones(target.shape, dtype=bool)
+    edge[halo : target.shape[0] - halo, halo : target.shape[1] - halo] = False
+    target[edge] = UNLABELLED
 
 
 def _cut(block: Block, part: Window) -> Block:

@@ -11,13 +11,11 @@ import numpy as np
 
 from ..archive.index import INDEX_FILE, open_archive
 from ..cube.season import choose_season, list_seasons
-from ..cube.stack import is_stack, open_stack
-from ..cube.store import open_season
 from ..errors import CubeError, InputError
 from ..storage import Location, location
 from .plan import ChipPlan, plan_source
 from .reader import band_indices
-from .source import Source, source_of
+from .source import Source, open_source
 
 __all__ = ["MOST_AMPLIFICATION", "Corpus", "open_sources", "plan_corpus", "shared_bands"]
 
@@ -98,7 +96,7 @@ def open_sources(
         for member, name in found:
             wanted.setdefault((str(member.resolve()), name), (member, name))
     with ThreadPoolExecutor(_OPENED_AT_ONCE, thread_name_prefix="open") as pool:
-        return tuple(pool.map(lambda place: _open(*place), wanted.values()))
+        return tuple(pool.map(lambda place: open_source(*place), wanted.values()))
 
 
 def _members(place: Location, season: str | None) -> list[tuple[Location, str]]:
@@ -121,11 +119,6 @@ def _seasons(place: Location, season: str | None) -> list[str]:
     if season is not None:
         return [choose_season(place, season)]
     return list_seasons(place) or [choose_season(place, None)]
-
-
-def _open(place: Location, season: str) -> Source:
-    opened = open_stack(place, season) if is_stack(place, season) else open_season(place, season)
-    return source_of(opened)
 
 
 def shared_bands(

@@ -2,29 +2,37 @@
 
 A cube is a source of one site; its dates are those of all its pixels. What a source is asked for
 while training (pixels) goes through `BlockReader`s resolved here; what planning asks for (clear
-pixels per chunk) is read once, as a whole.
+pixels per chunk) is read once, as a whole. Labels and fields, where there are any, are those of
+the cube or stack.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..cube.contract import FILL
-from ..cube.stack import Stack
-from ..cube.store import Season
+from ..cube.season import FieldTable, choose_season
+from ..cube.stack import Stack, is_stack, open_stack
+from ..cube.store import Season, open_season
 from ..errors import CubeError
-from ..grid import Window
-from ..storage import Location
+from ..grid import Window, absolute_window, tiles
+from ..legend import UNLABELLED, Legend
+from ..storage import Location, location
 from .blocks import BlockReader, open_reader
 from .reader import Block
 
-__all__ = ["ChipSource", "ClearCounts", "Source", "source_of"]
+__all__ = ["ChipSource", "ClearCounts", "LabelTile", "Source", "open_source", "source_of"]
+
+_LABEL_TILE = 1024
+"""Side of the squares by which labels are read for planning; of small sites as many as fill one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +66,20 @@ class ChipSource:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTile:
+    """Labels of a rectangle of some sites."""
+
+    sites: slice
+    """Their positions."""
+    window: Window
+    """Counted from the first pixel of a site."""
+    labels: np.ndarray
+    """(N, H, W) uint8 class codes, 255 = unlabelled."""
+    parcels: np.ndarray
+    """(N, H, W) int32 field numbers, 0 = none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One season of a cube or stack, ready to be read from several threads."""
@@ -86,6 +108,20 @@ class Source:
     valid: BlockReader
     coverage: Any
     """(T, cy, cx) or (S, T, cy, cx) uint16 zarr array: clear pixels per chunk."""
+    origin_yx: tuple[int, int] = (0, 0)
+    """Absolute row and column of the first pixel of a cube. Of a stack (0, 0): there the lattice
+    of windows begins at the first pixel of each site, which is a map of its own."""
+    labels: Any | None = None
+    """(Y, X) or (S, Y, X) uint8 zarr array of class codes, 255 = unlabelled, if there are any."""
+    parcels: Any | None = None
+    """(Y, X) or (S, Y, X) int32 zarr array of field numbers, 0 = none, if there are any."""
+    fields: FieldTable | None = None
+    """The labelled fields of all sites, if there are any."""
+    legend: Legend | None = None
+    fold: np.ndarray | None = None
+    """(S,) fold of each site, if there are folds."""
+    weight: np.ndarray | None = None
+    """(S,) uint16: how often an epoch of training shows each site; None for once each."""
 
     def __str__(self) -> str:
         return f"{self.path}, season {self.season}"
@@ -94,6 +130,17 @@ class Source:
     def sites(self) -> int:
         """Number of sites; 1 for a cube."""
         return len(self.dates)
+
+    @property
+    def window(self) -> Window:
+        """The pixels of a site, as the lattice of windows counts them."""
+        return Window(*self.origin_yx, *self.shape_yx)
+
+    @property
+    def day_range(self) -> tuple[int, int]:
+        """First and last day on which a site was seen."""
+        seen = self.days[np.arange(self.days.shape[1]) < self.dates[:, None]]
+        return int(seen.min()), int(seen.max())
 
     @property
     def resolution(self) -> float:
@@ -164,6 +211,44 @@ class Source:
             usable = _pad(usable, inside, window, False)
         return Block(reflectance=values, valid=usable, days=self.days[site, :dates], window=window)
 
+    def read_labels(self, window: Window, *, site: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Read the labels and field numbers of a rectangle.
+
+        Returns
+        -------
+        (H, W) uint8 class codes and (H, W) int32 field numbers; 255 and 0 beyond the site.
+        """
+        inside = window.intersection(Window(0, 0, *self.shape_yx))
+        tile = self._labels_of(slice(site, site + 1), inside)
+        labels, parcels = tile.labels[0], tile.parcels[0]
+        if inside != window:
+            labels = _pad(labels, inside, window, UNLABELLED)
+            parcels = _pad(parcels, inside, window, 0)
+        return labels, parcels
+
+    def label_tiles(self) -> Iterator[LabelTile]:
+        """Yield all labels, in pieces that fit into memory."""
+        shards = None if self.labels is None or self.kind == "cube" else self.labels.shards
+        most = max(_LABEL_TILE**2 // (self.shape_yx[0] * self.shape_yx[1]), 1)
+        step = min(shards[0], most) if shards else 1
+        for first in range(0, self.sites, step):
+            for window in tiles(self.shape_yx, _LABEL_TILE):
+                yield self._labels_of(slice(first, min(first + step, self.sites)), window)
+
+    def _labels_of(self, sites: slice, window: Window) -> LabelTile:
+        """Read the labels of a rectangle of some sites, which lies in them."""
+        place: tuple[slice, ...] = (sites, window.rows, window.cols)
+        shape = (sites.stop - sites.start, *window.shape_yx)
+        found = []
+        for array, fill, dtype in (
+            (self.labels, UNLABELLED, np.uint8), (self.parcels, 0, np.int32),
+        ):  # fmt: skip
+            if array is None or window.is_empty:
+                found.append(np.full(shape, fill, dtype=dtype))
+            else:
+                found.append(array[place] if self.kind == "stack" else array[place[1:]][None])
+        return LabelTile(sites=sites, window=window, labels=found[0], parcels=found[1])
+
     def name_chip(self, window: Window, site: int) -> ChipSource:
         """Return where a chip lies."""
         return ChipSource(
@@ -180,8 +265,23 @@ class Source:
         return values
 
 
-def source_of(season: Season | Stack) -> Source:
+def open_source(path: str | Path | Location, season: str | None = None) -> Source:
+    """Open a season of a cube or stack as a source; by default the only one.
+
+    Raises
+    ------
+    MissingFileError, CubeError
+        If there is nothing at the path, or not the season, or none was named among several.
+    """
+    place = location(path)
+    name = choose_season(place, season)
+    return source_of(open_stack(place, name) if is_stack(place, name) else open_season(place, name))
+
+
+def source_of(season: Season | Stack | Source) -> Source:
     """Return an opened season of a cube or stack as a source."""
+    if isinstance(season, Source):
+        return season
     if isinstance(season, Stack):
         folder = season.path / season.folder
         return Source(
@@ -191,6 +291,8 @@ def source_of(season: Season | Stack) -> Source:
             transform=np.asarray(season.transform),
             reflectance=open_reader(season.reflectance, folder / "reflectance"),
             valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
+            labels=season.labels, parcels=season.parcels, fields=season.fields,
+            legend=season.legend, fold=season.fold, weight=season.weight,
         )  # fmt: skip
     if season.geobox.crs is None:
         raise CubeError(
@@ -199,6 +301,7 @@ def source_of(season: Season | Stack) -> Source:
         )
     folder = season.cube / season.folder
     epsg = season.geobox.crs.epsg
+    whole = absolute_window(season.geobox)
     return Source(
         path=season.cube, season=season.name, kind="cube", bands=season.bands,
         shape_yx=season.shape_yx, chunk=season.layout.chunk, days=season.days[None],
@@ -207,6 +310,8 @@ def source_of(season: Season | Stack) -> Source:
         transform=np.array([tuple(season.geobox.affine)[:6]], dtype=np.float64),
         reflectance=open_reader(season.reflectance, folder / "reflectance"),
         valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
+        origin_yx=(whole.row, whole.col), labels=season.labels, parcels=season.parcels,
+        fields=season.fields, legend=season.legend,
     )  # fmt: skip
 
 

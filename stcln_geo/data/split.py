@@ -1,7 +1,8 @@
 """Divide fields among training, validation and test, and choose few training fields.
 
 The unit is the field or a block of fields, never the pixel: pixels of one field resemble each
-other so much that a pixel split measures memory, not mapping.
+other so much that a pixel split measures memory, not mapping. Whole sites of a stack are dealt out
+by `site_split`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..cube.contract import SPLITS
+from ..cube.season import FieldTable, Season
+from ..cube.stack import Stack
 from ..errors import InputError, LabelError
 from ..grid import tiles
 
 if TYPE_CHECKING:
-    from ..cube.store import FieldTable, Season
     from ..legend import Legend
+    from .source import Source
 
 __all__ = [
     "SplitUnit",
     "check_labelled",
+    "check_shares",
+    "deal_groups",
     "few_label_fields",
     "field_positions",
+    "sites_apart",
     "split_fields",
 ]
 
@@ -32,20 +38,30 @@ SplitUnit = Literal["field", "block"]
 _BLOCK_TRIALS = 200
 
 
-def check_labelled(season: Season) -> tuple[FieldTable, Legend]:
-    """Return fields and legend of a season.
+def check_labelled(season: Season | Stack | Source) -> tuple[FieldTable, Legend]:
+    """Return fields and legend of a season of a cube or stack.
 
     Raises
     ------
     LabelError
-        If no labels were burnt into it.
+        If it has no labels, or the fields of a stack were not counted.
     """
-    if season.fields is None or season.legend is None:
+    if season.fields is not None and season.legend is not None:
+        return season.fields, season.legend
+    if isinstance(season, Season):
+        place = f"{season.cube}, season {season.name}"
+    else:
+        place = f"{season.path}, season {season.name}" if isinstance(season, Stack) else str(season)
+    if season.labels is not None:
         raise LabelError(
-            f"Cannot use the labels of {season.cube}, season {season.name}: it has none. Run "
-            "`stcln-geo labels burn CUBE VECTOR --column NAME` first."
+            f"Cannot use the labels of {place}: its fields were not counted yet. Run `stcln-geo "
+            "labels split STACK` first."
         )
-    return season.fields, season.legend
+    raise LabelError(
+        f"Cannot use the labels of {place}: it has none. Run `stcln-geo labels burn CUBE VECTOR "
+        "--column NAME` first; a stack is written with its labels, by create_stack(legend=...) and "
+        "write_sites."
+    )
 
 
 def split_fields(
@@ -85,19 +101,14 @@ def split_fields(
     LabelError
         If a class has one field, or blocks cannot give every class a train and a test field.
     """
-    if not (0 < test < 1 and 0 <= validation < 1 and test + validation < 1):
-        raise InputError(
-            f"Cannot split with test={test} and validation={validation}: test must lie between 0 "
-            "and 1, validation from 0 to 1, and both together below 1, so that training fields "
-            "remain. Use for example --test 0.3 --validation 0.2."
-        )
+    check_shares(test=test, validation=validation)
     code = np.asarray(fields.code)
     alone = [int(value) for value, count in zip(*_count(code), strict=True) if count < 2]
     if alone or code.size == 0:
         raise LabelError(
             f"Cannot split the fields: class codes {alone} have one field each (fields in all: "
             f"{code.size}); every class needs at least one field to train on and another to test. "
-            "Burn the labels again with --min-fields 2 or more."
+            "Burn the labels again with --min-fields 2 or more; split a stack by site or fold."
         )
     generator = np.random.default_rng(seed)
     if by == "field":
@@ -116,6 +127,34 @@ def split_fields(
     return _split_by_block(
         code, blocks, test=test, validation=validation, generator=generator, side=block_pixels
     )
+
+
+def check_shares(*, test: float, validation: float) -> None:
+    """Check that both shares leave something to train on.
+
+    Raises
+    ------
+    InputError
+        If they do not.
+    """
+    if not (0 < test < 1 and 0 <= validation < 1 and test + validation < 1):
+        raise InputError(
+            f"Cannot split with test={test} and validation={validation}: test must lie between 0 "
+            "and 1, validation from 0 to 1, and both together below 1, so that training fields "
+            "remain. Use for example --test 0.3 --validation 0.2."
+        )
+
+
+def sites_apart(fields: FieldTable, judged: np.ndarray) -> bool:
+    """Return True where there are fields to judge by, in sites without a field to train on.
+
+    Parameters
+    ----------
+    judged : (F,) bool.
+    """
+    tested = np.unique(fields.site[judged])
+    trained = np.unique(fields.site[fields.split == SPLITS["train"]])
+    return len(tested) > 0 and not np.isin(tested, trained).any()
 
 
 def few_label_fields(
@@ -232,34 +271,59 @@ def _split_by_block(
     generator: np.random.Generator,
     side: int,
 ) -> np.ndarray:
-    """Deal out blocks greedily in many random orders; keep the order nearest to the shares."""
+    dealt, lacking = deal_groups(
+        code, blocks, test=test, validation=validation, generator=generator, trials=_BLOCK_TRIALS
+    )
+    if lacking:
+        raise LabelError(
+            f"Cannot split {code.size} fields by blocks of {side} px ({blocks.max() + 1} blocks "
+            "hold fields): no division found gives every class a train and a test field. Use "
+            "smaller blocks (--block), or --by field."
+        )
+    return dealt
+
+
+def deal_groups(
+    code: np.ndarray,
+    groups: np.ndarray,
+    *,
+    test: float,
+    validation: float,
+    generator: np.random.Generator,
+    trials: int,
+) -> tuple[np.ndarray, int]:
+    """Deal out groups greedily in many random orders; keep the order nearest to the shares.
+
+    Parameters
+    ----------
+    code : (F,) class of each field.
+    groups : (F,) int, which of the groups 0 to G-1 a field belongs to.
+
+    Returns
+    -------
+    (F,) uint8, codes of ``SPLITS``, equal in a group; and how often a class has no field to train
+    on, or none to test on.
+    """
     values, index = np.unique(code, return_inverse=True)
-    members = np.zeros((int(blocks.max()) + 1, values.size))
-    np.add.at(members, (blocks, index), 1)
+    members = np.zeros((int(groups.max()) + 1, values.size))
+    np.add.at(members, (groups, index), 1)
     total = members.sum(axis=0)
     shares = np.array([1 - test - validation, validation, test])
     target = shares[:, None] * total
-    best: tuple[float, np.ndarray] | None = None
-    for _ in range(_BLOCK_TRIALS):
+    best = (math.inf, 0, np.zeros(len(members), dtype=np.int64))
+    for _ in range(trials):
         dealt = np.zeros_like(target)
         choice = np.zeros(len(members), dtype=np.int64)
-        for block in generator.permutation(len(members)):
+        for group in generator.permutation(len(members)):
             # The split whose classes are furthest below their share, relative to the class.
-            gain = ((target - dealt) * members[block] / total**2).sum(axis=1)
+            gain = ((target - dealt) * members[group] / total**2).sum(axis=1)
             gain[shares == 0] = -np.inf
-            choice[block] = int(gain.argmax())
-            dealt[choice[block]] += members[block]
+            choice[group] = int(gain.argmax())
+            dealt[choice[group]] += members[group]
         missing = int((dealt[[0, 2]] == 0).sum())
         lacking = int(((dealt[1] == 0) & (total >= 3)).sum()) if validation else 0
         cost = 1e6 * missing + 1e3 * lacking + float((((dealt - target) / total) ** 2).sum())
-        if best is None or cost < best[0]:
-            best = (cost, choice)
-    if best is None or best[0] >= 1e6:
-        raise LabelError(
-            f"Cannot split {code.size} fields by blocks of {side} px ({len(members)} blocks hold "
-            "fields): no division found gives every class a train and a test field. Use smaller "
-            "blocks (--block), or --by field."
-        )
+        if cost < best[0]:
+            best = (cost, missing, choice)
     codes = np.array([SPLITS["train"], SPLITS["validation"], SPLITS["test"]], dtype=np.uint8)
-    split: np.ndarray = codes[best[1][blocks]]
-    return split
+    return codes[best[2][groups]], best[1]

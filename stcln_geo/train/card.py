@@ -157,7 +157,7 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         "| cube | season | dates | CRS | fingerprint |",
         "|---|---|---|---|---|",
         *(
-            f"| {cube['cube']} | {cube['season']} | {cube['dates']} | {cube['crs']} | "
+            f"| {cube['cube']}{_sites(cube)} | {cube['season']} | {cube['dates']} | {_crs(cube)} | "
             f"`{cube['fingerprint'][:16]}` |"
             for cube in card["data"]
         ),
@@ -215,6 +215,16 @@ def _calibration_row(card: dict[str, Any]) -> str:
         f"{found['pixels']} pixels of the validation fields: expected calibration error there "
         f"{found['error_before']:.4f} before, {found['error_after']:.4f} after"
     )
+
+
+def _sites(cube: dict[str, Any]) -> str:
+    """Say how many sites a stack has; nothing of a cube."""
+    return f", {cube['sites']} sites" if cube.get("kind") == "stack" else ""
+
+
+def _crs(cube: dict[str, Any]) -> str:
+    systems = cube["crs"]
+    return ", ".join(systems) if isinstance(systems, list) else str(systems)
 
 
 def _figure_row(figure: dict[str, Any]) -> str:

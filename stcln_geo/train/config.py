@@ -186,6 +186,9 @@ class LabelsSection(_Section):
     fraction: float | None = Field(default=None, gt=0, le=1)
     ignore: tuple[str | int, ...] = ()
     """Classes left out, by name, source value or code: no output, no loss, no figures."""
+    chips: tuple[tuple[int, int], ...] | None = None
+    """Train, and choose weights, on these chips of each site alone: ``[[0, 0], [1, 1]]``, row and
+    column in the grid of ``data.chip`` that tiles a site from its first pixel."""
 
 
 class LossSection(_Section):

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from ..cube.contract import SPLITS
-from ..cube.store import FieldTable, Season, open_season
+from ..cube.season import FieldTable
 from ..data.batch import IGNORE_INDEX
 from ..data.chips import ChipDataset, plan_windows
 from ..data.reader import band_indices
+from ..data.source import Source, open_source
 from ..data.split import check_labelled
 from ..data.stream import OrderedStream
 from ..errors import CheckpointError, InputError, LabelError
@@ -31,6 +32,7 @@ from .card import write_model_card
 from .classes import ClassChoice, choose_classes
 from .evaluation import Evaluation, EvaluationPlan, SplitName, write_evaluation
 from .finetune_task import count_confusion, make_lookup, observed_target
+from .plan import figures_hold_for
 from .run_directory import RunDirectory, fingerprint_labels, fingerprint_season, write_text
 
 __all__ = [
@@ -60,9 +62,10 @@ def evaluate_run(
 ) -> Evaluation:
     """Label the windows that hold fields of a split, and score the pixels of these fields only.
 
-    Windows, halo and dates are those of prediction, so the figures are those of the map. For a
-    run directory, writes ``evaluation-<split>/`` with metrics.json, confusion.csv, confusion.png
-    and reliability.png into it. Classes that training ignored are not counted.
+    Windows, halo and dates are those of prediction, so the figures are those of the map. Each site
+    of a stack is a map of its own: windows see nothing beyond its edge. For a run directory, writes
+    ``evaluation-<split>/`` with metrics.json, confusion.csv, confusion.png and reliability.png into
+    it. Classes that training ignored are not counted.
 
     Raises
     ------
@@ -88,14 +91,15 @@ def evaluate_run(
         temperature=plan.info.temperature,
         ignored=plan.ignored,
         split=split,
-        cube=plan.season.cube,
-        season=plan.season.name,
+        cube=plan.source.path,
+        season=plan.source.season,
         checkpoint=plan.info.path,
         sha256=plan.info.sha256,
         window=plan.lattice.window,
         halo=plan.lattice.halo,
         windows=plan.dataset.chips,
         same_cube=plan.same_cube,
+        hold_for=plan.hold_for,
         folder=_folder(plan),
     )
     if evaluation.folder is not None:
@@ -116,7 +120,7 @@ def plan_evaluation(
     """Find the windows to label, after checking that checkpoint and cube fit each other."""
     path = find_checkpoint(run_or_checkpoint)
     info = read_metadata(path)
-    opened = open_season(cube, season)
+    opened = open_source(cube, season)
     fields, classes = _labelled(opened, info, split=split)
     band_indices(opened, info.bands, wanted_by=f"checkpoint {path.name}")
     lattice = Lattice(
@@ -125,7 +129,7 @@ def plan_evaluation(
     wanted = (fields.split == SPLITS[split]) & classes.used(fields)
     return EvaluationPlan(
         info=info,
-        season=opened,
+        source=opened,
         classes=classes,
         split=split,
         fields=classes.count(fields, wanted),
@@ -140,6 +144,7 @@ def plan_evaluation(
         ),
         same_cube=_trained_on(opened, info),
         ignored=classes.describe_ignored(fields),
+        hold_for=figures_hold_for(fields, split),
     )
 
 
@@ -246,7 +251,7 @@ def _score(
 
 
 def _labelled(
-    season: Season, info: CheckpointInfo, *, split: SplitName
+    source: Source, info: CheckpointInfo, *, split: SplitName
 ) -> tuple[FieldTable, ClassChoice]:
     """Return fields and classes, after checking that the checkpoint means the same ones."""
     if split not in ("train", "validation", "test"):
@@ -254,7 +259,7 @@ def _labelled(
             f"Cannot evaluate the split {split!r}: splits are train, validation and test. "
             "Use --split test."
         )
-    fields, legend = check_labelled(season)
+    fields, legend = check_labelled(source)
     if info.kind != "classifier" or info.legend is None:
         raise CheckpointError(_no_classifier(info))
     left_out = _values(info.ignored)
@@ -264,16 +269,15 @@ def _labelled(
     if not ((fields.split == SPLITS[split]) & classes.used(fields)).any():
         of = "" if classes.ignored is None else " of a class that counts"
         raise LabelError(
-            f"Cannot evaluate on {season.cube}, season {season.name}: none of its "
-            f"{len(fields)} fields{of} is in the {split} split. Run `stcln-geo labels split "
-            "CUBE` first, or choose another --split."
+            f"Cannot evaluate on {source}: none of its {len(fields)} fields{of} is in the {split} "
+            "split. Run `stcln-geo labels split CUBE` first, or choose another --split."
         )
     learnt = _values(info.legend)
     here = [entry.value for entry in classes.legend.classes]
     if learnt != here:
         also = f" (and ignores {', '.join(left_out)})" if left_out else ""
         raise CheckpointError(
-            f"Cannot evaluate {info.path} on {season.cube}: it knows the classes "
+            f"Cannot evaluate {info.path} on {source.path}: it knows the classes "
             f"{', '.join(learnt)}{also}, and the cube's legend is "
             f"{', '.join(entry.value for entry in legend.classes)}. Both must be the same, in the "
             "same order. Burn the cube's labels with the legend of the training."
@@ -295,7 +299,7 @@ def _no_classifier(info: CheckpointInfo) -> str:
     )
 
 
-def _trained_on(season: Season, info: CheckpointInfo) -> bool:
+def _trained_on(season: Source, info: CheckpointInfo) -> bool:
     """Return True where the checkpoint was trained on this very season.
 
     Raises
@@ -309,7 +313,7 @@ def _trained_on(season: Season, info: CheckpointInfo) -> bool:
             continue
         if cube.get("labels") not in (None, fingerprint_labels(season)):
             raise LabelError(
-                f"Cannot evaluate {info.path} on {season.cube}: the labels were burnt or split "
+                f"Cannot evaluate {info.path} on {season.path}: the labels were burnt or split "
                 "again since it was trained, so its training fields may now be test fields. "
                 "Fine-tune again, or restore the split with the same --seed."
             )
@@ -319,9 +323,9 @@ def _trained_on(season: Season, info: CheckpointInfo) -> bool:
 
 def _folder(plan: EvaluationPlan) -> Path | None:
     """Return where the figures of a run's checkpoint go; None for a checkpoint without a run."""
-    path, season = plan.info.path, plan.season
+    path, source = plan.info.path, plan.source
     run = path.parent.parent
     if path.parent.name != "checkpoints" or not (run / "run.json").is_file():
         return None
-    other = "" if plan.same_cube else f"-{season.cube.stem}-{season.name}"
+    other = "" if plan.same_cube else f"-{source.path.stem}-{source.season}"
     return run / f"evaluation-{plan.split}{other}"

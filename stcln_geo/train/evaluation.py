@@ -12,15 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..cube.store import Season
 from ..data.chips import ChipDataset
+from ..data.source import Source
 from ..grid import Lattice
 from ..model.checkpoint import CheckpointInfo
 from ..report.calibration import Calibration, plot_reliability
 from ..report.metrics import Metrics
 from ..storage import Location
 from .classes import ClassChoice
-from .plan import TRANSDUCTIVE
 from .run_directory import write_text
 
 __all__ = ["Evaluation", "EvaluationPlan", "SplitName", "write_evaluation"]
@@ -33,7 +32,7 @@ class EvaluationPlan:
     """What is to be labelled and scored."""
 
     info: CheckpointInfo
-    season: Season
+    source: Source
     classes: ClassChoice
     """Those of the checkpoint, among those of the cube."""
     split: SplitName
@@ -45,20 +44,27 @@ class EvaluationPlan:
     dataset: ChipDataset
     same_cube: bool
     """True where the checkpoint was trained on this season of this cube."""
+    hold_for: str
+    """What the figures are evidence of, where it was."""
     ignored: str | None
     """What is not counted, in words."""
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text for people."""
-        return [
+        lines = [
             f"{self.info.path}: {self.info.parameters:,} parameters, bands "
             f"{', '.join(self.info.bands)}",
-            f"{self.split} split of {self.season.cube}, season {self.season.name}: "
+            f"{self.split} split of {self.source}: "
             f"{int(self.fields.sum())} fields, {self.pixels} pixels",
             f"{self.dataset.chips} windows of {self.lattice.window} px with a halo of "
             f"{self.lattice.halo} px",
-            *([self.ignored] if self.ignored else []),
         ]
+        if self.source.kind == "stack":
+            sites = len({unit.site for unit in self.dataset.units})
+            lines.append(
+                f"{sites} sites, each a map of its own: windows see nothing beyond a site's edge"
+            )
+        return [*lines, self.ignored] if self.ignored else lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +88,8 @@ class Evaluation:
     windows: int
     same_cube: bool
     """True where the checkpoint was trained on this season of this cube."""
+    hold_for: str
+    """What the figures are evidence of, where it was."""
     folder: Path | None
     """Where the figures were written."""
     calibration: Calibration
@@ -96,7 +104,7 @@ class Evaluation:
     def note(self) -> str:
         """Say what the figures hold for."""
         if self.same_cube:
-            return TRANSDUCTIVE
+            return self.hold_for
         return (
             "The checkpoint was not trained on this cube and season: the figures are of transfer."
         )

@@ -1,4 +1,4 @@
-"""Fine-tuning on the training fields of a cube, from a checkpoint or from scratch."""
+"""Fine-tuning on the training fields of a cube or stack, from a checkpoint or from scratch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 
 from ..cube.contract import SPLITS
-from ..cube.store import FieldTable, Season, open_season
+from ..cube.store import FieldTable
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
+from ..data.labelled import repeat_units
+from ..data.source import Source, open_source
 from ..data.split import check_labelled, few_label_fields
 from ..data.stream import OrderedStream, TrainingStream
+from ..data.targets import ChipChoice, fields_within
 from ..errors import LabelError
 from ..execution import ProgressHook
 from ..grid import Lattice
@@ -28,11 +31,11 @@ from .classes import ClassChoice, choose_classes
 from .config import FinetuneConfig, settle, to_toml
 from .finetune_task import FinetuneTask, make_lookup
 from .plan import (
-    TRANSDUCTIVE,
     RunResult,
     TrainingPlan,
     carry_out,
     choose_batch_size,
+    figures_hold_for,
     finished_result,
     network_config,
     rehearse,
@@ -54,8 +57,9 @@ _DEFAULT_STEPS = 2000
 class _Prepared:
     """A run whose data is known, but not yet read."""
 
-    season: Season
+    source: Source
     fields: FieldTable
+    """As seen through the chips that are trained on."""
     classes: ClassChoice
     config: FinetuneConfig
     network: StclnConfig
@@ -90,7 +94,7 @@ def finetune(
     Parameters
     ----------
     cube
-        A cube with burnt labels and a split.
+        A cube or stack with labels and a split.
     out
         The run directory.
     workers
@@ -133,7 +137,7 @@ def _finetune(
 ) -> RunResult:
     prepared = _prepare(cube, config, device=device, ranks=ranks, run=None if overwrite else run)
     environment = describe_environment(
-        [prepared.season], device=prepared.device, precision=prepared.precision, labels=True
+        [prepared.source], device=prepared.device, precision=prepared.precision, labels=True
     )
     described = environment["cubes"][0]
     counts = _counts(prepared)
@@ -153,7 +157,7 @@ def _finetune(
                 "global_batch": prepared.config.global_batch,
                 "splits": counts,
                 "ignored_classes": _names(prepared.classes.ignored),
-                "transductive": TRANSDUCTIVE,
+                "transductive": figures_hold_for(prepared.fields, "validation", "test"),
                 "notes": list(prepared.notes),
             },
             overwrite=overwrite,
@@ -165,7 +169,7 @@ def _finetune(
     notes = (*prepared.notes, *report)
     if begun == "new" and ranks.first:
         run.update(notes=list(notes))
-    days, ignored = prepared.season.days, prepared.classes.ignored
+    ignored = prepared.classes.ignored
     return carry_out(
         task,
         run,
@@ -179,8 +183,8 @@ def _finetune(
             "ignored": ignored.to_json() if ignored is not None else None,
             "chip": prepared.config.data.chip,
             "halo": prepared.config.data.halo,
-            "trained_days": (int(days.min()), int(days.max())),
-            "season_start": prepared.season.name[5:],
+            "trained_days": prepared.source.day_range,
+            "season_start": prepared.source.season[5:],
             "provenance": {
                 "stcln_geo": environment["stcln_geo"],
                 "trained": "finetune",
@@ -241,10 +245,13 @@ def _prepare(
     ranks: Ranks,
     run: RunDirectory | None,
 ) -> _Prepared:
-    season = open_season(cube, config.season)
-    fields, classes = _labelled(season, config.labels.ignore)
+    source = open_source(cube, config.season)
+    within = None
+    if config.labels.chips is not None:
+        within = ChipChoice(config.data.chip, config.labels.chips)
+    fields, classes = _labelled(source, config.labels.ignore, within)
     init = read_metadata(config.init) if config.init is not None else None
-    choice = choose_bands(season, config.model.bands, init)
+    choice = choose_bands(source, config.model.bands, init)
     bands = choice.bands
     network, preset = network_config(
         config.model,
@@ -262,11 +269,12 @@ def _prepare(
     chosen = chosen & used
     judged = (fields.split == SPLITS["validation"]) & used
     lattice = Lattice(window=config.data.chip, halo=config.data.halo)
-    trained = plan_labelled_chips(season, chosen, chip=config.data.chip)
-    held_out = plan_windows(season, judged, lattice=lattice)
+    trained = plan_labelled_chips(source, chosen, chip=config.data.chip, within=within)
+    held_out = plan_windows(source, judged, lattice=lattice, within=within)
+    trained, held_out = repeat_units(trained, source), repeat_units(held_out, source)
     if not trained:
         raise LabelError(
-            f"Cannot fine-tune on {season.cube}: none of the {int(chosen.sum())} chosen training "
+            f"Cannot fine-tune on {source.path}: none of the {int(chosen.sum())} chosen training "
             "fields lies where the cube has a clear date. Choose another season, or check the "
             "cube with `stcln-geo cube info`."
         )
@@ -282,7 +290,7 @@ def _prepare(
             config,
             run,
             lambda: FinetuneTask(Stcln(network), config, class_pixels=[1] * len(classes.legend)),
-            dates=len(season.time),
+            dates=int(source.dates.max()),
             chips=chips,
             device=where,
             precision=precision,
@@ -300,27 +308,27 @@ def _prepare(
             "No validation fields: the last weights count as the best, nothing stops early, and "
             "confidence is not calibrated."
         )
-    if init is not None and init.season_start not in (None, season.name[5:]):
+    if init is not None and init.season_start not in (None, source.season[5:]):
         notes.append(
             f"The checkpoint counts days from {init.season_start}, this season from "
-            f"{season.name[5:]}: what it learnt about dates is shifted."
+            f"{source.season[5:]}: what it learnt about dates is shifted."
         )
     return _Prepared(
-        season=season,
+        source=source,
         fields=fields,
         classes=classes,
         config=settled.model_copy(
             update={
-                "season": season.name,
+                "season": source.season,
                 "model": settled.model.model_copy(update={"bands": bands, "preset": preset}),
             }
         ),
         network=network,
         init=init,
         chosen=chosen,
-        dataset=ChipDataset([season], trained, bands=bands, wanted=[chosen]),
+        dataset=ChipDataset([source], trained, bands=bands, wanted=[chosen], within=within),
         held_out=ChipDataset(
-            [season], held_out, bands=bands, wanted=[judged], halo=config.data.halo
+            [source], held_out, bands=bands, wanted=[judged], within=within, halo=config.data.halo
         ),
         device=where,
         precision=precision,
@@ -328,18 +336,32 @@ def _prepare(
     )
 
 
-def _labelled(season: Season, ignore: Sequence[str | int]) -> tuple[FieldTable, ClassChoice]:
+def _labelled(
+    source: Source, ignore: Sequence[str | int], within: ChipChoice | None
+) -> tuple[FieldTable, ClassChoice]:
     """Return fields and classes of a season that has both, and a split."""
-    fields, legend = check_labelled(season)
+    fields, legend = check_labelled(source)
     classes = choose_classes(legend, ignore)
-    if not ((fields.split == SPLITS["train"]) & classes.used(fields)).any():
+
+    def any_to_train_on(among: FieldTable) -> bool:
+        return bool(((among.split == SPLITS["train"]) & classes.used(among)).any())
+
+    if not any_to_train_on(fields):
         left = "" if classes.ignored is None else " of a class that counts"
         raise LabelError(
-            f"Cannot fine-tune on {season.cube}, season {season.name}: none of its "
-            f"{len(fields)} fields{left} is in the train split. Run `stcln-geo labels split CUBE` "
-            "first."
+            f"Cannot fine-tune on {source}: none of its {len(fields)} fields{left} is in the train "
+            "split. Run `stcln-geo labels split CUBE` first."
         )
-    return fields, classes
+    if within is None:
+        return fields, classes
+    seen = fields_within(source, within)
+    if not any_to_train_on(seen):
+        raise LabelError(
+            f"Cannot fine-tune on {source}: no field of the train split has a pixel in the chips "
+            f"{[list(chip) for chip in within.chips]} of a site. Name other chips with "
+            "labels.chips, or leave it out."
+        )
+    return seen, classes
 
 
 def _make_task(

@@ -35,8 +35,9 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
+from ..cube.stack import Stack
 from ..cube.store import Season
-from ..data.source import source_of
+from ..data.source import Source, source_of
 from ..errors import InputError, OutputError
 
 __all__ = [
@@ -292,7 +293,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def describe_environment(
-    seasons: list[Season], *, device: str, precision: str, labels: bool
+    seasons: Sequence[Source], *, device: str, precision: str, labels: bool
 ) -> dict[str, Any]:
     """Describe versions, machine and cubes, for environment.json and for provenance."""
     return {
@@ -306,40 +307,33 @@ def describe_environment(
     }
 
 
-def describe_cube(season: Season, *, labels: bool) -> dict[str, Any]:
-    """Name a season and its fingerprints."""
-    described = {
-        "cube": str(season.cube.resolve()),
-        "season": season.name,
-        "fingerprint": fingerprint_season(season),
-        "resolution": season.resolution,
-        "dates": len(season.time),
-        "crs": _name_crs(season.geobox.crs),
-    }
+def describe_cube(source: Source, *, labels: bool) -> dict[str, Any]:
+    """Name a season of a cube or stack and its fingerprints."""
+    described = source.describe()
     if labels:
-        described["labels"] = fingerprint_labels(season)
+        described["labels"] = fingerprint_labels(source)
     return described
 
 
-def _name_crs(crs: Any) -> str | None:
-    if crs is None:
-        return None
-    code = crs.to_epsg()
-    return str(crs) if code is None else f"EPSG:{code}"
-
-
-def fingerprint_season(season: Season) -> str:
-    """Return a hash of a season's grid, dates, bands and cloud counts, not of its labels."""
+def fingerprint_season(season: Season | Stack | Source) -> str:
+    """Return a hash of a season's grids, dates, bands and cloud counts, not of its labels."""
     return source_of(season).fingerprint
 
 
-def fingerprint_labels(season: Season) -> str:
-    """Return a hash of a season's legend, fields and split; of nothing where it has no labels."""
+def fingerprint_labels(season: Season | Stack | Source) -> str:
+    """Return a hash of a season's legend, fields and split; of nothing where it has no labels.
+
+    Of a stack, also of the site that holds each field, and of how often sites are shown.
+    """
+    source = source_of(season)
     digest = hashlib.sha256()
-    if season.legend is not None and season.fields is not None:
-        digest.update(season.legend.to_json().encode())
+    if source.legend is not None and source.fields is not None:
+        digest.update(source.legend.to_json().encode())
         for column in ("number", "code", "pixels", "split"):
-            digest.update(np.ascontiguousarray(getattr(season.fields, column)).tobytes())
+            digest.update(np.ascontiguousarray(getattr(source.fields, column)).tobytes())
+        if source.weight is not None:
+            for values in (source.fields.site, source.weight):
+                digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 

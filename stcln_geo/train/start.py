@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cube.store import Season
 from ..data.reader import band_indices
+from ..data.source import Source
 from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
 from .config import FinetuneOptimiserSection
@@ -30,7 +30,7 @@ class BandChoice:
 
 
 def choose_bands(
-    season: Season, wanted: tuple[str, ...] | None, init: CheckpointInfo | None
+    source: Source, wanted: tuple[str, ...] | None, init: CheckpointInfo | None
 ) -> BandChoice:
     """Choose the bands: those named, else the checkpoint's that the cube has, else the cube's.
 
@@ -49,25 +49,25 @@ def choose_bands(
         If the checkpoint knows none of the bands.
     """
     if wanted is not None:
-        band_indices(season, wanted, wanted_by="model.bands")
+        band_indices(source, wanted, wanted_by="model.bands")
     if init is None:
-        return BandChoice(bands=wanted or season.bands)
-    bands = wanted or tuple(band for band in init.bands if band in season.bands)
+        return BandChoice(bands=wanted or source.bands)
+    bands = wanted or tuple(band for band in init.bands if band in source.bands)
     if not set(bands) & set(init.bands):
         raise CheckpointError(
             f"Cannot begin from {init.path}: it knows the bands {', '.join(init.bands)}, and the "
-            f"run has {', '.join(bands or season.bands)}. Bands are matched by name, and at least "
+            f"run has {', '.join(bands or source.bands)}. Bands are matched by name, and at least "
             "one must be shared. Give the cube's bands their common names, or choose another "
             "checkpoint."
         )
     notes = []
-    absent = [band for band in init.bands if band not in season.bands]
+    absent = [band for band in init.bands if band not in source.bands]
     if absent:
         notes.append(
             f"The cube lacks {', '.join(absent)}, which the checkpoint knows: the encoder begins "
             "as if these bands were always at their mean."
         )
-    unused = [band for band in season.bands if band not in (*bands, *init.bands)]
+    unused = [band for band in source.bands if band not in (*bands, *init.bands)]
     if wanted is None and unused:
         notes.append(
             f"The checkpoint does not know {', '.join(unused)} of the cube: not used. Name all "

@@ -47,8 +47,15 @@ def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "reflectance": values,
         "valid": valid,
         "labels": rng.integers(0, 3, (len(DATES), SIDE, SIDE)).astype("uint8"),
-        "parcels": rng.integers(0, 9, (len(DATES), SIDE, SIDE)).astype("int32"),
+        "parcels": parcels_of(rng),
     }
+
+
+def parcels_of(rng: np.random.Generator) -> np.ndarray:
+    """Field numbers, 0 for none; each in one site only."""
+    number = rng.integers(0, 9, (len(DATES), SIDE, SIDE))
+    apart = 9 * np.arange(len(DATES))[:, None, None]
+    return np.where(number > 0, number + apart, 0).astype("int32")
 
 
 def make(path: Path, **changes: Any) -> Stack:
@@ -125,6 +132,7 @@ def test_it_opens_as_a_dataset_that_keeps_the_contract(written: tuple[Path, Any]
         (lambda ds: ds.assign(valid=ds["valid"] | True), "NaT"),
         (lambda ds: ds.assign(valid=~ds["valid"]), "coverage"),
         (lambda ds: ds.assign(reflectance=ds["reflectance"] * 0 + FILL), "missing"),
+        (lambda ds: ds.assign(labels=ds["labels"] + 1), "Run label_stack again"),
         (lambda ds: ds.assign_coords(site_id=("site", ["a"] * 5)), "more than once"),
         (lambda ds: ds.assign_coords(crs=("site", ["EPSG:99"] * 5)), "not known"),
         (lambda ds: ds.assign_coords(transform=-ds["transform"]), "north-up"),

@@ -27,6 +27,7 @@ def make_cube(
     chunk: int = 32,
     split: bool = True,
     bare: bool = False,
+    origin: tuple[int, int] = ORIGIN,
 ) -> Path:
     """Write a cube of square fields, two pixels apart, one class each; ``bare`` is never green."""
     from shapely.geometry import box
@@ -47,7 +48,7 @@ def make_cube(
 
     generator = np.random.default_rng(seed)
     height, width = shape_yx
-    geobox = geobox_from_window(Window(*ORIGIN, *shape_yx), crs="EPSG:32631", resolution=10)
+    geobox = geobox_from_window(Window(*origin, *shape_yx), crs="EPSG:32631", resolution=10)
     time = np.datetime64(season) + np.sort(generator.choice(300, dates, replace=False))
 
     step = field + 2
