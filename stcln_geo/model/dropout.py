@@ -49,7 +49,7 @@ def draw_places(values: int, share: float) -> Tensor:
 
 def drop(x: Tensor, share: float) -> Tensor:
     """Give `x` with values set to 0, each with chance `share`."""
-    dropped: Tensor = _Drop.apply(x, share)
+    dropped: Tensor = _Drop.apply(x, share)  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -59,13 +59,13 @@ def drop_after_relu(x: Tensor, share: float) -> Tensor:
     `x` is written over, and the result is all that is kept for the gradients. It should not be a
     view: autograd copies back and forth for those.
     """
-    dropped: Tensor = _ReluDrop.apply(x, share)
+    dropped: Tensor = _ReluDrop.apply(x, share)  # type: ignore[no-untyped-call]
     return dropped
 
 
 def add_dropped(x: Tensor, change: Tensor, share: float) -> Tensor:
     """Give x + dropout(change), what is kept of the change being scaled as dropout does."""
-    added: Tensor = _AddDropped.apply(x, change, share)
+    added: Tensor = _AddDropped.apply(x, change, share)  # type: ignore[no-untyped-call]
     return added
 
 

@@ -290,7 +290,8 @@ class TransformerLayer(nn.Module):
             x = self.attention_norm(add_dropped(x, self.attention(x, keys), share))
             hidden = drop_after_relu(self.expand(x.flatten(0, 1)), share)
             changed = F.linear(hidden, self.contract.weight / (1 - share), self.contract.bias)
-            return self.feedforward_norm(add_dropped(x, changed.view_as(x), share))
+            made: Tensor = self.feedforward_norm(add_dropped(x, changed.view_as(x), share))
+            return made
         x = self.attention_norm(x + self.dropout(self.attention(x, keys)))
         hidden = self.dropout(F.relu(self.expand(x)))
         normalised: Tensor = self.feedforward_norm(x + self.dropout(self.contract(hidden)))
