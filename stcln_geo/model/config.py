@@ -107,6 +107,15 @@ class StclnConfig:
             bands=tuple(bands), classes=classes, mode=mode, positions=positions, **_SIZES[name]
         )
 
+    @property
+    def preset_name(self) -> PresetName | None:
+        """The preset of these sizes; None where they are of no preset."""
+        for name, sizes in _SIZES.items():
+            own = {field: getattr(self, field) for field in sizes if field != "dropout"}
+            if own.items() <= sizes.items():
+                return name
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values that JSON can hold."""
         values = asdict(self)
@@ -142,7 +151,7 @@ class StclnConfig:
 
 # `tiny` trains in a fraction of a second a step on two CPU cores (4 chips of 32 px, 16 dates);
 # dropout would cost a tenth of that. `base` is the published network; `large` keeps its head width.
-_SIZES: dict[str, dict[str, Any]] = {
+_SIZES: dict[PresetName, dict[str, Any]] = {
     "tiny": {"widths": (16, 32), "layers": 2, "heads": 2, "feedforward": 64, "dropout": 0.0},
     "base": {"widths": (32, 256), "layers": 3, "heads": 8, "feedforward": 1024},
     "large": {"widths": (64, 512), "layers": 6, "heads": 16, "feedforward": 2048},

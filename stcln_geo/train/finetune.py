@@ -284,7 +284,8 @@ def _prepare(
     settled = settle(
         config,
         chips=chips,
-        preset=preset,
+        # A checkpoint's sizes decide on the learning rate as the preset of these sizes would.
+        preset=preset or network.preset_name,
         default_steps=_DEFAULT_STEPS,
         batch_size=choose_batch_size(
             config,

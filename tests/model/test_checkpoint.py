@@ -119,6 +119,12 @@ class TestRoundTrip:
         with pytest.raises(InputError, match="tiny, base, large"):
             StclnConfig.preset("huge", bands=("red",))
 
+    def test_a_preset_is_known_by_its_sizes(self):
+        for name in ("tiny", "base", "large"):
+            config = StclnConfig.preset(name, bands=("red", "nir"), classes=3, mode="reference")
+            assert config.preset_name == name
+        assert dataclasses.replace(config, layers=config.layers + 1).preset_name is None
+
 
 class TestWriting:
     def test_a_failed_write_leaves_the_old_file(self, saved, make_network, monkeypatch):
