@@ -36,7 +36,7 @@ def to_digital_numbers(values: np.ndarray, missing: np.ndarray) -> tuple[np.ndar
     clipped = numbers > _LARGEST
     digital = np.clip(numbers, FILL + 1, _LARGEST).astype(np.int16)
     digital[missing] = FILL
-    valid: np.ndarray = ~(missing | clipped).any(axis=1)
+    valid: np.ndarray = np.logical_not((missing | clipped).any(axis=1))
     return digital, valid
 
 
