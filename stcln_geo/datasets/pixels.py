@@ -33,11 +33,10 @@ def to_digital_numbers(values: np.ndarray, missing: np.ndarray) -> tuple[np.ndar
     numbers = np.where(missing, 0, values)
     if values.dtype.kind == "f":
         numbers = np.round(numbers)
-    clipped = numbers > _LARGEST
+    clipped: np.ndarray = np.greater(numbers, _LARGEST)
     digital = np.clip(numbers, FILL + 1, _LARGEST).astype(np.int16)
     digital[missing] = FILL
-    valid: np.ndarray = np.logical_not((missing | clipped).any(axis=1))
-    return digital, valid
+    return digital, ~np.any(missing | clipped, axis=1)
 
 
 def stamp_of(files: Iterable[Path]) -> str:
