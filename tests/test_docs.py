@@ -173,6 +173,7 @@ def test_python_examples_compile() -> None:
         compile(block, str(page), "exec")
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     """Every page, every link and every docstring passes; the references hold what exists."""
     pytest.importorskip("mkdocstrings")

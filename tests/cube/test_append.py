@@ -356,7 +356,12 @@ def interrupt(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize(
     ("stop", "dates_left"),
-    [(at_fourth_shard, 1), (at_labels, 0), (between_the_names, 0), (before_the_manifests, 0)],
+    [
+        (at_fourth_shard, 1),
+        pytest.param(at_labels, 0, marks=pytest.mark.slow),
+        pytest.param(between_the_names, 0, marks=pytest.mark.slow),
+        (before_the_manifests, 0),
+    ],
 )
 def test_a_stopped_append_goes_on_and_also_elsewhere(
     years: Any,

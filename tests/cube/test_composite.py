@@ -292,6 +292,7 @@ def test_blocks_do_not_show(cloudy: Any, tmp_path: Path, method: str):
     assert_equal(whole, open_season(tmp_path / "many.zarr"))
 
 
+@pytest.mark.slow
 def test_workers_do_not_show(cloudy: Any, tmp_path: Path):
     plan = plan_of(cloudy, composite="medoid", period="P1M")
     build_cube(plan, tmp_path / "one.zarr")

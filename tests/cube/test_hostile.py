@@ -90,7 +90,13 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stcln_geo.cube.stac_api._BACKOFF_SECONDS", 0.01)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+providers = pytest.mark.parametrize(
+    "provider",
+    [PROVIDERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in PROVIDERS[1:])],
+)
+
+
+@providers
 def test_a_hostile_server_gives_the_cube_of_a_perfect_one(
     provider: Provider, start: Start, tmp_path: Path
 ):
@@ -124,7 +130,7 @@ def test_a_hostile_server_gives_the_cube_of_a_perfect_one(
             )
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@providers
 def test_what_stays_lost_is_named_precisely(provider: Provider, start: Start, tmp_path: Path):
     server = start(provider, seed=5)
     lost = f"{server.item_id(SCENES[3])}/B04_10m.tif"

@@ -425,8 +425,9 @@ class TestCommands:
         assert done.exit_code == 0, done.output
         assert "3,248,341 parameters" in done.output
         assert "61 unused entries dropped" in done.output
+        imported = load_model(out).state_dict()
         for name, value in load_model(source).state_dict().items():
-            assert torch.equal(load_model(out).state_dict()[name], value), name
+            assert torch.equal(imported[name], value), name
 
         told = json.loads(self.run("info", out, "--json").output)
         assert told["kind"] == "classifier"

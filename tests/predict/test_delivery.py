@@ -151,6 +151,17 @@ def test_command_line(
     assert "Leave --work out" in capsys.readouterr().err
 
 
+def test_a_bucket_that_does_not_exist_is_named_before_anything_is_made(
+    world: Any, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = ["predict", str(world.cube), "--checkpoint", str(world.checkpoint)]
+    assert invoke([*arguments, "--out", f"{s3}-missing/map"]) == 2
+    assert "there is no bucket" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_needs_no_work_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Leave --work out"):
         delivery.destination(tmp_path / "map", tmp_path / "work")

@@ -357,6 +357,7 @@ def broken(source: Source, tmp_path: Path) -> SearchRequest:
     return source.search(catalog=str(archive))
 
 
+@pytest.mark.slow
 def test_a_broken_asset_fails_its_shards_then_is_left_out(
     maps: Maps, broken: SearchRequest
 ) -> None:

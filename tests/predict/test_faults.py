@@ -24,7 +24,7 @@ from stcln_geo.cube.store import (
     shards_of,
     write_shard,
 )
-from stcln_geo.errors import CheckpointError, CubeError, InputError, OutputError, TaskError
+from stcln_geo.errors import CheckpointError, CubeError, OutputError, TaskError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window, snapped_geobox
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
@@ -230,18 +230,6 @@ def test_no_map_is_made_of_nothing(world: Any, tmp_path: Path) -> None:
         predict_region(cube, world.checkpoint, out, spec=PredictSpec(**CPU, shard_size=40))
     assert not (out / "classes.tif").exists()
     assert not list(out.rglob(".*"))
-
-
-def test_a_bucket_for_the_map_is_refused_and_no_folder_of_its_name_is_made(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"s3://farm/map: a map is written to a folder.*s3 sync"):
-        predict_region(world.cube, world.checkpoint, "s3://farm/map")
-    arguments = ["predict", str(world.cube), "--checkpoint", str(world.checkpoint)]
-    assert invoke([*arguments, "--out", "s3://farm/map"]) == 2
-    assert "Choose a folder for --out" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

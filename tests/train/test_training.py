@@ -204,6 +204,7 @@ finetune(
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(small_cube: Path, tmp_path: Path) -> None:
     from stcln_geo.train.config import to_toml
 
