@@ -119,7 +119,9 @@ def _fit(
     network.to(device).eval()
     lookup = task.lookup.to(device)
     stride = max(-(-labelled // _MOST_PIXELS), 1)
-    found: list[tuple[Tensor, Tensor]] = []
+    # A rank may have no window of its own.
+    classes = network.config.classes
+    found = [(torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64))]
     with torch.inference_mode(), autocast_for(precision, device):
         for batch in task.validation:
             moved = batch.to(device)
