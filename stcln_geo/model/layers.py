@@ -106,16 +106,16 @@ class MaskedBatchNorm2d(nn.Module):
         )
 
     def _over_valid(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        # Two passes: the variance of centred values keeps its digits. Sums in float64 do not depend
-        # on how many invalid pixels stand between the others.
+        # Two passes: the variance of centred values keeps its digits. Sums are over each image, then
+        # over images in float64: those without a valid pixel move no digit.
         weight = x.new_ones(len(x), 1, *x.shape[-2:]) if valid is None else valid.to(x.dtype)
         wide = torch.float64
-        pixels, total = weight.sum(dtype=wide), (x * weight).sum((0, 2, 3), dtype=wide)
+        pixels, total = weight.sum(dtype=wide), (x * weight).sum((2, 3)).sum(0, dtype=wide)
         if self.sum_over_ranks is not None:
             pixels, total = self.sum_over_ranks(torch.cat([pixels[None], total])).tensor_split([1])
         mean = total / pixels.clamp(min=1)
         centred = (x - mean.to(x.dtype)[:, None, None]) * weight
-        squares = centred.square().sum((0, 2, 3), dtype=wide)
+        squares = centred.square().sum((2, 3)).sum(0, dtype=wide)
         if self.sum_over_ranks is not None:
             squares = self.sum_over_ranks(squares)
         variance = squares / pixels.clamp(min=1)
