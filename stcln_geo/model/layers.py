@@ -106,8 +106,8 @@ class MaskedBatchNorm2d(nn.Module):
         )
 
     def _over_valid(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        # Two passes: the variance of centred values keeps its digits. Sums are over each image, then
-        # over images in float64: those without a valid pixel move no digit.
+        # Two passes: the variance of centred values keeps its digits. Sums are over each image,
+        # then over images in float64: those without a valid pixel move no digit.
         weight = x.new_ones(len(x), 1, *x.shape[-2:]) if valid is None else valid.to(x.dtype)
         wide = torch.float64
         pixels, total = weight.sum(dtype=wide), (x * weight).sum((2, 3)).sum(0, dtype=wide)
