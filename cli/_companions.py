@@ -73,4 +73,5 @@ def say_delivered(place: Destination, *, parcels: Path | None, polygons: Path | 
             "they are made from a map in a folder. Copy it, for example with 'aws s3 sync', and "
             "use 'stcln-geo parcels' or 'stcln-geo polygons', or pass --overwrite --work DIR."
         )
+    place.leave()
     say(f"{place.bucket} holds this map already: nothing to do.")

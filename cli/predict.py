@@ -275,6 +275,7 @@ def predict(
     say_place(place)
     check_companions(parcels, polygons)
     if dry_run:
+        place.leave()
         return
     if place.holds(plan.run_hash, overwrite=overwrite):
         say_delivered(place, parcels=parcels, polygons=polygons)

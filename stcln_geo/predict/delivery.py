@@ -126,11 +126,20 @@ class Destination:
         write_json(self.bucket / DELIVERY_FILE, {"run": run, "files": files})
         if progress is not None:
             progress(len(names), len(names), "file delivered")
-        if self.own:
-            with writing(self.folder):
-                shutil.rmtree(self.folder)
-                if not any(self.folder.parent.iterdir()):
-                    self.folder.parent.rmdir()
+        self._remove_work()
+
+    def leave(self) -> None:
+        """Remove what `recall` brought, where nothing is to be made."""
+        if self.folder.is_dir() and not (self.folder / PLAN_FILE).exists():
+            self._remove_work()
+
+    def _remove_work(self) -> None:
+        if not self.own:
+            return
+        with writing(self.folder):
+            shutil.rmtree(self.folder)
+            if not any(self.folder.parent.iterdir()):
+                self.folder.parent.rmdir()
 
     def _delivery(self) -> dict[str, Any] | None:
         """Return what the bucket says of the product in it; None where there is none."""

@@ -129,6 +129,7 @@ def predict_to(
     if place.holds(plan.run_hash, overwrite=overwrite):
         run = read_json(place.where / RUN_FILE)
         if run is not None:
+            place.leave()
             return prediction_of(place.where, run, resumed=len(plan.shards))
     product = run_prediction(
         plan, place.folder, execution=execution, progress=progress, overwrite=overwrite

@@ -127,6 +127,7 @@ def test_a_search_is_remembered_by_the_bucket(
     again = predict_search(source.search(), source.checkpoint, address, spec=QUICK)
     assert again.histogram == first.histogram
     assert again.resumed_shards > 0
+    assert not (tmp_path / "stcln-geo-work").exists(), "nothing was made, nothing is left"
     assert {"search/items.parquet", "delivery.json"} <= files(location(address))
 
 
