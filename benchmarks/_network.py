@@ -71,6 +71,8 @@ def start(options: argparse.Namespace) -> str:
     bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     if device == "cuda":
+        # Torch lets convolutions round float32 to TF32 unless told.
+        torch.backends.cudnn.allow_tf32 = False
         print(f"device: {torch.cuda.get_device_name()}")
     else:
         print("GPU: not measured: " + ("device cpu was asked for" if cuda else "no CUDA device"))
@@ -188,13 +190,20 @@ class MatrixRates:
 
 def forward_operations(config: StclnConfig, chips: Chips) -> float:
     """Count multiplications and additions of a forward pass; norms and softmax left out."""
-    batch, dates, bands, height, width = chips.images.shape
-    pixels, (first, dim) = height * width, config.widths
+    batch, dates, _, height, width = chips.images.shape
+    return count_operations(config, batch=batch, dates=dates, pixels=height * width)
+
+
+def count_operations(
+    config: StclnConfig, *, batch: int, dates: int, pixels: int, projections: int = 2
+) -> float:
+    """Count as `forward_operations`; published are 2 `projections`, of queries and of keys."""
+    bands, (first, dim) = len(config.bands), config.widths
     convolutions = 9 * (bands * first + first * first + first * dim + dim * dim)
     layer = 4 * dim * dim + 2 * dim * config.feedforward + 2 * dates * dim
     one = pixels * dates * (convolutions + config.layers * layer)
-    # Queries and keys as published, logits, weighted sum, values, classes.
-    space = pixels * (2 * dates * dim * dim + pixels * (dates + 1) * dim + dim * dim)
+    # Queries and keys, logits, weighted sum, values, classes.
+    space = pixels * (projections * dates * dim * dim + pixels * (dates + 1) * dim + dim * dim)
     return 2.0 * batch * (one + space + pixels * dim * config.classes)
 
 

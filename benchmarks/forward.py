@@ -3,9 +3,9 @@
 The published network runs eagerly in float32 (benchmarks/_published.py), with the weights of ours.
 Ours runs in `reference` mode, which must give the same logits to 1e-4, and in `geo` mode, which
 also leaves out observations that are not usable; each in float32, and in bfloat16 where the
-hardware has it. Printed: how many times as fast as the published one, the share of the matrix rate
-that each reaches, measured at the network's own shapes between the turns, and the peak memory of a
-chip of 128 x 128 px.
+hardware has it; on a GPU also as a CUDA graph. Printed: how many times as fast as the published
+one, the share of the matrix rate that each reaches, measured at the network's own shapes between
+the turns, and the peak memory of a chip of 128 x 128 px.
 
     python benchmarks/forward.py
     python benchmarks/forward.py --dates 30 --side 32 --batch 1 --no-memory
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _graphs import Graph
 from _measure import measure_process
 from _network import (
     Chips,
@@ -59,6 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
         for precision in options.precision:
             contenders[f"reference {precision}"] = ours(reference, chips, None, precision)
             contenders[f"geo {precision}"] = ours(geo, chips, chips.valid, precision)
+            if device == "cuda":
+                graphs = Graph(geo)
+                contenders[f"geo-graph {precision}"] = ours(graphs, chips, chips.valid, precision)
         with torch.inference_mode():
             compare(contenders, chips, geo, options, device)
     if not options.no_memory:
@@ -67,7 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def ours(
-    network: Stcln, chips: Chips, valid: torch.Tensor | None, precision: str
+    network: Callable[..., torch.Tensor],
+    chips: Chips,
+    valid: torch.Tensor | None,
+    precision: str,
 ) -> Callable[[], torch.Tensor]:
     def run() -> torch.Tensor:
         with autocast_for(precision, chips.images.device.type):
@@ -99,7 +106,7 @@ def compare(
     for name in contenders:
         share = operations / times[name] / rates.median(name.split()[1])
         speed = times["published float32"] / times[name]
-        print(f"  {name:18} {speed:5.2f} x   {share:4.0%} of the matrix rate")
+        print(f"  {name:20} {speed:5.2f} x   {share:4.0%} of the matrix rate")
         if name.startswith("published") and share < ENOUGH:
             print("  NOT A BASELINE: the published network reaches less than half of the rate")
 

@@ -2,7 +2,7 @@
 
 What predict does with a batch of windows, digital numbers in and classes out, with the data on the
 device already. Pixels count once, for the window whose core owns them. The floating-point
-operations are those that torch counts in one forward pass: products of matrices and convolutions.
+operations are counted from the sizes of a forward pass: products of matrices and convolutions.
 They are compared with two rates measured on the same card: of large square matrices, and of the
 network's own products (tokens by width). Without a CUDA device nothing is measured; `--device cpu`
 runs the same steps, to see that they work.
@@ -137,7 +137,7 @@ def measure(
 ) -> dict[str, float] | None:
     """Return the speed at a batch size; None where the device has too little memory."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from _network import count_operations
 
     from stcln_geo.predict.forward import Recipe
 
@@ -152,8 +152,7 @@ def measure(
         return network.start(numbers, days, valid, recipe)
 
     try:
-        with FlopCounterMode(display=False) as counter:
-            answers = label().answers()
+        answers = label().answers()
         seconds = seconds_of(label, device, rounds=options.rounds, launches=options.launches)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
@@ -162,11 +161,15 @@ def measure(
         raise SystemExit("The network did not answer for each window.")
     stride = options.window - 2 * options.halo
     owned = batch * stride**2 / seconds
+    operations = count_operations(
+        network.module.config, batch=batch, dates=options.dates, pixels=options.window**2,
+        projections=1,
+    )  # fmt: skip
     return {
         "batch": batch,
         "km2": owned * PIXEL_KM2,
         "px_dates": owned * options.dates,
-        "flops": counter.get_total_flops() / seconds,
+        "flops": operations / seconds,
         "tile": math.ceil(TILE / stride) ** 2 / batch * seconds,
     }
 

@@ -2,9 +2,10 @@
 
 A step is forward, cross-entropy, backward and Adam, with dropout. The published network runs
 eagerly in float32 (benchmarks/_published.py), with the weights of ours; ours in `reference` and in
-`geo` mode, each in float32, and under bfloat16 autocast where the hardware has it. Before they are
-timed, the published network and ours in `reference` mode must give one loss without dropout, and
-equal gradients. Printed as in forward.py.
+`geo` mode, each in float32, and under bfloat16 autocast where the hardware has it; on a GPU forward
+and backward also as a CUDA graph. Before they are timed, the published network and ours in
+`reference` mode must give one loss without dropout, and equal gradients. Printed as in forward.py,
+and on a GPU the peak memory of a step (of a graph, only what lies outside of it).
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --dates 30 --side 32 --batch 1
@@ -17,6 +18,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from _graphs import Graph
 from _network import (
     Chips,
     MatrixRates,
@@ -48,6 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
         for precision in options.precision:
             contenders[f"reference {precision}"] = step(reference, chips, None, precision)
             contenders[f"geo {precision}"] = step(geo, chips, (chips.valid,), precision)
+            if device == "cuda":
+                contenders[f"geo-graph {precision}"] = step(
+                    geo, chips, (chips.valid,), precision, graphs=True
+                )
         peaks = peak_memory(contenders, device)
         rates = MatrixRates(geo, chips, options)
         times = medians({**contenders, **rates.turns()}, options, device)
@@ -58,19 +64,25 @@ def main(arguments: list[str] | None = None) -> None:
             speed = times["published float32"] / times[name]
             share = operations / times[name] / rates.median(name.split()[1])
             memory = f"   peak {peaks[name] / 1e9:.2f} GB" if peaks else ""
-            print(f"  {name:18} {speed:5.2f} x   {share:4.0%} of the matrix rate{memory}")
+            print(f"  {name:20} {speed:5.2f} x   {share:4.0%} of the matrix rate{memory}")
 
 
 def step(
-    network: nn.Module, chips: Chips, extra: tuple[Tensor, ...] | None, precision: str
+    network: nn.Module,
+    chips: Chips,
+    extra: tuple[Tensor, ...] | None,
+    precision: str,
+    *,
+    graphs: bool = False,
 ) -> Callable[[], None]:
     """Make a step of a copy of a network, with an optimiser of its own."""
     network = copy.deepcopy(network).train()
+    call = Graph(network) if graphs else network
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
 
     def run() -> None:
         with autocast_for(precision, chips.images.device.type):
-            logits = network(chips.images, chips.days, *(extra or ()))
+            logits = call(chips.images, chips.days, *(extra or ()))
         nn.functional.cross_entropy(logits.float(), chips.labels).backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -6,10 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["Device", "Precision", "autocast_for", "choose_device", "choose_precision"]
+__all__ = [
+    "Device", "Precision", "autocast_for", "choose_device", "choose_precision", "product_dtype",
+]  # fmt: skip
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
@@ -56,3 +59,9 @@ def autocast_for(precision: str, device: str) -> AbstractContextManager[object]:
     if precision == "bf16":
         return torch.autocast(device, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which matrices are multiplied here: autocast's, or that of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -15,13 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
+from .device import product_dtype
 from .layers import FullLayerNorm, TransformerLayer
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which matrices are multiplied here: autocast's, or that of `x`."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class PreparedLinear:
@@ -42,6 +38,10 @@ class PreparedLinear:
                 x, self.packed, self.bias, "relu" if self.relu else "none", [], ""
             )
             return made
+        if self.relu and x.device.type == "cuda" and hasattr(torch, "_addmm_activation"):
+            # The ReLU at the end of the product, as torch's own transformer has it.
+            rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t())
+            return rows.view(*x.shape[:-1], -1)
         made = F.linear(x, self.weight, self.bias)
         return made.relu_() if self.relu else made
 
@@ -95,6 +95,15 @@ class PreparedLayer:
         changed = self.contract(self.expand(x.to(self.dtype)))
         normalised: Tensor = self.norms[1](x.add_(changed))
         return normalised
+
+    def in_kernels(
+        self, x: Tensor, low: Tensor, keys: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run on a GPU; as `TransformerLayer.in_kernels`, `x` and `low` being overwritten."""
+        mixed = self.output(fused.attend(self.projection(low), self.heads, keys, 0.0))
+        x, low = fused.add_norm(x, mixed, self.norms[0], 0.0, low=low)
+        changed = self.contract(self.expand(low))
+        return fused.add_norm(x, changed, self.norms[1], 0.0, low=low, valid=valid)
 
     def _attend(self, projected: Tensor, keys: Tensor | None) -> Tensor:
         sequences, dates, width = projected.shape

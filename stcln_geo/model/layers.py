@@ -13,24 +13,20 @@ attention, the maximum over time and the affinities leave it out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import fused
+from .device import product_dtype
 from .dropout import add_dropped, attend_and_drop, draws_gaps, drop_after_relu
 
 MAX_SEQUENCES = 32768
 """Most sequences one attention call takes: fused GPU kernels fail at 65536."""
-Layer = Callable[[Tensor, Tensor | None], Tensor]
-"""A transformer layer: series (S, T, D) and the dates attended to, (S, T) bool, to (S, T, D)."""
-AFFINITY_BYTES = 2**27
-"""Size of one block of spatial affinities; a few such blocks live at once."""
-CPU_AFFINITY_BYTES = 2**25
-"""The same in inference on a CPU."""
 CACHE_BYTES = 2**23
 """Working memory of one block of inference on a CPU: little enough to stay near the cores."""
 
@@ -119,17 +115,25 @@ class MaskedBatchNorm2d(nn.Module):
         if self.sum_over_ranks is not None:
             squares = self.sum_over_ranks(squares)
         variance = squares / pixels.clamp(min=1)
-
-        with torch.no_grad():
-            seen = (pixels > 0).to(self.running_mean.dtype)
-            step = self.momentum * seen
-            unbiased = variance * pixels / (pixels - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
-            self.num_batches_tracked += seen.long().squeeze()
-
+        self._track(pixels, mean, variance)
         scale = self.weight * torch.rsqrt(variance + self.eps).to(x.dtype)
         return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _track(self, pixels: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Let the running statistics follow those of a batch of so many valid pixels."""
+        seen = (pixels > 0).to(self.running_mean.dtype)
+        step = self.momentum * seen
+        unbiased = variance * pixels / (pixels - 1).clamp(min=1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), step)
+        self.num_batches_tracked += seen.long().squeeze()
+
+    def with_relu(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Normalise in training, take the ReLU and zero what is invalid, by kernels of a GPU."""
+        made, *statistics = fused.norm_relu(x, self.weight, self.bias, self.eps, valid)
+        self._track(*statistics)
+        return made
 
 
 class PixelGroupNorm(nn.Module):
@@ -186,7 +190,10 @@ class ConvBlock(nn.Module):
         """Map (N, C, H, W) to (N, C', H, W); `valid` (N, 1, H, W) bool."""
         if runs_without_gradients(self):
             return self._folded(x, valid)
-        x = F.relu(self.norm(self.convolution(x), valid))
+        x = self.convolution(x)
+        if self.training and self.norm.sum_over_ranks is None and fused.usable(x):
+            return self.norm.with_relu(x, valid)
+        x = F.relu(self.norm(x, valid))
         return x if valid is None else x * valid.to(x.dtype)
 
     def _folded(self, x: Tensor, valid: Tensor | None) -> Tensor:
@@ -216,6 +223,25 @@ class ConvEncoder(nn.Module):
         for block in self.blocks:
             frames = block(frames, valid)
         return frames
+
+    def into_series(self, frames: Tensor, valid: Tensor | None, series: Tensor, first: int) -> None:
+        """Write features of frames (B * t, C, H, W) to their dates of `series`, on a GPU.
+
+        `series` (B, H, W, T, D) and `valid` (B, H, W, T) have all dates; `first` is the first
+        one of `frames`. Without gradients.
+        """
+        batch, _, _, dates, _ = series.shape
+        for number, block in enumerate(self.blocks, 1):
+            weight, bias = block.norm.fold(block.convolution.weight)
+            frames = fused.finish_convolution(
+                F.conv2d(frames, weight, padding=1),
+                bias,
+                valid,
+                dates=dates,
+                first=first,
+                frames=len(frames) // batch,
+                series=series if number == len(self.blocks) else None,
+            )
 
 
 def sinusoids(days: Tensor, *, dim: int, heads: int, base: float, dtype: torch.dtype) -> Tensor:
@@ -297,6 +323,28 @@ class TransformerLayer(nn.Module):
         normalised: Tensor = self.feedforward_norm(x + self.dropout(self.contract(hidden)))
         return normalised
 
+    def in_kernels(
+        self, x: Tensor, low: Tensor, keys: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Do the same on a GPU; results are 0 where `valid` (S, T) is False.
+
+        `low` is `x` in the type in which matrices are multiplied; the result comes in both.
+        """
+        share = self.dropout.p if self.training else 0.0
+        attention = self.attention
+        mixed = fused.attend(
+            attention.projection(low),
+            attention.heads,
+            keys,
+            attention.dropout if self.training else 0.0,
+        )
+        x, low = fused.add_norm(x, attention.output(mixed), self.attention_norm, share, low=low)
+        hidden = fused.relu_drop(self.expand(low.flatten(0, 1)), share)
+        changed = F.linear(hidden, self.contract.weight / (1 - share), self.contract.bias)
+        return fused.add_norm(
+            x, changed.view_as(x), self.feedforward_norm, share, low=low, valid=valid
+        )
+
 
 class TemporalEncoder(nn.Module):
     """Group normalisation, positions and a transformer, on each pixel's series by itself."""
@@ -317,18 +365,21 @@ class TemporalEncoder(nn.Module):
         x: Tensor,
         positions: Tensor,
         valid: Tensor | None = None,
-        prepared: Sequence[Layer] | None = None,
+        prepared: Sequence[Any] | None = None,
+        sample: Tensor | None = None,
     ) -> Tensor:
-        """Map series (S, T, D) with encoded positions (S, T, D) to features (S, T, D).
+        """Map series (S, T, D) with encoded positions (B, T, D) to features (S, T, D).
 
-        `valid` (S, T) bool; features are 0 where it is False. `prepared` layers, if given, are
-        run in place of `layers`; see `inference`.
+        `sample` (S,) int64 says of which sample a series is; None: B is S. `valid` (S, T) bool;
+        features are 0 where it is False. `prepared` layers, if given, are run in place of
+        `layers`; see `inference`.
         """
-        keys = None
-        if valid is not None:
-            # A series without any valid date attends to all: finite, and zeroed below.
-            keys = valid | ~valid.any(1, keepdim=True)
-        x = self.norm(x, valid) + positions
+        keys = _dates_to_see(valid)
+        if fused.usable(x, x.shape[1]):
+            wide = x.new_empty(x.shape, dtype=torch.float32)
+            low = x.new_empty(x.shape, dtype=product_dtype(x))
+            return self.in_kernels(x, positions, valid, prepared, sample, into=(wide, low))
+        x = self.norm(x, valid) + (positions if sample is None else positions[sample])
         for layer in self.layers if prepared is None else prepared:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, keys, use_reentrant=False)
@@ -339,120 +390,35 @@ class TemporalEncoder(nn.Module):
         usable = valid[..., None].to(x.dtype)  # a product with booleans takes twice as long
         return x * usable if prepared is None else x.mul_(usable)
 
-
-class SpatioTemporalAttention(nn.Module):
-    """Let each pixel borrow from the pixels of the chip whose series resemble its own (STA).
-
-    The logit of pixels i and j is the product of i's temporal features with j's convolution
-    features, both projected, summed over the dates valid at both, and scaled. The published scale
-    is 1/sqrt(D), whatever the number of dates n; as the sum grows with n, so does the contrast of
-    the softmax. In `geo` mode the scale is sqrt(affinity_dates / n_ij) / sqrt(D), with n_ij the
-    number of dates valid at both: for independent terms of unit variance the spread of the logits
-    is then sqrt(affinity_dates) for any n and any D, and equals the published one at n = 30.
-
-    A pair of pixels that share no valid date has weight 0. So a pixel without any valid date is
-    never a key, and as a query gets nothing.
-    """
-
-    def __init__(self, dim: int, *, affinity_dates: int | None) -> None:
-        super().__init__()
-        self.affinity_dates = affinity_dates
-        self.affinity_bytes: int | None = AFFINITY_BYTES
-        """Size of a block of affinities; None: all at once, as a graph of any batch must."""
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.gate = nn.Parameter(torch.zeros(1))
-
-    def forward(self, temporal: Tensor, spatial: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Combine temporal and convolution features, both (B, N, T, D), into (B, N, D).
-
-        `valid` (B, N, T) bool; features must be 0 where it is False. float32, in blocks of
-        queries: the N x N affinities are never held at once.
-        """
-        with torch.autocast(device_type=temporal.device.type, enabled=False):
-            if runs_without_gradients(self):
-                highest = _maximum_in_blocks(temporal, valid)
-            else:
-                highest = _maximum_over_time(temporal, valid)
-            value: Tensor = self.value(full_precision(highest))
-            combined: Tensor = self.gate * self._borrowed(temporal, spatial, value, valid) + value
-        return combined
-
-    def _borrowed(
-        self, temporal: Tensor, spatial: Tensor, value: Tensor, valid: Tensor | None
-    ) -> Tensor:
-        # (x Wq^T)(y Wk^T)^T = x (Wq^T Wk) y^T: projecting the queries alone gives the same
-        # logits, and the keys stay a view of the convolution features.
-        mix = self.query.weight.t() @ self.key.weight / math.sqrt(self.query.in_features)
-        if self.affinity_dates is not None:
-            mix = mix * math.sqrt(self.affinity_dates)
-        keys = full_precision(spatial).flatten(2)  # (B, N, T*D)
-        shared = None if valid is None else valid.to(value.dtype)
-
-        if self.affinity_bytes is None:
-            return self._attend(temporal, keys, value, mix, shared, shared)
-        batch, pixels = value.shape[:2]
-        row_bytes = batch * pixels * value.element_size()
-        affinity_bytes: int = self.affinity_bytes
-        if runs_without_gradients(self) and value.device.type == "cpu":
-            affinity_bytes = min(affinity_bytes, CPU_AFFINITY_BYTES)
-        block = max(1, min(pixels, affinity_bytes // row_bytes))
-        if block == pixels:
-            return self._attend(temporal, keys, value, mix, shared, shared)
-
-        recompute = torch.is_grad_enabled()
-        parts = []
-        for start in range(0, pixels, block):
-            rows = slice(start, start + block)
-            shared_rows = None if shared is None else shared[:, rows]
-            inputs = (temporal[:, rows], keys, value, mix, shared_rows, shared)
-            if recompute:
-                parts.append(checkpoint(self._attend, *inputs, use_reentrant=False))
-            else:
-                parts.append(self._attend(*inputs))
-        return torch.cat(parts, 1)
-
-    def _attend(
+    def in_kernels(
         self,
-        temporal: Tensor,
-        keys: Tensor,
-        value: Tensor,
-        mix: Tensor,
-        shared_rows: Tensor | None,
-        shared: Tensor | None,
+        x: Tensor,
+        positions: Tensor,
+        valid: Tensor | None,
+        prepared: Sequence[Any] | None,
+        sample: Tensor | None,
+        *,
+        into: tuple[Tensor, Tensor],
     ) -> Tensor:
-        query = (full_precision(temporal) @ mix).flatten(2)  # (B, n, T, D) -> (B, n, T*D)
-        logits = query @ keys.transpose(1, 2)  # (B, n, N)
-        if shared is None or shared_rows is None:
-            if self.affinity_dates is not None:
-                logits = logits / math.sqrt(temporal.shape[2])
-            return logits.softmax(-1) @ value
+        """Do the same on a GPU.
 
-        dates = shared_rows @ shared.transpose(1, 2)  # (B, n, N): dates valid at both pixels
-        if self.affinity_dates is not None:
-            logits = logits * dates.clamp(min=1).rsqrt()
-        logits = logits.masked_fill(dates == 0, torch.finfo(logits.dtype).min)
-        # A pixel with a valid date shares it with itself at least.
-        usable = shared_rows.any(-1, keepdim=True)
-        return (logits.softmax(-1) @ value) * usable
-
-
-def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
-    """Take the maximum over the valid dates, (B, N, T, D) -> (B, N, D); 0 without any."""
-    if valid is None:
-        return temporal.amax(2)
-    highest = temporal.masked_fill(~valid[..., None], -torch.inf).amax(2)
-    return highest.masked_fill(~valid.any(2)[..., None], 0.0)
+        `into` are tensors like `x`, one in float32, one in the type in which matrices are
+        multiplied. Without gradients they hold the features afterwards.
+        """
+        if sample is None:
+            sample = torch.arange(len(x), device=x.device)
+        keys = _dates_to_see(valid)
+        wide, low = fused.group_norm(x, self.norm, valid, positions, sample, into=into)
+        layers = self.layers if prepared is None else prepared
+        for number, layer in enumerate(layers, 1):
+            inputs = (wide, low, keys, valid if number == len(layers) else None)
+            if self.recompute and torch.is_grad_enabled():
+                wide, low = checkpoint(layer.in_kernels, *inputs, use_reentrant=False)
+            else:
+                wide, low = layer.in_kernels(*inputs)
+        return wide
 
 
-def _maximum_in_blocks(temporal: Tensor, valid: Tensor | None) -> Tensor:
-    """Do the same by blocks of pixels: no masked copy of all features is ever held."""
-    batch, pixels, dates, dim = temporal.shape
-    size = max(1, CACHE_BYTES // (4 * batch * dates * dim))
-    usable = [None] * len(temporal.split(size, 1)) if valid is None else valid.split(size, 1)
-    highest = temporal.new_empty(batch, pixels, dim)
-    parts = zip(temporal.split(size, 1), usable, highest.split(size, 1), strict=True)
-    for features, kept, made in parts:
-        made.copy_(_maximum_over_time(features, kept))
-    return highest
+def _dates_to_see(valid: Tensor | None) -> Tensor | None:
+    """Dates that a series attends to; without a valid one, all: finite, and zeroed in the end."""
+    return None if valid is None else valid | ~valid.any(1, keepdim=True)

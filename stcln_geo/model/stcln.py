@@ -19,22 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from . import fused
 from .config import StclnConfig
+from .device import product_dtype
 from .inference import prepare_layers
 from .layers import (
     CACHE_BYTES,
     MAX_SEQUENCES,
     ConvEncoder,
-    SpatioTemporalAttention,
     TemporalEncoder,
     full_precision,
     runs_without_gradients,
     sinusoids,
 )
 from .masking import hidden_values
+from .space import SpatioTemporalAttention
 
 SLICE_BYTES = 2**28
 """Working memory of one slice of dates or one block of pixels in inference, at most."""
+GPU_SLICE_BYTES = 2**29
+"""The same by kernels of a GPU, which is busy with one slice for about as long as it takes to
+start the next one."""
 
 
 class Features(NamedTuple):
@@ -46,6 +51,8 @@ class Features(NamedTuple):
     """(B, H, W, T, D). After the convolutions; 0 where invalid in `geo` mode."""
     valid: Tensor | None
     """(B, H, W, T) bool, True where usable; None when nothing is to be left out."""
+    narrow: Tensor | None = None
+    """`temporal` once more, in the type in which matrices are multiplied, where it is at hand."""
 
 
 class Encoder(nn.Module):
@@ -144,7 +151,8 @@ class Encoder(nn.Module):
             base=self.config.position_base,
             dtype=torch.promote_types(spatial.dtype, torch.float32),
         )
-        return Features(self._temporal(spatial, positions, valid), spatial, valid)
+        temporal, narrow = self._temporal(spatial, positions, valid)
+        return Features(temporal, spatial, valid, narrow)
 
     def _spatial(self, inputs: Tensor, valid: Tensor | None) -> Tensor:
         """Run the convolutions on every date: (B, T, C, H, W) -> (B, H, W, T, D)."""
@@ -163,6 +171,14 @@ class Encoder(nn.Module):
         if not runs_without_gradients(self):
             return convolve(0, dates).contiguous()
         step = max(1, self._slice_bytes(inputs) // (4 * batch * height * width * self.config.dim))
+        if fused.usable(inputs):
+            shape = (batch, height, width, dates, self.config.dim)
+            features = inputs.new_empty(shape, dtype=product_dtype(inputs))
+            for first in range(0, dates, step):
+                frames = inputs[:, first : first + step].flatten(0, 1)
+                frames = frames.contiguous(memory_format=torch.channels_last)
+                self.convolutions.into_series(frames, valid, features, first)
+            return features
         parts = convolve(0, min(step, dates))
         # Wide at once: the attention over space would copy all of them otherwise.
         wide = torch.promote_types(parts.dtype, torch.float32)
@@ -172,8 +188,10 @@ class Encoder(nn.Module):
             features[..., first : first + step, :] = convolve(first, first + step)
         return features
 
-    def _temporal(self, spatial: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """Run the transformer on every pixel: (B, H, W, T, D) -> (B, H, W, T, D)."""
+    def _temporal(
+        self, spatial: Tensor, positions: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the transformer on every pixel; give two of `Features`, `temporal` and `narrow`."""
         batch, height, width, dates, dim = spatial.shape
         series = spatial.view(-1, dates, dim)
         usable = None if valid is None else valid.view(-1, dates)
@@ -184,9 +202,10 @@ class Encoder(nn.Module):
             block = slice(first, last)
             made: Tensor = self.temporal(
                 series[block],
-                positions[sample[block]],
+                positions,
                 None if usable is None else usable[block],
                 prepared,
+                sample[block],
             )
             return made
 
@@ -196,20 +215,33 @@ class Encoder(nn.Module):
             step = max(1, min(step or MAX_SEQUENCES, self._slice_bytes(spatial) // series_bytes))
             prepared = prepare_layers(self.temporal.layers, spatial)
         total = series.shape[0]
+        if prepared is not None and fused.usable(spatial, dates):
+            wide = torch.empty_like(series, dtype=torch.float32)
+            narrow = torch.empty_like(series, dtype=product_dtype(spatial))
+            for first in range(0, total, step or total):
+                block = slice(first, first + (step or total))
+                known = None if usable is None else usable[block]
+                self.temporal.in_kernels(
+                    series[block], positions, known, prepared, sample[block],
+                    into=(wide[block], narrow[block]),
+                )  # fmt: skip
+            return wide.view_as(spatial), narrow.view_as(spatial)
         if step is None or step >= total:
-            return encode(0, total).view_as(spatial)
+            return encode(0, total).view_as(spatial), None
         if torch.is_grad_enabled():
             parts = [encode(first, first + step) for first in range(0, total, step)]
-            return torch.cat(parts).view_as(spatial)
+            return torch.cat(parts).view_as(spatial), None
         part = encode(0, step)
         features = part.new_empty(total, dates, dim)
         features[:step] = part
         for first in range(step, total, step):
             features[first : first + step] = encode(first, first + step)
-        return features.view_as(spatial)
+        return features.view_as(spatial), None
 
     def _slice_bytes(self, x: Tensor) -> int:
-        return min(self.slice_bytes, CACHE_BYTES) if x.device.type == "cpu" else self.slice_bytes
+        if x.device.type == "cpu":
+            return min(self.slice_bytes, CACHE_BYTES)
+        return max(self.slice_bytes, GPU_SLICE_BYTES) if fused.usable(x) else self.slice_bytes
 
 
 class Stcln(nn.Module):
@@ -251,7 +283,10 @@ class Stcln(nn.Module):
         features = self.encoder.encode(self.encoder.normalise(images, valid), days, valid)
         usable = None if features.valid is None else features.valid.flatten(1, 2)
         attended: Tensor = self.attention(
-            features.temporal.flatten(1, 2), features.spatial.flatten(1, 2), usable
+            features.temporal.flatten(1, 2),
+            features.spatial.flatten(1, 2),
+            usable,
+            None if features.narrow is None else features.narrow.flatten(1, 2),
         )
         return attended
 

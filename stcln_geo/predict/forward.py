@@ -32,7 +32,7 @@ from ..model.device import (
     choose_device,
     choose_precision,
 )
-from ..model.layers import AFFINITY_BYTES
+from ..model.space import AFFINITY_BYTES
 from ..model.stcln import SLICE_BYTES, Stcln, positions_for, probabilities
 from .outputs import check_finite, decide
 from .smooth import Smoothing, smooth
