@@ -83,13 +83,13 @@ def plan_blocks(
             "--memory, or fewer --workers."
         )
     most = max(WIDEST_BLOCK // shard, 1)
-    while most > 1 and task_bytes(plan, season, most * shard) > share:
-        most -= 1
-    blocks = _even_blocks(plan.window.shape_yx, shard, most)
-    while most * shard > _EVEN_BLOCK and len(blocks) < _TASKS_PER_WORKER * workers:
-        most -= 1
+    while True:
         blocks = _even_blocks(plan.window.shape_yx, shard, most)
-    return blocks
+        side = max(max(block.shape_yx) for block in blocks)
+        idle = side > _EVEN_BLOCK and len(blocks) < _TASKS_PER_WORKER * workers
+        if most == 1 or not (idle or task_bytes(plan, season, side) > share):
+            return blocks
+        most -= 1
 
 
 def _even_blocks(shape_yx: tuple[int, int], shard: int, most: int) -> list[Window]:
