@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import CubeError
 from ..grid import Window, tiles
 from ..storage import Location, location
+from ..workers import give_back_memory
 from .audit import audit_scene
 from .fuse import harmonise_scene
 from .merge import BlockArrays, make_merger
@@ -158,12 +159,15 @@ def _stage(
     staged = []
     for reading in reader.read(wanted, keep, left_out):
         if reading.scene.sky:
-            bands = [reading.made[asset.key].result() for asset in reading.scene.sky]
-            sky = classify_sky(reading.scene, bands, reader.area, plan, model)
+            bands = (reading.made[asset.key].result() for asset in reading.scene.sky)
+            seen_bands = [band for band in bands if band is not None]
+            sky = classify_sky(reading.scene, seen_bands, reader.area, plan, model)
             classes = Pixels(values=sky, row=-padding, col=-padding, nodata=0)
             stage.put(reading.number, _SKY, classes, padding=padding)
         # Nothing may hold on to the pixels of the sky.
         reading.made.clear()
+        # Each thread's heap would else keep what it read last, beside all that comes.
+        give_back_memory()
         staged.append(reading)
     return staged
 

@@ -56,6 +56,9 @@ _SHARE = 0.8
 
 _FIXED_BYTES = 200_000_000
 
+_HEAP_BYTES = 150_000_000
+"""GDAL's cache, and what the heaps of the threads that read for a block hold on to."""
+
 MERGE_BYTES = 80
 """Per value that a composite works on at a time."""
 
@@ -118,7 +121,8 @@ def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
     # The pixels of an asset, and the part of a shard on its way to where it waits.
     reading = READERS * 2 * 2 * (height + padding) * (width + padding)
     extra, sky = _sky_bytes(plan, height, width)
-    return round((shard_bytes(plan, season) + reading + extra) / _SHARE) + _FIXED_BYTES + sky
+    arrays = shard_bytes(plan, season) + reading + extra
+    return round(arrays / _SHARE) + _FIXED_BYTES + _HEAP_BYTES + sky
 
 
 def shard_bytes(plan: CubePlan, season: SeasonPlan) -> float:
@@ -139,7 +143,7 @@ def grid_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
     bands = len(plan.bands)
     # Raw and harmonised numbers of the scenes in flight, and what fusing one allocates.
     passing = (SCENES_AHEAD + 1) * (2 * bands + 1) + 4 * bands + 24
-    arrays = height * width * (_kept_bytes(plan, season) + passing)
+    arrays: float = height * width * (_kept_bytes(plan, season) + passing)
     arrays += _written_bytes(plan, season, min(side, season.layout.shard))
     extra, sky = _sky_bytes(plan, height, width)
     return round((arrays + extra) / _SHARE) + _FIXED_BYTES + sky
@@ -192,10 +196,11 @@ def task_share(
 ) -> TaskShare:
     """Return what each of the tasks of a season may do, which have some threads each."""
     side = max(max(block.shape_yx) for block in blocks)
-    free = (memory / max(workers, 1) - task_bytes(plan, season, side)) * _SHARE
+    free = memory / max(workers, 1) - task_bytes(plan, season, side)
     one = shard_bytes(plan, season)
     more = max(min(int(free / one), threads - 1), 0)
-    return TaskShare(together=1 + more, keep=max(int(free - more * one), 0))
+    # Scratch costs little more than memory: half of the rest is left to what is not counted.
+    return TaskShare(together=1 + more, keep=max(int(free - more * one) // 2, 0))
 
 
 def waiting_bytes(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:

@@ -102,7 +102,7 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
         if isinstance(kept, Pixels):
             return kept
         values = np.empty(kept.shape, dtype=kept.empty.values.dtype)
-        view = memoryview(values.reshape(-1).view(np.uint8))
+        view = memoryview(values.reshape(-1).view(np.uint8).data)
         done = 0
         while done < len(view):
             count = os.preadv(self._file, [view[done:]], kept.offset + done)
@@ -123,7 +123,7 @@ class Stage(contextlib.AbstractContextManager["Stage"]):
 
     def _written(self, part: Pixels, offset: int) -> _Kept:
         values = part.values
-        view = memoryview(values.reshape(-1).view(np.uint8))
+        view = memoryview(values.reshape(-1).view(np.uint8).data)
         done = 0
         try:
             while done < len(view):
