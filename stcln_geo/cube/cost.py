@@ -347,8 +347,9 @@ def _describe_season(plan: CubePlan, season: SeasonPlan, memory: int, workers: i
         f"{season.layout.shard} px, chunks of {season.layout.chunk} px",
         f"            {count_reads(plan, season, blocks)} asset windows to read, about "
         f"{_size(read_bytes(plan, season))} of pixels; {_size(cube_bytes(plan, season))} before "
-        f"compression; {_size(task_bytes(plan, season, side))} of memory per task at least, and "
-        f"{_size(waiting_bytes(plan, season, blocks))} more, or scratch instead",
+        f"compression; {_size(task_bytes(plan, season, side))} of memory per task",
+        f"            {_size(waiting_bytes(plan, season, blocks))} of pixels per task wait in "
+        "further memory, or in scratch",
     ]
     empty = sum(not date.scenes for date in season.dates)
     if empty:
