@@ -123,6 +123,7 @@ def build_theirs(options: argparse.Namespace, chunk: int) -> dict[str, float]:
     from zarr.codecs import BloscCodec
 
     from stcln_geo.cube.contract import SCL_CLEAR
+    from stcln_geo.cube.layout import CODEC_LEVEL
 
     made = plan(options.archive)
     (season,) = made.seasons
@@ -164,13 +165,13 @@ def build_theirs(options: argparse.Namespace, chunk: int) -> dict[str, float]:
             "reflectance": {
                 "chunks": (dates, bands, layout.chunk, layout.chunk),
                 "shards": (dates, bands, layout.shard, layout.shard),
-                "compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")],
+                "compressors": [BloscCodec(cname="zstd", clevel=CODEC_LEVEL, shuffle="shuffle")],
                 "fill_value": -32768,
             },
             "valid": {
                 "chunks": (dates, layout.chunk, layout.chunk),
                 "shards": (dates, layout.shard, layout.shard),
-                "compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")],
+                "compressors": [BloscCodec(cname="zstd", clevel=CODEC_LEVEL, shuffle="bitshuffle")],
             },
         }
         written = dataset.to_zarr(

@@ -3,10 +3,11 @@
 Every build reads its assets over HTTP from a server that counts the requests, in a process of its
 own whose memory, with that of its workers, is sampled. Printed for each: tasks against blocks,
 peak memory against the memory given, and requests per COG block that lies under the cube (a
-block is 1024 px of the file, as in the public archives), at 10 m and at 20 m.
+block is 1024 px of the file, as in the public archives), at 10 m and at 20 m. The side of a block
+is set here, so that larger cubes have more blocks of the same size.
 
-    python benchmarks/cube_scale.py --blocks 1 4 16 --side 1024 --dates 12 --memory 3GB
-    python benchmarks/cube_scale.py --blocks 4 --side 2048 --dates 12 --memory 8GB
+    python benchmarks/cube_scale.py --blocks 1 4 16 --side 1024 --dates 12 --memory 1.5GB
+    python benchmarks/cube_scale.py --blocks 1 4 --side 2048 --dates 12 --memory 1.5GB
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     """Build a square of some pixels in the archive's middle; tell what the scheduler saw."""
     from stcln_geo.catalog import load_catalog
     from stcln_geo.cli._common import parse_memory
+    from stcln_geo.cube import cost
     from stcln_geo.cube.build import build_cube
     from stcln_geo.cube.cost import plan_blocks
     from stcln_geo.cube.plan import plan_cube
@@ -105,6 +107,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     snapshot = search_items(load_catalog(options.catalog))
     made = plan_cube(snapshot, middle(plan_cube(snapshot), options.pixels))
     memory = parse_memory(options.memory)
+    cost.WIDEST_BLOCK, cost._TASKS_PER_WORKER = options.side, 0
     blocks = [
         block
         for season in made.seasons

@@ -31,6 +31,7 @@ __all__ = [
     "ResamplingOption",
     "ResolutionOption",
     "SchedulerOption",
+    "ScratchOption",
     "SeasonOption",
     "SeasonStartOption",
     "ShadowMarginOption",
@@ -138,6 +139,15 @@ SchedulerOption = Annotated[
 CubeArgument = Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of the cube.")]
 MemoryOption = Annotated[
     str, typer.Option("--memory", help="Memory for all workers together, such as 8GB.")
+]
+ScratchOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scratch",
+        metavar="DIR",
+        help="Local folder of each worker for pixels that --memory cannot hold; default: "
+        "temporary files.",
+    ),
 ]
 WorkersOption = Annotated[
     int, typer.Option("--workers", help="Local worker processes; 0 works in this process.")

@@ -34,6 +34,7 @@ from ._cube_options import (
     ResamplingOption,
     ResolutionOption,
     SchedulerOption,
+    ScratchOption,
     SeasonStartOption,
     ShadowMarginOption,
     TilesOption,
@@ -142,6 +143,7 @@ def build(
     memory: MemoryOption = "8GB",
     workers: WorkersOption = 0,
     scheduler: SchedulerOption = None,
+    scratch: ScratchOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and read no pixel.")
     ] = False,
@@ -205,6 +207,7 @@ def build(
                 memory=budget,
                 overwrite=overwrite,
                 progress=progress,
+                scratch=scratch,
             )
         if report.failures:
             warn(f"{len(report.failures)} assets were left out; see {path / 'ledger.jsonl'}.")
@@ -230,6 +233,7 @@ def append(
     memory: MemoryOption = "8GB",
     workers: WorkersOption = 0,
     scheduler: SchedulerOption = None,
+    scratch: ScratchOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is new, and read no pixel.")
     ] = False,
@@ -254,6 +258,7 @@ def append(
             execution=execution_from(workers, scheduler),
             memory=parse_memory(memory),
             progress=progress,
+            scratch=scratch,
         )
     if report.build is not None and report.build.failures:
         count = len(report.build.failures)
@@ -286,6 +291,7 @@ def repair(
     memory: MemoryOption = "8GB",
     workers: WorkersOption = 0,
     scheduler: SchedulerOption = None,
+    scratch: ScratchOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the lacking scenes, and read no pixel.")
     ] = False,
@@ -311,6 +317,7 @@ def repair(
             execution=execution_from(workers, scheduler),
             memory=parse_memory(memory),
             progress=progress,
+            scratch=scratch,
         )
     for item, other in report.substitutes.items():
         say(f"{item} is read from {other}")

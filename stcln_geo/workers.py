@@ -36,7 +36,7 @@ from .errors import (
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
-__all__ = ["Assignment", "run_on_dask"]
+__all__ = ["Assignment", "give_back_memory", "run_on_dask"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,7 +88,7 @@ class Assignment:
             # nanny starts a new worker, and the scheduler gives it the task again.
             os._exit(_BROKEN_DEVICE_EXIT)
         finally:
-            _give_back_memory()
+            give_back_memory()
 
     def check_worker(self) -> None:
         """Raise unless this process can do the work.
@@ -126,7 +126,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return trim
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Give freed memory back to the system, so that one task's leavings are not in the next's way.
 
     Arrays below 32 MB otherwise stay in the heaps of the threads that made them.

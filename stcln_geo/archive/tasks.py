@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..cube.audit import SceneAudit
-from ..cube.block import Readers, read_block
+from ..cube.block import read_block
 from ..cube.build import build_cube
 from ..cube.contract import FILL
 from ..cube.plan import crop_plan
 from ..cube.planned import CubePlan
 from ..cube.read import AssetReadError
+from ..cube.scenes import Readers
 from ..cube.spec import OnError
 from ..cube.stack import Stack, open_building_stack
 from ..cube.stack_store import write_sites

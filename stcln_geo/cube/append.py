@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from .lock import cube_lock
 from .plan import plan_cube
 from .planned import CubePlan, DatePlan, Scene, SeasonPlan
 from .replace import current_seasons, recover_swaps
+from .scratch import check_scratch
 from .search import DEFAULT_MARGIN, search_items
 from .selection import Selection
 from .snapshot import ItemSnapshot, read_items, read_queries, write_items
@@ -113,6 +115,7 @@ def append_cube(
     execution: Execution | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: ProgressHook | None = None,
+    scratch: Path | None = None,
 ) -> AppendReport:
     """Extend a cube up to a date, as one build up to that date would have made it.
 
@@ -126,6 +129,8 @@ def append_cube(
         In place of the catalog the cube was built from, where that has moved or is not recorded.
     on_error, max_failed_fraction
         In place of the cube's own choices; see `CubeSpec`.
+    scratch
+        As in `build_cube`.
 
     Raises
     ------
@@ -138,6 +143,7 @@ def append_cube(
     """
     path, execution = location(path), execution or Execution()
     stored_plan(path)
+    check_scratch(scratch)
     with cube_lock(path):
         recover_swaps(path)
         policy: dict[str, Any] = {}
@@ -147,7 +153,9 @@ def append_cube(
             policy = {"max_failed_fraction": max_failed_fraction}
 
         def build(plan: CubePlan) -> BuildReport:
-            return carry_out(plan, path, execution=execution, memory=memory, progress=progress)
+            return carry_out(
+                plan, path, execution=execution, memory=memory, progress=progress, scratch=scratch
+            )
 
         _parse_until(until)
         stored, _ = stored_plan(path)

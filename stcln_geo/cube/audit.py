@@ -123,16 +123,16 @@ def audit_scene(
     for shard in shards:
         inside = (shard.rows, shard.cols)
         here = clear[inside]
-        below = [int((value[inside][here] < _TOO_DARK).sum()) for value in values]
+        below = [_count(here & (value[inside] < _TOO_DARK)) for value in values]
         dark = []
         if ground is not None:
             there = ground[inside]
-            dark = [int((value[inside][there] < _NOT_DARK).sum()) for value in values]
+            dark = [_count(there & (value[inside] < _NOT_DARK)) for value in values]
         found.append(
             SceneAudit(
-                clear=int(here.sum()),
+                clear=_count(here),
                 too_dark=tuple(below),
-                dark_ground=int(ground[inside].sum()) if ground is not None else 0,
+                dark_ground=_count(ground[inside]) if ground is not None else 0,
                 dark=tuple(dark),
             )
         )
@@ -175,6 +175,10 @@ def suspect_dates(season: Season) -> list[str]:
         return []
     flags = np.asarray(group[SUSPECT][:], dtype=bool)
     return [str(day) for day in season.time[flags].astype("datetime64[D]")]
+
+
+def _count(pixels: np.ndarray) -> int:
+    return int(np.count_nonzero(pixels))
 
 
 def _offset(scene: Scene) -> int:

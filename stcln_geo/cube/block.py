@@ -1,35 +1,36 @@
-"""Build one block of a cube: read each asset window once, merge date by date, write its shards."""
+"""Build one block of a cube: read each asset window once, then make shard after shard of it."""
 
 from __future__ import annotations
 
 import functools
-import json
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..catalog import Access
 from ..errors import CubeError
-from ..grid import Window, crop_geobox, tiles
+from ..grid import Window, tiles
 from ..storage import Location, location
-from .audit import SceneAudit, audit_scene
-from .cost import SCENES_AHEAD
-from .fuse import ScenePixels, harmonise_scene
+from ..workers import give_back_memory
+from .audit import audit_scene
+from .fuse import harmonise_scene
 from .merge import BlockArrays, make_merger
+from .pixels import Pixels
 from .planned import Asset, CubePlan, Scene, SeasonPlan
-from .read import AssetReader, AssetReadError, LedgerEntry, append_ledger
 from .replace import OldSeason, open_old
-from .sky import SKY_LATTICE, SkyModel, find_sky, omnicloudmask
+from .scenes import Readers, Reading, SceneReader, classify_sky, wanted_scenes
+from .sky import SKY_LATTICE, SkyModel, omnicloudmask
+from .stage import Stage
 from .store import Season, open_building, write_json, write_shard
 from .stored import LEDGER_FILE, load_plan, manifest_path, read_manifest, shard_fingerprint
 
-__all__ = ["BlockPixels", "BlockResult", "BlockTask", "Readers", "build_block", "read_block"]
+__all__ = ["BlockPixels", "BlockResult", "BlockTask", "build_block", "read_block"]
 
-_MIN_READERS = 4
+_SKY = "the sky"
+"""Stands for the cloud model's classes among the keys of a scene's assets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,12 @@ class BlockTask:
     skip_failures: bool
     """True leaves a scene out where one of its assets cannot be read."""
     threads: int
+    together: int = 1
+    """Shards that are made at the same time."""
+    keep: int = 0
+    """Bytes of pixels, as they were read, that may wait in memory; the others wait in scratch."""
+    scratch: str | None = None
+    """Where scratch is made, on a local disk; None = the folder for temporary files."""
     replacing: bool = False
     """True where a whole season of this name is there, whose unchanged parts are taken over."""
 
@@ -92,29 +99,130 @@ def build_block(task: BlockTask, *, model: SkyModel | None = None) -> BlockResul
         return BlockResult(written=0, kept=kept, reads=0, taken=taken)
 
     area = functools.reduce(Window.union, missing)
-    readers = Readers(plan.access)
-    block = BlockArrays(plan, season_plan, area)
+    reader = SceneReader(
+        plan=plan,
+        area=area.shift(plan.window.row, plan.window.col),
+        readers=Readers(plan.access),
+        ledger=path / LEDGER_FILE,
+        skip_failures=task.skip_failures,
+        threads=task.threads,
+    )
     reused = old.same_dates(season_plan, area) if old is not None else {}
-    audit = _Audit([shard.relative_to(area) for shard in missing], {})
-    if old is not None and reused:
-        for shard in missing:
-            old.take_dates(reused, shard, **block.part(shard))
-    failed = _fill(block, plan, season_plan, readers, task, audit, reused, model)
+    wanted = wanted_scenes(season_plan, reader.area, reused)
     kept_items = {scene.item for index in reused for scene in season_plan.dates[index].scenes}
-    for number, shard in enumerate(missing):
-        part = block.part(shard)
-        write_shard(season, shard, **part)
-        counts = {item: shards[number].to_json() for item, shards in audit.by_item.items()}
-        if old is not None:
-            before = old.audits(shard)
-            counts |= {item: before[item] for item in kept_items & set(before)}
-        build.mark(
-            shard,
-            valid_fraction=float(part["valid"].mean()),
-            left_out=failed & _scenes_in(plan, season_plan, shard),
-            audit=counts,
+    scratch = Path(task.scratch) if task.scratch is not None else None
+    with Stage([shard.relative_to(area) for shard in missing], scratch, memory=task.keep) as stage:
+        left_out: set[str] = set()
+        staged = _stage(reader, wanted, stage, left_out, model)
+
+        def write(number: int) -> None:
+            shard = missing[number]
+            block = BlockArrays(plan, season_plan, shard)
+            if old is not None and reused:
+                old.take_dates(reused, shard, **block.part(shard))
+            audit = _fuse(block, plan, season_plan, staged, stage, number)
+            if old is not None:
+                before = old.audits(shard)
+                audit |= {item: before[item] for item in kept_items & set(before)}
+            write_shard(season, shard, **block.part(shard))
+            build.mark(
+                shard,
+                valid_fraction=float(block.valid.mean()),
+                left_out=left_out & _scenes_in(plan, season_plan, shard),
+                audit=audit,
+            )
+
+        _for_each(len(missing), write, together=task.together)
+    return BlockResult(written=len(missing), kept=kept, reads=reader.readers.reads, taken=taken)
+
+
+def _stage(
+    reader: SceneReader,
+    wanted: list[tuple[int, Scene]],
+    stage: Stage,
+    left_out: set[str],
+    model: SkyModel | None,
+) -> list[Reading[Any]]:
+    """Read the assets of a block; return the scenes whose pixels now wait in the stage."""
+    plan, padding = reader.plan, reader.plan.spec.clouds.padding
+    model = model or omnicloudmask(plan.spec.clouds)
+    seen = SKY_LATTICE.cover(reader.area.expand(padding)).relative_to(reader.area)
+
+    def keep(reading: Reading[Any], asset: Asset, pixels: Pixels) -> np.ndarray | None:
+        scene = reading.scene
+        if asset == scene.scl:
+            stage.put(reading.number, asset.key, pixels, padding=padding)
+        elif asset in scene.bands:
+            stage.put(reading.number, asset.key, pixels)
+        return pixels.on_grid(seen) if asset in scene.sky else None
+
+    staged = []
+    for reading in reader.read(wanted, keep, left_out):
+        if reading.scene.sky:
+            bands = (reading.made[asset.key].result() for asset in reading.scene.sky)
+            seen_bands = [band for band in bands if band is not None]
+            sky = classify_sky(reading.scene, seen_bands, reader.area, plan, model)
+            classes = Pixels(values=sky, row=-padding, col=-padding, nodata=0)
+            stage.put(reading.number, _SKY, classes, padding=padding)
+        # Nothing may hold on to the pixels of the sky.
+        reading.made.clear()
+        # Each thread's heap would else keep what it read last, beside all that comes.
+        give_back_memory()
+        staged.append(reading)
+    return staged
+
+
+def _fuse(
+    block: BlockArrays,
+    plan: CubePlan,
+    season: SeasonPlan,
+    staged: list[Reading[Any]],
+    stage: Stage,
+    number: int,
+) -> dict[str, Any]:
+    """Fill a shard's arrays, scene by scene; return what was counted of each, as JSON values."""
+    area = block.area.shift(plan.window.row, plan.window.col)
+    inner = stage.shards[number]
+    near = inner.expand(plan.spec.clouds.padding)
+    whole = Window(0, 0, *area.shape_yx)
+    merger = make_merger(block, plan, season)
+    audit: dict[str, Any] = {}
+    for reading in staged:
+        scene = reading.scene
+        if not scene.meets(area):
+            continue
+
+        def take(key: str, around: Window, scene_number: int = reading.number) -> np.ndarray:
+            return stage.take(scene_number, key, number).on_grid(around)
+
+        pixels = harmonise_scene(
+            scene,
+            [take(asset.key, inner) for asset in scene.bands],
+            take(scene.scl.key, near) if scene.scl is not None and plan.with_scl else None,
+            plan.spec.clouds,
+            take(_SKY, near) if scene.sky else None,
         )
-    return BlockResult(written=len(missing), kept=kept, reads=readers.reads, taken=taken)
+        (counts,) = audit_scene(pixels, plan.bands, [whole])
+        audit[scene.item] = counts.to_json()
+        merger.add(reading.date, scene, pixels)
+    merger.finish()
+    return audit
+
+
+def _for_each(count: int, write: Callable[[int], None], *, together: int) -> None:
+    """Write shards one after another, or some at a time."""
+    if min(together, count) <= 1:
+        for number in range(count):
+            write(number)
+        return
+    with ThreadPoolExecutor(together) as pool:
+        futures = [pool.submit(write, number) for number in range(count)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,15 +263,44 @@ def read_block(
         If an asset cannot be read and ``skip_failures`` is False.
     """
     whole = Window(0, 0, *plan.window.shape_yx)
-    task = BlockTask(
-        cube=str(folder), season=season.name, window=whole, fingerprint="",
+    near = whole.expand(plan.spec.clouds.padding)
+    seen = SKY_LATTICE.cover(plan.window.expand(plan.spec.clouds.padding)).relative_to(plan.window)
+    model = model or omnicloudmask(plan.spec.clouds)
+    reader = SceneReader(
+        plan=plan, area=plan.window, readers=readers, ledger=folder / LEDGER_FILE,
         skip_failures=skip_failures, threads=threads,
     )  # fmt: skip
+
+    def place(reading: Reading[Any], asset: Asset, pixels: Pixels) -> np.ndarray:
+        if asset in reading.scene.sky:
+            return pixels.on_grid(seen)
+        return pixels.on_grid(near if asset == reading.scene.scl else whole)
+
     arrays = BlockArrays(plan, season, whole)
-    audit = _Audit([whole], {})
-    failed = _fill(arrays, plan, season, readers, task, audit, (), model)
-    counts = {item: audits[0].to_json() for item, audits in audit.by_item.items()}
-    return BlockPixels(arrays=arrays, left_out=tuple(sorted(failed)), audit=counts)
+    merger = make_merger(arrays, plan, season)
+    left_out: set[str] = set()
+    audit: dict[str, Any] = {}
+    inside = whole.relative_to(seen)
+    for reading in reader.read(wanted_scenes(season, plan.window), place, left_out):
+        scene = reading.scene
+        found = {key: future.result() for key, future in reading.made.items()}
+        sky = None
+        if scene.sky:
+            bands = [found[asset.key] for asset in scene.sky]
+            sky = classify_sky(scene, bands, plan.window, plan, model)
+            found |= {asset.key: found[asset.key][inside.rows, inside.cols] for asset in scene.sky}
+        pixels = harmonise_scene(
+            scene,
+            [found[asset.key] for asset in scene.bands],
+            found.get(scene.scl.key) if scene.scl is not None else None,
+            plan.spec.clouds,
+            sky,
+        )
+        (counts,) = audit_scene(pixels, plan.bands, [whole])
+        audit[scene.item] = counts.to_json()
+        merger.add(reading.date, scene, pixels)
+    merger.finish()
+    return BlockPixels(arrays=arrays, left_out=tuple(sorted(left_out)), audit=audit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,172 +366,3 @@ def _scenes_in(plan: CubePlan, season: SeasonPlan, shard: Window) -> set[str]:
     area = shard.shift(plan.window.row, plan.window.col)
     scenes = [scene for date in season.dates for scene in date.scenes]
     return {scene.item for scene in scenes if scene.meets(area)}
-
-
-class Readers:
-    """One reader per way of access: the catalog's, and those of substitutes."""
-
-    def __init__(self, access: Access) -> None:
-        """Prepare; nothing is opened yet."""
-        self._own = AssetReader(access)
-        self._others: dict[str, AssetReader] = {}
-
-    def of(self, scene: Scene) -> AssetReader:
-        """Return the reader of a scene's assets."""
-        if scene.substitute is None:
-            return self._own
-        key = json.dumps(dict(scene.substitute.access), sort_keys=True)
-        if key not in self._others:
-            self._others[key] = AssetReader(Access.model_validate(scene.substitute.access))
-        return self._others[key]
-
-    @property
-    def reads(self) -> int:
-        """Asset windows read so far."""
-        return self._own.reads + sum(reader.reads for reader in self._others.values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Audit:
-    """What is counted in passing: for every item, the dark pixels in each shard."""
-
-    shards: list[Window]
-    by_item: dict[str, list[SceneAudit]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """A scene whose assets are being read."""
-
-    date: int
-    scene: Scene
-    pixels: dict[str, Future[np.ndarray]]
-    """By asset key."""
-
-
-def _fill(
-    block: BlockArrays,
-    plan: CubePlan,
-    season_plan: SeasonPlan,
-    readers: Readers,
-    task: BlockTask,
-    audit: _Audit,
-    reused: Collection[int],
-    model: SkyModel | None,
-) -> set[str]:
-    """Fill a block's arrays, date by date but for those reused; return the items left out."""
-    path = location(task.cube)
-    model = model or omnicloudmask(plan.spec.clouds)
-    absolute = block.area.shift(plan.window.row, plan.window.col)
-    wanted = [
-        (index, scene)
-        for index, date in enumerate(season_plan.dates)
-        for scene in date.scenes
-        if index not in reused and scene.meets(absolute)
-    ]
-    left_out: set[str] = set()
-    merger = make_merger(block, plan, season_plan)
-    most = plan.access.max_connections or 64
-    with ThreadPoolExecutor(min(max(task.threads, _MIN_READERS), most)) as pool:
-        for reading in _read_ahead(pool, wanted, block, plan, readers):
-            failures = _failures(reading, block.area)
-            for entry in failures:
-                append_ledger(path / LEDGER_FILE, entry)
-            if failures and not task.skip_failures:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise AssetReadError(
-                    f"{failures[0].item}, asset {failures[0].asset},",
-                    failures[0].kind,
-                    failures[0].attempts,
-                    failures[0].error,
-                )
-            if failures:
-                left_out.add(reading.scene.item)
-                continue
-            pixels = _harmonised(reading, absolute, plan, model)
-            audit.by_item[reading.scene.item] = audit_scene(pixels, plan.bands, audit.shards)
-            merger.add(reading.date, reading.scene, pixels)
-    merger.finish()
-    return left_out
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor,
-    wanted: list[tuple[int, Scene]],
-    block: BlockArrays,
-    plan: CubePlan,
-    readers: Readers,
-) -> Iterator[_Reading]:
-    """Yield scenes in order, while the next ones are already being read."""
-    absolute = block.area.shift(plan.window.row, plan.window.col)
-
-    def start(scene: Scene, asset: Asset) -> Future[np.ndarray]:
-        around = _around(scene, asset, absolute, plan)
-        return pool.submit(
-            readers.of(scene).read,
-            asset.href,
-            crop_geobox(block.geobox, around.relative_to(absolute)),
-            resampling="nearest" if asset == scene.scl else plan.spec.resampling,
-            nodata=asset.radiometry.nodata,
-        )
-
-    ahead: deque[_Reading] = deque()
-    for date, scene in wanted:
-        used = [asset for asset in scene.assets if asset != scene.scl or plan.with_scl]
-        ahead.append(_Reading(date, scene, {asset.key: start(scene, asset) for asset in used}))
-        if len(ahead) > SCENES_AHEAD:
-            yield ahead.popleft()
-    yield from ahead
-
-
-def _around(scene: Scene, asset: Asset, area: Window, plan: CubePlan) -> Window:
-    """Return what is read of an asset for an absolute area."""
-    near = area.expand(plan.spec.clouds.padding)
-    if asset in scene.sky:
-        return SKY_LATTICE.cover(near)
-    return near if asset == scene.scl else area
-
-
-def _harmonised(reading: _Reading, area: Window, plan: CubePlan, model: SkyModel) -> ScenePixels:
-    """Bring a scene that was read to the cube's numbers, in an absolute area."""
-    scene, clouds = reading.scene, plan.spec.clouds
-
-    def inner(asset: Asset) -> np.ndarray:
-        inside = area.relative_to(_around(scene, asset, area, plan))
-        return reading.pixels[asset.key].result()[inside.rows, inside.cols]
-
-    sky = None
-    if scene.sky:
-        near = area.expand(clouds.padding)
-        bands = []
-        for asset in scene.sky:
-            band = reading.pixels[asset.key].result()
-            bands.append(np.where(band == asset.radiometry.nodata, 0, band))
-        sky = find_sky(bands, SKY_LATTICE.cover(near), near, model)
-    scl = None
-    if scene.scl is not None and scene.scl.key in reading.pixels:
-        scl = reading.pixels[scene.scl.key].result()
-    return harmonise_scene(scene, [inner(asset) for asset in scene.bands], scl, clouds, sky)
-
-
-def _failures(reading: _Reading, area: Window) -> list[LedgerEntry]:
-    """Wait for a scene's assets and return those that could not be read."""
-    entries = []
-    for asset in reading.scene.assets:
-        future = reading.pixels.get(asset.key)
-        error = future.exception() if future is not None else None
-        if isinstance(error, AssetReadError):
-            entries.append(
-                LedgerEntry(
-                    item=reading.scene.item,
-                    asset=asset.key,
-                    href=asset.href,
-                    kind=error.kind,
-                    error=error.reason,
-                    attempts=error.attempts,
-                    window=(area.row, area.col, area.height, area.width),
-                )
-            )
-        elif error is not None:
-            raise error
-    return entries

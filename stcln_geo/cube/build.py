@@ -1,8 +1,9 @@
 """Build a cube: carry out a plan, block by block, so that it can be killed and run again.
 
-A task owns a block of whole shards. It reads each asset window of the block once, harmonises,
-masks and fuses date by date, and writes its shards, each followed by a small manifest that holds
-the fingerprint of all that went into it. A season gets its name when all its shards are there.
+A task owns a block of whole shards. It reads each asset window of the block once; then, shard by
+shard, it harmonises, masks and fuses date by date, and writes the shard, followed by a small
+manifest that holds the fingerprint of all that went into it. A season gets its name when all its
+shards are there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,13 @@ from ..storage import Location, S3Path, location, make_folder, remove_tree, writ
 from .audit import SUSPECT, suspect_scenes
 from .block import BlockResult, BlockTask, build_block
 from .calendar import season_periods
-from .cost import DEFAULT_MEMORY, plan_blocks
+from .cost import DEFAULT_MEMORY, plan_blocks, task_share
 from .lock import cube_lock
 from .planned import CubePlan, SeasonPlan
 from .publish import recover_publications
 from .read import LedgerEntry, entries_since, read_ledger
 from .replace import current_seasons, finish_replacement, recover_swaps, store_season_plan
+from .scratch import check_scratch
 from .sky import prepare_sky
 from .snapshot import write_items
 from .store import (
@@ -96,6 +99,7 @@ def build_cube(
     memory: int = DEFAULT_MEMORY,
     overwrite: bool = False,
     progress: ProgressHook | None = None,
+    scratch: Path | None = None,
 ) -> BuildReport:
     """Build the cube of a plan, or the part of it that is missing.
 
@@ -107,6 +111,9 @@ def build_cube(
         Bytes for all tasks of one machine together.
     overwrite
         Replace a cube of another plan at this path, with all its seasons and labels.
+    scratch
+        Folder on a local disk, of every machine that works, for pixels that memory cannot hold;
+        by default that for temporary files. Nothing stays there.
 
     Raises
     ------
@@ -123,9 +130,12 @@ def build_cube(
     prepare_sky(plan.spec.clouds)
     for season in plan.seasons:
         plan_blocks(plan, season, memory=memory, workers=execution.workers)
+    check_scratch(scratch)
     with cube_lock(path):
         _prepare(plan, path, overwrite=overwrite)
-        return carry_out(plan, path, execution=execution, memory=memory, progress=progress)
+        return carry_out(
+            plan, path, execution=execution, memory=memory, progress=progress, scratch=scratch
+        )
 
 
 def carry_out(
@@ -136,6 +146,7 @@ def carry_out(
     memory: int = DEFAULT_MEMORY,
     progress: ProgressHook | None = None,
     redo: Collection[str] = (),
+    scratch: Path | None = None,
 ) -> BuildReport:
     """Build what is missing of the plan stored in a cube; the caller holds the cube's lock.
 
@@ -143,6 +154,8 @@ def carry_out(
     ----------
     redo
         Seasons whose shards with left-out scenes are built again.
+    scratch
+        As in ``build_cube``.
 
     Raises
     ------
@@ -171,6 +184,10 @@ def carry_out(
             continue
         replacing = season.name in whole
         _open_or_create(plan, season, path, replacing=replacing)
+        share = task_share(
+            plan, season, blocks[season.name], memory=memory, workers=execution.workers,
+            threads=execution.threads_per_worker,
+        )  # fmt: skip
         tasks = [
             BlockTask(
                 cube=str(path.resolve()),
@@ -179,6 +196,9 @@ def carry_out(
                 fingerprint=plan.fingerprint,
                 skip_failures=plan.spec.on_error == "skip",
                 threads=execution.threads_per_worker,
+                together=share.together,
+                keep=share.keep,
+                scratch=str(scratch.resolve()) if scratch is not None else None,
                 replacing=replacing,
             )
             for block in blocks[season.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..errors import InputError
 from ..grid import Window, tiles
@@ -14,21 +15,38 @@ from .sky import SKY_BANDS, SKY_BYTES, SKY_LATTICE
 
 __all__ = [
     "DEFAULT_MEMORY",
+    "TaskShare",
     "count_reads",
     "cube_bytes",
     "describe_plan",
     "describe_search",
+    "grid_bytes",
     "plan_blocks",
     "read_bytes",
+    "shard_bytes",
     "summary",
     "task_bytes",
+    "task_share",
+    "waiting_bytes",
 ]
 
 DEFAULT_MEMORY = 8_000_000_000
 """Memory of all tasks together (bytes), where none is given."""
 
 MAX_BLOCK = 2048
-"""Largest side of the square one task owns (pixels)."""
+"""Largest side of the square that is read at once where nothing else decides (pixels)."""
+
+WIDEST_BLOCK = MAX_BLOCK + 512
+"""Largest side of the rectangle one task owns (pixels): a little more, so that no sliver is
+left."""
+
+_EVEN_BLOCK = 1024
+"""Blocks are not made smaller than this so that all workers have work."""
+
+_TASKS_PER_WORKER = 2
+
+READERS = 4
+"""Assets that a task reads at a time, or more where it has more threads."""
 
 SCENES_AHEAD = 2
 """Scenes that are read while another is being fused."""
@@ -38,6 +56,9 @@ _SHARE = 0.8
 
 _FIXED_BYTES = 200_000_000
 
+_HEAP_BYTES = 150_000_000
+"""GDAL's cache, and what the heaps of the threads that read for a block hold on to."""
+
 MERGE_BYTES = 80
 """Per value that a composite works on at a time."""
 
@@ -45,7 +66,10 @@ MERGE_BYTES = 80
 def plan_blocks(
     plan: CubePlan, season: SeasonPlan, *, memory: int = DEFAULT_MEMORY, workers: int = 0
 ) -> list[Window]:
-    """Return the squares of whole shards that tasks own, counted from the first pixel.
+    """Return the rectangles of whole shards that tasks own, counted from the first pixel.
+
+    They are about equal, and as large as may be: the larger, the fewer blocks of the files lie
+    under two of them and are read twice.
 
     Raises
     ------
@@ -53,42 +77,145 @@ def plan_blocks(
         If the memory does not suffice for one shard per worker.
     """
     share = memory / max(workers, 1)
-    side = season.layout.shard
-    if task_bytes(plan, season, side) > share:
-        need = task_bytes(plan, season, side) * max(workers, 1) / 1e9
+    shard = season.layout.shard
+    if task_bytes(plan, season, shard) > share:
+        need = task_bytes(plan, season, shard) * max(workers, 1) / 1e9
         raise InputError(
             f"Cannot build with {memory / 1e9:.2g} GB for {max(workers, 1)} workers: season "
-            f"{season.name} needs {need:.2g} GB for one shard of {side} px each. Give more "
+            f"{season.name} needs {need:.2g} GB for one shard of {shard} px each. Give more "
             "--memory, or fewer --workers."
         )
-    longest = max(plan.window.shape_yx)
-    while side < min(MAX_BLOCK, longest) and task_bytes(plan, season, 2 * side) <= share:
-        side *= 2
-    return tiles(plan.window.shape_yx, side)
+    most = max(WIDEST_BLOCK // shard, 1)
+    while True:
+        blocks = _even_blocks(plan.window.shape_yx, shard, most)
+        side = max(max(block.shape_yx) for block in blocks)
+        idle = side > _EVEN_BLOCK and len(blocks) < _TASKS_PER_WORKER * workers
+        if most == 1 or not (idle or task_bytes(plan, season, side) > share):
+            return blocks
+        most -= 1
+
+
+def _even_blocks(shape_yx: tuple[int, int], shard: int, most: int) -> list[Window]:
+    """Cut a grid into rectangles of at most so many shards along each side."""
+    starts = []
+    for size in shape_yx:
+        shards = -(-size // shard)
+        parts = -(-shards // most)
+        edges = [part * shards // parts * shard for part in range(parts)]
+        starts.append(list(zip(edges, [*edges[1:], size], strict=True)))
+    return [
+        Window(top, left, bottom - top, right - left)
+        for top, bottom in starts[0]
+        for left, right in starts[1]
+    ]
 
 
 def task_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
-    """Return the memory (bytes) that a block of some side takes."""
+    """Return the memory (bytes) that building a block of some side takes, at least.
+
+    That is one shard's arrays, and what is read of the block at a time. The other pixels of the
+    block wait in scratch.
+    """
     height, width = (min(side, size) for size in plan.window.shape_yx)
-    bands, dates = len(plan.bands), len(season.dates)
-    composite = plan.spec.composite != "none"
-    kept = dates * (2 * bands + 1 + _extra_bytes(plan))
-    if composite:
-        # The days of one period, and their cloud cover.
-        kept += max(len(date.days()) for date in season.dates) * (2 * bands + 3)
+    padding = 2 * plan.spec.clouds.padding
+    # The pixels of an asset, and the part of a shard on its way to where it waits.
+    reading = READERS * 2 * 2 * (height + padding) * (width + padding)
+    extra, sky = _sky_bytes(plan, height, width)
+    arrays = shard_bytes(plan, season) + reading + extra
+    return round(arrays / _SHARE) + _FIXED_BYTES + _HEAP_BYTES + sky
+
+
+def shard_bytes(plan: CubePlan, season: SeasonPlan) -> float:
+    """Return the bytes of the arrays with which one shard is made."""
+    side = season.layout.shard
+    height, width = (min(side, size) for size in plan.window.shape_yx)
+    bands = len(plan.bands)
+    # Raw and harmonised numbers of a scene, and what interpolating and fusing allocate.
+    passing = 4 * bands + 40
+    return height * width * (_kept_bytes(plan, season) + passing) + _written_bytes(
+        plan, season, side
+    )
+
+
+def grid_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> int:
+    """Return the memory (bytes) that all dates of a square of some side take, read at once."""
+    height, width = (min(side, size) for size in plan.window.shape_yx)
+    bands = len(plan.bands)
     # Raw and harmonised numbers of the scenes in flight, and what fusing one allocates.
     passing = (SCENES_AHEAD + 1) * (2 * bands + 1) + 4 * bands + 24
-    shard = min(side, season.layout.shard) ** 2 * dates * 2 * bands
-    merging = MERGE_BYTES * STRIP_VALUES if composite else 0
-    arrays = height * width * (kept + passing) + 1.5 * shard + merging
-    sky = 0
-    if _has_sky(plan):
-        # Three bands, at the worst place on the model's lattice, of the scenes in flight, and of
-        # one without what is no data; its classes.
-        wide = _seen_side(height, plan) * _seen_side(width, plan)
-        arrays += wide * 3 * 2 * (SCENES_AHEAD + 2) + 2 * height * width
-        sky = SKY_BYTES
-    return round(arrays / _SHARE) + _FIXED_BYTES + sky
+    arrays: float = height * width * (_kept_bytes(plan, season) + passing)
+    arrays += _written_bytes(plan, season, min(side, season.layout.shard))
+    extra, sky = _sky_bytes(plan, height, width)
+    return round((arrays + extra) / _SHARE) + _FIXED_BYTES + sky
+
+
+def _kept_bytes(plan: CubePlan, season: SeasonPlan) -> int:
+    """Return the bytes that all dates of a pixel take until they are written."""
+    bands, dates = len(plan.bands), len(season.dates)
+    kept = dates * (2 * bands + 1 + _extra_bytes(plan))
+    if plan.spec.composite != "none":
+        # The days of one period, and their cloud cover.
+        kept += max(len(date.days()) for date in season.dates) * (2 * bands + 3)
+    return kept
+
+
+def _written_bytes(plan: CubePlan, season: SeasonPlan, side: int) -> float:
+    """Return the bytes that writing a shard, and merging its periods, allocates."""
+    merging = MERGE_BYTES * STRIP_VALUES if plan.spec.composite != "none" else 0
+    return 1.5 * side**2 * len(season.dates) * 2 * len(plan.bands) + merging
+
+
+def _sky_bytes(plan: CubePlan, height: int, width: int) -> tuple[int, int]:
+    """Return the bytes of arrays around the cloud model in an area, and of the model itself."""
+    if not _has_sky(plan):
+        return 0, 0
+    # Three bands, at the worst place on the model's lattice, of the scenes in flight, and of one
+    # without what is no data; its classes.
+    wide = _seen_side(height, plan) * _seen_side(width, plan)
+    return wide * 3 * 2 * (SCENES_AHEAD + 2) + 2 * height * width, SKY_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskShare:
+    """What a build task may do with its share of the memory."""
+
+    together: int
+    """Shards that it makes at a time."""
+    keep: int
+    """Bytes of pixels, as they were read, that may wait in memory."""
+
+
+def task_share(
+    plan: CubePlan,
+    season: SeasonPlan,
+    blocks: Sequence[Window],
+    *,
+    memory: int,
+    workers: int,
+    threads: int,
+) -> TaskShare:
+    """Return what each of the tasks of a season may do, which have some threads each."""
+    side = max(max(block.shape_yx) for block in blocks)
+    free = memory / max(workers, 1) - task_bytes(plan, season, side)
+    one = shard_bytes(plan, season)
+    more = max(min(int(free / one), threads - 1), 0)
+    # Scratch costs little more than memory: half of the rest is left to what is not counted.
+    return TaskShare(together=1 + more, keep=max(int(free - more * one) // 2, 0))
+
+
+def waiting_bytes(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:
+    """Return about how many bytes of pixels, as they were read, wait in one task, at most."""
+    areas = [block.shift(plan.window.row, plan.window.col) for block in blocks]
+    resolution = plan.spec.resolution
+    each = sum(2 * min(resolution / _native(band), 1) ** 2 for band in plan.bands)
+    total = [0.0] * len(areas)
+    for scene in (scene for date in season.dates for scene in date.scenes):
+        place = Window(*scene.place) if scene.place is not None else plan.window
+        # Scenes of another zone wait as they were warped.
+        pixel = each if scene.crs == plan.crs else 2 * len(plan.bands)
+        for index, area in enumerate(areas):
+            total[index] += place.intersection(area).area * pixel
+    return round(max(total, default=0))
 
 
 def _has_sky(plan: CubePlan) -> bool:
@@ -221,6 +348,8 @@ def _describe_season(plan: CubePlan, season: SeasonPlan, memory: int, workers: i
         f"            {count_reads(plan, season, blocks)} asset windows to read, about "
         f"{_size(read_bytes(plan, season))} of pixels; {_size(cube_bytes(plan, season))} before "
         f"compression; {_size(task_bytes(plan, season, side))} of memory per task",
+        f"            {_size(waiting_bytes(plan, season, blocks))} of pixels per task wait in "
+        "further memory, or in scratch",
     ]
     empty = sum(not date.scenes for date in season.dates)
     if empty:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 __all__ = [
+    "CODEC_LEVEL",
     "STANDARD_NAMES",
     "Codec",
     "Layout",
@@ -31,6 +32,9 @@ __all__ = [
 
 Codec = Literal["zstd", "lz4"]
 """Compressor within blosc: zstd is smaller, lz4 is faster to read."""
+
+CODEC_LEVEL = 4
+"""Of blosc. On Sentinel-2 pixels level 5 takes nearly twice the time for files of the same size."""
 
 _CHUNK_BYTES = 2_500_000
 _SHARD_BYTES = 400_000_000
@@ -206,7 +210,7 @@ def create_array(
         shards=shards,
         dtype=dtype,
         fill_value=fill,
-        compressors=BloscCodec(cname=codec, clevel=5, shuffle=shuffle),
+        compressors=BloscCodec(cname=codec, clevel=CODEC_LEVEL, shuffle=shuffle),
         dimension_names=dims,
         attributes=dict(attrs or {}),
         overwrite=True,
@@ -280,10 +284,19 @@ def geozarr_attrs(geobox: GeoBox) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def block_sum(valid: np.ndarray, chunk: int) -> np.ndarray:
-    """Count True per square: (T, H, W) bool -> (T, ceil(H/chunk), ceil(W/chunk)) int."""
-    rows = np.add.reduceat(valid, np.arange(0, valid.shape[1], chunk), axis=1, dtype=np.int32)
-    return np.add.reduceat(rows, np.arange(0, valid.shape[2], chunk), axis=2)
+def block_sum(values: np.ndarray, chunk: int) -> np.ndarray:
+    """Add up the numbers, or count the True, per square.
+
+    (T, H, W) bool or int16 -> (T, ceil(H/chunk), ceil(W/chunk)) int32.
+    """
+    count, height, width = values.shape
+    rows = np.zeros((count, -(-height // chunk), width), dtype=np.int32)
+    # Whole rows at a time are several times as fast as ``reduceat`` along this axis.
+    for offset in range(min(chunk, height)):
+        part = values[:, offset::chunk]
+        rows[:, : part.shape[1]] += part
+    sums: np.ndarray = np.add.reduceat(rows, np.arange(0, width, chunk), axis=2)
+    return sums
 
 
 def overview_bands(bands: tuple[str, ...]) -> tuple[str, str, str]:
@@ -301,10 +314,8 @@ def overview_of(reflectance: np.ndarray, bands: tuple[str, ...]) -> np.ndarray:
     for index in indices:
         plane = reflectance[:, index]
         measured = plane != FILL
-        sums = np.where(measured, plane, 0).astype(np.float32)
         count = block_sum(measured, OVERVIEW_STEP)
-        total = np.add.reduceat(sums, np.arange(0, sums.shape[1], OVERVIEW_STEP), axis=1)
-        total = np.add.reduceat(total, np.arange(0, sums.shape[2], OVERVIEW_STEP), axis=2)
+        total = block_sum(np.where(measured, plane, np.int16(0)), OVERVIEW_STEP)
         mean = total / np.maximum(count, 1) * SCALE
         gray = np.clip(np.sqrt(np.clip(mean / _OVERVIEW_WHITE, 0, 1)) * 254 + 1, 1, 255)
         planes.append(np.where(count > 0, gray, 0).astype(np.uint8))

@@ -110,6 +110,10 @@ def harmonise(raw: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.n
     usable : (H, W) bool, False where there is no data or the value had to be cut.
     """
     missing = raw == radiometry.nodata
+    if _fits(raw, radiometry):
+        plain: np.ndarray = raw.view(np.int16) + np.int16(radiometry.offset)
+        np.putmask(plain, missing, FILL)
+        return plain, ~missing
     if radiometry.factor == 1.0:
         wide = raw.astype(np.int32) + np.int32(radiometry.offset)
     else:
@@ -118,6 +122,13 @@ def harmonise(raw: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.n
     values = np.clip(wide, FILL + 1, MAX_DN).astype(np.int16)
     values[missing] = FILL
     return values, ~(missing | cut)
+
+
+def _fits(raw: np.ndarray, radiometry: Radiometry) -> bool:
+    """Return True where 16 bits hold all numbers, before and after the offset."""
+    if raw.dtype != np.uint16 or radiometry.factor != 1.0 or not FILL < radiometry.offset <= 0:
+        return False
+    return int(raw.max(initial=0)) <= MAX_DN
 
 
 def declared_radiometry(asset: Mapping[str, Any]) -> dict[str, float]:

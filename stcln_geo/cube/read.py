@@ -1,8 +1,8 @@
 """Read one window of one asset onto the cube's grid, or say exactly why not.
 
-Where the file already lies on the grid its numbers are taken as they are; otherwise GDAL warps
-them without approximating. Addresses are signed when they are opened. Failures are sorted into
-kinds, retried where that can help, and recorded.
+Where the file's pixels are squares of whole pixels of the grid, its numbers are read as they are;
+otherwise GDAL warps them without approximating. Addresses are signed when they are opened.
+Failures are sorted into kinds, retried where that can help, and recorded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import numpy as np
 
 from ..catalog import Access
 from ..errors import InputError, UnsafeAddressError
+from ..grid import Window
 from ..storage import Location, S3Path, write_file, writing
 from .addresses import follow_redirects
 from .hosts import asked_pause, hold_back, host_gate
+from .pixels import Pixels
 from .signing import Tokens
 
 if TYPE_CHECKING:
@@ -134,16 +136,20 @@ class AssetReader:
     def read(
         self, href: str, geobox: GeoBox, *, resampling: Resampling = "nearest", nodata: int = 0
     ) -> np.ndarray:
-        """Return the pixels of a grid.
+        """Return the pixels of a grid, (H, W) in the file's dtype; see ``fetch``."""
+        height, width = (int(size) for size in geobox.shape)
+        pixels = self.fetch(href, geobox, resampling=resampling, nodata=nodata)
+        return pixels.on_grid(Window(0, 0, height, width))
+
+    def fetch(
+        self, href: str, geobox: GeoBox, *, resampling: Resampling = "nearest", nodata: int = 0
+    ) -> Pixels:
+        """Return what the pixels of a grid are made of: the file's own, where they lie on it.
 
         Parameters
         ----------
         nodata
             Number that means no data in the file, and beyond its edges in the result.
-
-        Returns
-        -------
-        (H, W) in the file's dtype.
 
         Raises
         ------
@@ -158,7 +164,7 @@ class AssetReader:
                     _environment(self._access, href, fresh=_failed[href] > 0),
                 ):
                     address = _anew(self._resolved(href), _failed[href])
-                    pixels = _read_once(address, geobox, resampling, nodata)
+                    pixels = _fetch_once(address, geobox, resampling, nodata)
             except UnsafeAddressError as error:
                 raise AssetReadError(href, "denied", 1, str(error)) from error
             except InputError:
@@ -242,16 +248,16 @@ def entries_since(before: list[LedgerEntry], now: list[LedgerEntry]) -> tuple[Le
     return tuple(new)
 
 
-def _read_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -> np.ndarray:
+def _fetch_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -> Pixels:
     import rasterio
     from rasterio.enums import Resampling as Method
     from rasterio.vrt import WarpedVRT
 
     height, width = (int(size) for size in geobox.shape)
     with rasterio.open(href) as source:
-        shift = _on_grid(source, geobox)
-        if shift is not None:
-            return _read_aligned(source, shift, (height, width), nodata)
+        place = _on_grid(source, geobox)
+        if place is not None and _is_plain(place.step, resampling, nodata, source.dtypes[0]):
+            return _read_own(source, place, (height, width), resampling, nodata)
         x_scale, y_scale = _target_pixels_per_source_pixel(source, geobox)
         with WarpedVRT(
             source,
@@ -268,7 +274,7 @@ def _read_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -
             YSCALE=f"{y_scale:.6g}",
         ) as warped:
             pixels: np.ndarray = warped.read(1)
-    return pixels
+    return Pixels(values=pixels, row=0, col=0, nodata=nodata)
 
 
 def _target_pixels_per_source_pixel(source: Any, geobox: GeoBox) -> tuple[float, float]:
@@ -282,15 +288,35 @@ def _target_pixels_per_source_pixel(source: Any, geobox: GeoBox) -> tuple[float,
     return x_size / resolution, y_size / resolution
 
 
-def _on_grid(source: Any, geobox: GeoBox) -> tuple[int, int] | None:
-    """Return row and column of the grid in the file, if the file's pixels lie on the grid."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a file lies on a grid, in the grid's pixels."""
+
+    row: int
+    col: int
+    step: int
+    """Pixels of the grid along the side of one of the file."""
+
+
+def _on_grid(source: Any, geobox: GeoBox) -> _Place | None:
+    """Return where a file lies, if each of its pixels is a square of whole pixels of the grid."""
     theirs, ours = source.transform, geobox.affine
-    if (theirs.a, theirs.b, theirs.d, theirs.e) != (ours.a, ours.b, ours.d, ours.e):
+    step = round(theirs.a / ours.a)
+    expected = (step * ours.a, step * ours.b, step * ours.d, step * ours.e)
+    if step < 1 or (theirs.a, theirs.b, theirs.d, theirs.e) != expected:
         return None
-    col, row = (ours.c - theirs.c) / ours.a, (ours.f - theirs.f) / ours.e
+    col, row = (theirs.c - ours.c) / ours.a, (theirs.f - ours.f) / ours.e
     if col != round(col) or row != round(row) or not _same_crs(source.crs, geobox.crs):
         return None
-    return round(row), round(col)
+    return _Place(round(row), round(col), step)
+
+
+def _is_plain(step: int, resampling: Resampling, nodata: int, dtype: str) -> bool:
+    """Return True where whole numbers give what GDAL would, exactly, see ``Pixels``."""
+    if step == 1 or resampling == "nearest":
+        return True
+    exact = nodata == 0 and dtype in {"uint8", "uint16"}
+    return resampling == "bilinear" and step == 2 and exact
 
 
 def _same_crs(theirs: Any, ours: Any) -> bool:
@@ -307,20 +333,27 @@ def _crs(geobox: GeoBox) -> Any:
     return CRS.from_epsg(crs.epsg) if crs.epsg else CRS.from_wkt(crs.to_wkt())
 
 
-def _read_aligned(
-    source: Any, shift: tuple[int, int], shape: tuple[int, int], nodata: int
-) -> np.ndarray:
-    from rasterio.windows import Window
+def _read_own(
+    source: Any, place: _Place, shape: tuple[int, int], resampling: Resampling, nodata: int
+) -> Pixels:
+    """Read the file's own pixels under a grid, and those beside them that it needs."""
+    from rasterio.windows import Window as FileWindow
 
-    (row, col), (height, width) = shift, shape
-    top, left = max(row, 0), max(col, 0)
-    bottom, right = min(row + height, source.height), min(col + width, source.width)
-    pixels: np.ndarray = np.full((height, width), nodata, dtype=source.dtypes[0])
+    (height, width), step = shape, place.step
+    smooth = step > 1 and resampling != "nearest"
+    reach = int(smooth)
+    top = min(max(-place.row // step - reach, 0), source.height)
+    left = min(max(-place.col // step - reach, 0), source.width)
+    bottom = min(-(-(height - place.row) // step) + reach, source.height)
+    right = min(-(-(width - place.col) // step) + reach, source.width)
     if bottom > top and right > left:
-        pixels[top - row : bottom - row, left - col : right - col] = source.read(
-            1, window=Window(left, top, right - left, bottom - top)
-        )
-    return pixels
+        values = source.read(1, window=FileWindow(left, top, right - left, bottom - top))
+    else:
+        values = np.empty((0, 0), dtype=source.dtypes[0])
+    return Pixels(
+        values=values, row=place.row + top * step, col=place.col + left * step, nodata=nodata,
+        step=step, smooth=smooth,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

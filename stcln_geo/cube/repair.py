@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from .plan import plan_cube
 from .planned import CubePlan, DatePlan, Scene, SeasonPlan, Substitute
 from .read import LedgerEntry
 from .replace import current_seasons, recover_swaps
+from .scratch import check_scratch
 from .search import DEFAULT_MARGIN, search_items
 from .snapshot import ItemSnapshot
 from .store import list_seasons
@@ -100,6 +102,7 @@ def repair_cube(
     execution: Execution | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: ProgressHook | None = None,
+    scratch: Path | None = None,
 ) -> RepairReport:
     """Build the shards again that lack a scene; what still cannot be read stays left out.
 
@@ -109,6 +112,8 @@ def repair_cube(
         Where to read the lacking scenes instead: the same granules, found by tile, time and orbit.
     collection
         Of that catalog.
+    scratch
+        As in `build_cube`.
 
     Raises
     ------
@@ -119,6 +124,7 @@ def repair_cube(
     """
     path, execution = location(path), execution or Execution()
     stored_plan(path)
+    check_scratch(scratch)
     with cube_lock(path):
         recover_swaps(path)
         stored, request = stored_plan(path)
@@ -129,7 +135,7 @@ def repair_cube(
             spec = dataclasses.replace(plan.spec, on_error="skip", max_failed_fraction=None)
             return carry_out(
                 dataclasses.replace(plan, spec=spec), path, execution=execution, memory=memory,
-                progress=progress, redo=tuple(redo),
+                progress=progress, redo=tuple(redo), scratch=scratch,
             )  # fmt: skip
 
         lacking = find_left_out(path)

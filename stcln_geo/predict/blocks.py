@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cube.cost import MAX_BLOCK, count_reads, read_bytes, task_bytes
+from ..cube.cost import MAX_BLOCK, count_reads, grid_bytes, read_bytes
 from ..cube.layout import Layout, plan_layout
 from ..cube.planned import CubePlan
 from ..errors import InputError
@@ -195,7 +195,7 @@ def fetch_cost(plan: CubePlan, areas: Sequence[Window], *, memory: int) -> Fetch
 def _cost(plan: CubePlan, height: int, width: int, layout: Layout) -> int:
     """Return the memory (bytes) of fetching a block."""
     (season,) = plan.seasons
-    return task_bytes(
+    return grid_bytes(
         dataclasses.replace(plan, window=Window(0, 0, height, width)),
         dataclasses.replace(season, layout=layout),
         max(height, width),

@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 
 from ..catalog import Access
-from ..cube.block import Readers, read_block
+from ..cube.block import read_block
+from ..cube.pixels import Pixels
 from ..cube.planned import Scene
 from ..cube.read import AssetReader
+from ..cube.scenes import Readers
 from ..cube.scratch import scratch_folder, sweep_scratch
 from ..cube.store import Season, create_season, write_shard
 from ..errors import OutputError
@@ -263,7 +265,7 @@ class _StoppableReader(AssetReader):
         super().__init__()
         self._reader, self._stop = reader, stopped
 
-    def read(self, *args: Any, **options: Any) -> np.ndarray:
+    def fetch(self, *args: Any, **options: Any) -> Pixels:
         if self._stop.is_set():
             raise _StoppedError
-        return self._reader.read(*args, **options)
+        return self._reader.fetch(*args, **options)

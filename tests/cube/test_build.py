@@ -19,6 +19,7 @@ from rasterio.warp import reproject
 
 from stcln_geo.catalog import BaselineRule, OffsetRule, load_catalog
 from stcln_geo.cube import block as block_module
+from stcln_geo.cube import cost
 from stcln_geo.cube.build import build_cube, unfinished_plan
 from stcln_geo.cube.clouds import CloudSpec, clear_sky
 from stcln_geo.cube.contract import FILL, validate_cube
@@ -30,6 +31,7 @@ from stcln_geo.cube.preview import write_preview
 from stcln_geo.cube.read import read_ledger
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.snapshot import read_items
+from stcln_geo.cube.stage import Stage
 from stcln_geo.cube.store import Season, list_seasons, open_season
 from stcln_geo.errors import CubeError, InputError, OutputError, TaskError
 from stcln_geo.execution import Execution
@@ -323,6 +325,66 @@ def test_blocks_do_not_show(plan: CubePlan, whole: Season, tmp_path: Path):
     assert_equal(whole, open_season(tmp_path / "b.zarr"))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_where_pixels_wait_does_not_show(
+    plan: CubePlan, whole: Season, tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+):
+    # All shards in one block, with memory for one of them: the pixels read must wait on disk.
+    waiting: list[int] = []
+    original = Stage.take
+
+    def looking(stage: Stage, *place: Any) -> Any:
+        waiting.append(sum(file.stat().st_size for file in (tmp_path / "s").rglob("pixels")))
+        return original(stage, *place)
+
+    monkeypatch.setattr(Stage, "take", looking)
+    report = build_cube(
+        plan,
+        tmp_path / "b.zarr",
+        execution=Execution(threads=threads),
+        memory=task_bytes(plan, plan.seasons[0], 144),
+        scratch=tmp_path / "s",
+    )
+    assert report.windows_read == 12
+    pixels = {"red": 2, "nir": 2, "swir16": 0.5, "scl": 0.25}
+    assert min(waiting) > 3 * 102 * 104 * sum(pixels.values())
+    assert list((tmp_path / "s").iterdir()) == []
+    assert_equal(whole, open_season(tmp_path / "b.zarr"))
+
+
+def test_little_memory_does_not_ask_servers_more_often(
+    archive: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Files with blocks of 64 px, and blocks of the cube that relate to them as 2304 px to 1024 px.
+    rng = np.random.default_rng(6)
+    height, width = 290, 230
+    archive.add(
+        "S2",
+        "2019-03-01T10:50:00",
+        pixels={
+            "red": rng.integers(1, 9000, (height, width)).astype("uint16"),
+            "swir16": rng.integers(1, 9000, (height // 2, width // 2)).astype("uint16"),
+        },
+        scl=rng.choice([4, 9], (height // 2, width // 2)).astype("uint8"),
+    )
+    monkeypatch.setattr(cost, "WIDEST_BLOCK", 144)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from _measure import range_server
+
+    cubes = []
+    for name, memory in (("little", 0), ("much", 8_000_000_000)):
+        with range_server(archive.folder) as server:
+            made = plan_of(f"{server.url}/catalog.json", layout=Layout(chunk=48, shard=48))
+            memory = memory or task_bytes(made, made.seasons[0], 144)
+            build_cube(made, tmp_path / f"{name}.zarr", memory=memory)
+            asked = server.requests
+        cubes.append(open_season(tmp_path / f"{name}.zarr"))
+        for band, size, most in (("red", 1, 2), ("swir16", 2, 3)):
+            blocks = -(-height // size // 64) * -(-width // size // 64)
+            assert 0 < asked[f"S2_{band}.tif"] <= most * blocks, (name, band)
+    assert_equal(*cubes)
+
+
 def test_workers_do_not_show(plan: CubePlan, whole: Season, tmp_path: Path):
     calls: list[tuple[int, int, str]] = []
     build_cube(
@@ -425,6 +487,7 @@ def test_an_interrupted_build_goes_on(
 
 BUILD = """
 import dataclasses, json, sys
+from stcln_geo.cube import build, cost
 from stcln_geo.cube.build import build_cube
 from stcln_geo.cube.plan import CubePlan
 from stcln_geo.cube.snapshot import read_items
@@ -434,6 +497,8 @@ if __name__ == "__main__":
     plan, path, items, memory, workers = sys.argv[1:]
     plan = CubePlan.from_json(json.load(open(plan)))
     plan = dataclasses.replace(plan, items=tuple(read_items(items)))
+    # All pixels wait in scratch.
+    build.task_share = lambda *_, **__: cost.TaskShare(together=1, keep=0)
     build_cube(plan, path, memory=int(memory), execution=Execution(workers=int(workers)))
 """
 SLOW = """
@@ -459,13 +524,28 @@ def start_slow_build(
     (folder / "plan.json").write_text(json.dumps(plan.to_json()))
     (folder / "slow.py").write_text(SLOW)
     (folder / "build.py").write_text(BUILD if workers else SLOW + BUILD)
-    memory = one_shard(plan) * max(workers, 1)
+    # Blocks of up to four shards.
+    memory = task_bytes(plan, plan.seasons[0], 96) * max(workers, 1)
     return subprocess.Popen(
         [sys.executable, folder / "build.py", folder / "plan.json", path, items, str(memory),
          str(workers)],
-        env={**os.environ, "DASK_DISTRIBUTED__WORKER__PRELOAD": str(folder / "slow.py")},
+        env={
+            **os.environ,
+            "DASK_DISTRIBUTED__WORKER__PRELOAD": str(folder / "slow.py"),
+            "TMPDIR": str(scratch_of(path)),
+        },
         start_new_session=True,
     )  # fmt: skip
+
+
+def scratch_of(cube: Path) -> Path:
+    folder = cube.with_name("temporary")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def scratch_left(cube: Path) -> list[Path]:
+    return list(scratch_of(cube).glob("stcln-geo-scratch-*"))
 
 
 def wait_for_shards(path: Path, count: int) -> None:
@@ -483,8 +563,10 @@ def test_a_killed_process_goes_on(plan: CubePlan, whole: Season, tmp_path: Path)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list_seasons(path) == []
-    report = build_cube(plan, path)
+    assert scratch_left(path), "nobody could remove it"
+    report = build_cube(plan, path, scratch=scratch_of(path))
     assert 2 <= report.shards_kept < 9
+    assert scratch_left(path) == []
     assert_equal(whole, open_season(path))
 
 
@@ -513,9 +595,10 @@ def test_a_killed_worker_and_a_killed_tree_go_on(
     else:
         # Its task runs again on the other worker, and nobody has to do anything.
         assert process.wait(120) == 0
-    report = build_cube(plan, path)
+    report = build_cube(plan, path, scratch=scratch_of(path))
     assert 4 <= report.shards_kept <= 9
     assert report.shards_kept < 9 or not all_at_once
+    assert scratch_left(path) == []
     assert_equal(whole, open_season(path))
     assert not list(path.glob("*.building"))
 

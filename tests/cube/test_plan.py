@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,15 @@ import pytest
 import rasterio
 
 from stcln_geo.catalog import load_catalog
-from stcln_geo.cube.cost import count_reads, plan_blocks, task_bytes
+from stcln_geo.cube.cost import (
+    WIDEST_BLOCK,
+    TaskShare,
+    count_reads,
+    plan_blocks,
+    shard_bytes,
+    task_bytes,
+    task_share,
+)
 from stcln_geo.cube.layout import Layout
 from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
 from stcln_geo.cube.search import search_items
@@ -150,6 +160,48 @@ def test_blocks_are_whole_shards_within_memory(planted: Any):
     assert count_reads(plan, season, whole) == 3 * 4
     with pytest.raises(InputError, match="2 workers: season 2018-09-01 needs"):
         plan_blocks(plan, season, memory=2 * one - 1, workers=2)
+
+
+def test_blocks_are_even_and_leave_no_worker_idle(planted: Any):
+    plan = plan_of(planted, layout=Layout(chunk=64, shard=512))
+
+    def cut(height: int, width: int, **options: Any) -> list[Window]:
+        large = dataclasses.replace(plan, window=Window(0, 0, height, width))
+        return plan_blocks(large, large.seasons[0], **options)
+
+    # A little more than 2048 px is no reason for a sliver.
+    blocks = cut(4140, 2100)
+    assert [block.shape_yx for block in blocks] == [(2048, 2100), (2092, 2100)]
+    for height, width, workers in ((4140, 4140, 0), (4140, 4140, 5), (9000, 700, 3), (301, 203, 4)):
+        blocks = cut(height, width, workers=workers)
+        assert sum(block.area for block in blocks) == height * width
+        assert functools.reduce(Window.union, blocks) == Window(0, 0, height, width)
+        assert {(block.row % 512, block.col % 512) for block in blocks} == {(0, 0)}
+        assert max(max(block.shape_yx) for block in blocks) <= WIDEST_BLOCK
+        assert len(blocks) >= 2 * workers or max(max(b.shape_yx) for b in blocks) <= 1024
+
+
+def test_little_memory_changes_where_pixels_wait_and_not_the_blocks(planted: Any):
+    plan = plan_of(planted, layout=Layout(chunk=64, shard=512))
+    large = dataclasses.replace(plan, window=Window(0, 0, 4140, 4140))
+    season = large.seasons[0]
+    blocks = plan_blocks(large, season)
+    enough = task_bytes(large, season, 2092)
+    assert plan_blocks(large, season, memory=2 * enough, workers=2) == blocks
+    assert len(plan_blocks(large, season, memory=enough - 1)) > len(blocks)
+    least = task_share(large, season, blocks, memory=enough, workers=1, threads=8)
+    assert least == TaskShare(together=1, keep=0)
+    previous = least
+    for memory in (enough + 10**8, 2 * enough, 4 * enough):
+        share = task_share(large, season, blocks, memory=memory, workers=1, threads=8)
+        assert share.together >= previous.together
+        taken = (share.together - 1) * shard_bytes(large, season) + share.keep
+        assert 0 < taken <= memory - enough
+        previous = share
+    assert previous.together == 8
+    single = task_share(large, season, blocks, memory=4 * enough, workers=1, threads=1)
+    assert single.together == 1
+    assert single.keep > previous.keep
 
 
 @pytest.mark.parametrize(

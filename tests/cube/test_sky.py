@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import app
-from stcln_geo.cube.block import BlockPixels, Readers, read_block
+from stcln_geo.cube.block import BlockPixels, read_block
 from stcln_geo.cube.clouds import CloudSpec, clear_sky, sky_classes
 from stcln_geo.cube.cost import count_reads, task_bytes
 from stcln_geo.cube.plan import CubePlan, CubeSpec, crop_plan, plan_cube
+from stcln_geo.cube.scenes import Readers
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.sky import SKY_LATTICE, find_sky, omnicloudmask, prepare_sky
 from stcln_geo.cube.store import list_seasons, open_season
