@@ -27,6 +27,7 @@ __all__ = [
     "DataSection",
     "FinetuneConfig",
     "FinetuneOptimiserSection",
+    "FinetuneValidationSection",
     "LabelsSection",
     "LossSection",
     "MaskingSection",
@@ -42,6 +43,7 @@ __all__ = [
     "to_toml",
 ]
 
+ChooseBy = Literal["macro_miou", "macro_f1", "overall_accuracy"]
 Freeze = Literal["none", "convolutions", "encoder"]
 
 _LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
@@ -179,6 +181,13 @@ class ValidationSection(_Section):
     """Pre-training: chips held out (at most an eighth of all)."""
 
 
+class FinetuneValidationSection(ValidationSection):
+    """When to judge, save and stop, and by which figure."""
+
+    choose_by: ChooseBy = "macro_miou"
+    """The figure whose best weights are kept."""
+
+
 class LabelsSection(_Section):
     """Which training fields are used; by default all of the train split."""
 
@@ -186,6 +195,10 @@ class LabelsSection(_Section):
     fraction: float | None = Field(default=None, gt=0, le=1)
     ignore: tuple[str | int, ...] = ()
     """Classes left out, by name, source value or code: no output, no loss, no figures."""
+    silent: tuple[str, ...] = ()
+    """Classes that are outputs but no pixel's target, by name or source value: neither learnt nor
+    judged, as background and void in the published protocol of PASTIS. One that the cube's legend
+    lacks is an output after all others."""
     chips: tuple[tuple[int, int], ...] | None = None
     """Train, and choose weights, on these chips of each site alone: ``[[0, 0], [1, 1]]``, row and
     column in the grid of ``data.chip`` that tiles a site from its first pixel."""
@@ -267,6 +280,7 @@ class FinetuneConfig(TrainConfig):
     labels: LabelsSection = LabelsSection()
     loss: LossSection = LossSection()
     optimiser: FinetuneOptimiserSection = FinetuneOptimiserSection()
+    validation: FinetuneValidationSection = FinetuneValidationSection()
 
 
 C = TypeVar("C", bound=TrainConfig)

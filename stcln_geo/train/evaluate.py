@@ -224,7 +224,7 @@ def _score(
 ) -> _Scores:
     count, temperature = network.config.classes, plan.info.temperature
     scores = _Scores(np.zeros((count, count), dtype=np.int64), Calibration(), Calibration())
-    lookup = make_lookup(plan.classes.codes, plan.classes.total)
+    lookup = make_lookup(plan.classes)
     done = 0
     network.to(device).eval()
     precision = choose_precision("auto", device)
@@ -264,10 +264,12 @@ def _labelled(
         raise CheckpointError(_no_classifier(info))
     left_out = _values(info.ignored)
     classes = choose_classes(
-        legend, [entry.code for entry in legend.classes if entry.value in left_out]
+        legend,
+        [entry.code for entry in legend.classes if entry.value in left_out],
+        silent=info.silent,
     )
     if not ((fields.split == SPLITS[split]) & classes.used(fields)).any():
-        of = "" if classes.ignored is None else " of a class that counts"
+        of = " of a class that counts" if classes.left_out or classes.silent else ""
         raise LabelError(
             f"Cannot evaluate on {source}: none of its {len(fields)} fields{of} is in the {split} "
             "split. Run `stcln-geo labels split CUBE` first, or choose another --split."
