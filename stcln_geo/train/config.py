@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data.batch import Augmentation
 from ..data.chips import BadChunks
+from ..data.site_choice import SiteChoice
 from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
@@ -137,6 +138,19 @@ class PretrainDataSection(DataSection):
     allow_amplification: bool = False
     """Accept layouts of which a chunk is decoded more than 8 times an epoch."""
     weights: WeightsSection = WeightsSection()
+    folds: tuple[int, ...] = ()
+    """Show only sites of these folds; () shows all. As ``sites`` and ``lists``, for stacks only;
+    of several, all must hold."""
+    sites: tuple[str, ...] = ()
+    """Show only these sites, by id."""
+    lists: tuple[str, ...] = ()
+    """Show only sites of these lists that a set was published with, as ``train_fold0`` of MTLCC."""
+
+    @property
+    def choice(self) -> SiteChoice | None:
+        """The sites to show; None for all."""
+        choice = SiteChoice(folds=self.folds, sites=self.sites, lists=self.lists)
+        return None if choice == SiteChoice() else choice
 
 
 class OptimiserSection(_Section):
