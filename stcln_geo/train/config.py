@@ -40,6 +40,7 @@ __all__ = [
     "ValidationSection",
     "WeightsSection",
     "load_config",
+    "merge_values",
     "settle",
     "to_toml",
 ]
@@ -303,14 +304,17 @@ C = TypeVar("C", bound=TrainConfig)
 def load_config(
     kind: type[C],
     *,
+    base: Mapping[str, Any] | None = None,
     file: str | Path | None = None,
     assignments: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> C:
-    """Put a recipe together; later sources win: defaults, file, overrides, assignments.
+    """Put a recipe together; later sources win: defaults, base, file, overrides, assignments.
 
     Parameters
     ----------
+    base
+        Values by section, such as a protocol sets.
     file
         TOML, for example the ``config.toml`` of a run.
     assignments
@@ -325,13 +329,11 @@ def load_config(
         If a key is unknown or a value is not allowed; all breaches in one message.
     """
     values: dict[str, Any] = {}
+    merge_values(values, base or {})
     if file is not None:
-        values = _read_toml(Path(file))
+        merge_values(values, _read_toml(Path(file)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    for key, rival in (("steps", "epochs"), ("epochs", "steps")):
-        # Either says how long: the one given replaces the other one of the file.
-        if key in given and rival not in given:
-            values.pop(rival, None)
+    _drop_rivals(values, given)
     for key, value in given.items():
         _assign(values, key, value)
     for text in assignments:
@@ -354,6 +356,24 @@ def load_config(
             f"Cannot use the training options: {breaches}. The keys and types are those of "
             f"{kind.__name__}; --dry-run prints them all. Correct these values."
         ) from error
+
+
+def merge_values(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Set what ``more`` holds, section by section, and leave the rest of ``values``."""
+    _drop_rivals(values, more)
+    for key, value in more.items():
+        inner = values.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, dict):
+            merge_values(inner, value)
+        else:
+            values[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _drop_rivals(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key, rival in (("steps", "epochs"), ("epochs", "steps")):
+        # Either says how long: the one given replaces the other one.
+        if key in given and rival not in given:
+            values.pop(rival, None)
 
 
 def settle(
