@@ -9,7 +9,7 @@ from ._common import parse_memory, say
 if TYPE_CHECKING:
     from ..train.plan import RunResult
 
-__all__ = ["common_options", "ranks_planned", "say_result", "trackers_from"]
+__all__ = ["common_options", "folds_from", "ranks_planned", "say_result", "trackers_from"]
 
 
 def common_options(
@@ -36,6 +36,18 @@ def common_options(
         "season": season,
         "data.memory_gb": None if memory is None else parse_memory(memory) / 1e9,
     }
+
+
+def folds_from(text: str, option: str) -> tuple[int, ...]:
+    """Read numbers of folds between commas."""
+    from ..errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"Cannot use {option} {text!r}: it must be numbers of folds, such as 1,2,3."
+        ) from error
 
 
 def ranks_planned(devices: int | None, nodes: int | None) -> int:

@@ -67,6 +67,13 @@ def score(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Run: judge by a protocol's windows and published rule of counting too.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Run: auto, cpu or cuda.")] = "auto",
     workers: Annotated[int, typer.Option(help="Run: threads that read.")] = 2,
     reference: Annotated[
@@ -151,7 +158,7 @@ def score(
             )
         _score_run(
             subject, against, split=split, season=season, json_file=json_file, device=device,
-            workers=workers, dry_run=dry_run,
+            workers=workers, dry_run=dry_run, protocol=protocol,
         )  # fmt: skip
         return
     from ..report.accuracy import AccuracySpec
@@ -288,13 +295,17 @@ def _score_run(
     device: str,
     workers: int,
     dry_run: bool,
+    protocol: str | None,
 ) -> None:
     import json
 
     from ..train.evaluate import Evaluation, evaluate_run, evaluate_seeds, plan_evaluation, runs_of
+    from ..train.protocol import load_protocol
     from ..train.run_directory import write_text
 
     options: dict[str, Any] = {"season": season, "split": split}
+    if protocol is not None:
+        options["protocol"] = load_protocol(protocol)
     runs = runs_of(run)
     if dry_run:
         for one in runs:
@@ -325,6 +336,10 @@ def _score_run(
         ):
             figure = told[name]
             say(f"{name}: mean {_figure(figure['mean'])}, sd {_figure(figure['deviation'])}")
+        for name, figure in told.get("published", {}).items():
+            if name != "rule":
+                mean, deviation = _figure(figure["mean"]), _figure(figure["deviation"])
+                say(f"by the published rule, {name}: mean {mean}, sd {deviation}")
         say(told["note"])
     else:
         for line in evaluation.lines():

@@ -56,6 +56,13 @@ def finetune(
     season: Annotated[
         str | None, typer.Option(help="Season, by its first day. Default: the only one.")
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Begin from the settings of a protocol; see `stcln-geo protocol list`.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML with options, such as a run's config.toml.")
     ] = None,
@@ -102,12 +109,14 @@ def finetune(
     from ..train.config import FinetuneConfig, load_config, to_toml
     from ..train.finetune import finetune as train
     from ..train.finetune import plan_finetune
+    from ..train.protocol import load_protocol
     from ..train.seeds import finetune_seeds
     from ._ranks import is_first_rank, share_out
     from ._training import common_options, ranks_planned, say_result, trackers_from
 
     recipe = load_config(
         FinetuneConfig,
+        base=None if protocol is None else load_protocol(protocol).recipe("finetune"),
         file=config,
         assignments=assignments or (),
         overrides={

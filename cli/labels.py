@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -117,8 +118,19 @@ def split(
     missing_sites: Annotated[
         str, typer.Option(help="Listed sites that the stack lacks: error, or skip and count.")
     ] = "error",
-    seed: Annotated[int, typer.Option(help="Another seed gives another split.")] = 0,
-    block: Annotated[int, typer.Option(help="Side of a block (pixels), with --by block.")] = 128,
+    seed: Annotated[
+        int | None, typer.Option(help="Another seed gives another split. Default: 0.")
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(help="Side of a block (pixels), with --by block. Default: 128."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Instead: split as a protocol says; see `stcln-geo protocol list`."
+        ),
+    ] = None,
     season: Season = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -130,22 +142,56 @@ def split(
     """
     from ..data.site_split import read_site_lists
     from ..data.split_labels import SplitSpec, split_labels
+    from ._training import folds_from
 
     given = {"train": train, "validation": validation, "test": test}
+    if protocol is not None:
+        others = {"by": by, **given, "sites": sites, "seed": seed, "block": block}
+        _split_by_protocol(cube, protocol, others, season=season, dry_run=dry_run)
+        return
     _check_use(given, by=by, listed=sites is not None)
     shares = (
         {} if by == "fold" else {name: _share(name, text) for name, text in given.items() if text}
     )
     spec = SplitSpec(
         by=by,  # type: ignore[arg-type]  # refused by name where it is none
-        seed=seed,
-        block_pixels=block,
-        folds={name: _folds(name, text) for name, text in given.items() if text and by == "fold"},
+        seed=seed or 0,
+        block_pixels=128 if block is None else block,
+        folds={
+            name: folds_from(text, f"--{name}")
+            for name, text in given.items()
+            if text and by == "fold"
+        },
         lists=read_site_lists(sites) if sites is not None else None,
         missing=missing_sites,  # type: ignore[arg-type]
         **shares,
     )
     for line in split_labels(cube, spec, season=season, dry_run=dry_run).lines():
+        say(line)
+    if dry_run:
+        say("Nothing was written (--dry-run).")
+
+
+def _split_by_protocol(
+    cube: Path, name: str, others: Mapping[str, object], *, season: str | None, dry_run: bool
+) -> None:
+    from ..data.split_labels import split_labels
+    from ..errors import InputError
+    from ..train.protocol import load_protocol
+
+    also = [f"--{option}" for option, value in others.items() if value is not None]
+    if also:
+        raise InputError(
+            f"Cannot use {', '.join(also)} with --protocol {name}: the protocol says where all "
+            "goes. Leave one of them out."
+        )
+    protocol = load_protocol(name)
+    spec = protocol.split_spec(cube, season=season)
+    if spec is None:
+        say(f"The protocol {protocol.name} leaves the split as it is: nothing was written.")
+        return
+    chosen = season or protocol.season
+    for line in split_labels(cube, spec, season=chosen, dry_run=dry_run).lines():
         say(line)
     if dry_run:
         say("Nothing was written (--dry-run).")
@@ -172,16 +218,4 @@ def _share(name: str, text: str) -> float:
         raise InputError(
             f"Cannot use --{name} {text!r}: it must be a share such as 0.3. Folds are named with "
             "--by fold."
-        ) from error
-
-
-def _folds(name: str, text: str) -> tuple[int, ...]:
-    from ..errors import InputError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(
-            f"Cannot use --{name} {text!r}: with --by fold it must be numbers of folds, such as "
-            "1,2,3."
         ) from error

@@ -18,6 +18,7 @@ _GROUPS = {
     "checkpoint": "Import published weights; describe and export checkpoints.",
     "archive": "Assemble archives of many sites and seasons.",
     "import": "Import the published sets PASTIS and MTLCC.",
+    "protocol": "List and show how published sets are split, trained on and judged.",
     "cog": "Check cloud-optimized GeoTIFFs.",
     "evaluate": "Score a network on held-out fields, or a map on points or parcels.",
 }
@@ -34,8 +35,8 @@ _MODULES = {"import": "import_"}
 """Modules of verbs that cannot have the verb's name."""
 
 _ORDER = (
-    "demo", "simulate", "catalogs", "cube", "archive", "import", "labels", "pretrain", "finetune",
-    "evaluate", "predict", "parcels", "polygons", "checkpoint", "cog",
+    "demo", "simulate", "catalogs", "cube", "archive", "import", "protocol", "labels", "pretrain",
+    "finetune", "evaluate", "predict", "parcels", "polygons", "checkpoint", "cog",
 )  # fmt: skip
 
 

@@ -37,6 +37,21 @@ def pretrain(
     season: Annotated[
         str | None, typer.Option(help="Season, by its first day. Default: all of each cube.")
     ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDS", help="Only sites of these folds of stacks, as 5 or 1,2,3."),
+    ] = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only these sites of stacks: a file with an id a line."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Begin from the settings of a protocol; see `stcln-geo protocol list`.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML with options, such as a run's config.toml.")
     ] = None,
@@ -91,14 +106,23 @@ def pretrain(
     Part of the clear observations is hidden, and the network learns to fill them in. The same
     command again goes on where it stopped; a finished run is left alone.
     """
+    from ..data.site_choice import read_site_ids
     from ..train.config import PretrainConfig, load_config, to_toml
     from ..train.pretrain import plan_pretrain
     from ..train.pretrain import pretrain as train
+    from ..train.protocol import load_protocol
     from ._ranks import is_first_rank, share_out
-    from ._training import common_options, ranks_planned, say_result, trackers_from
+    from ._training import (
+        common_options,
+        folds_from,
+        ranks_planned,
+        say_result,
+        trackers_from,
+    )
 
     recipe = load_config(
         PretrainConfig,
+        base=None if protocol is None else load_protocol(protocol).recipe("pretrain"),
         file=config,
         assignments=assignments or (),
         overrides={
@@ -116,6 +140,8 @@ def pretrain(
             "data.bad_chunks": bad_chunks,
             "data.max_bad_fraction": max_bad_fraction,
             "data.allow_amplification": allow_amplification,
+            "data.folds": None if fold is None else folds_from(fold, "--fold"),
+            "data.sites": None if sites is None else read_site_ids(sites),
         },
     )
     if print_config:

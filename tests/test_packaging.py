@@ -70,6 +70,17 @@ def test_catalog_files_are_packaged(project) -> None:
     assert reachable == shipped
 
 
+def test_protocol_files_are_packaged(project) -> None:
+    from stcln_geo.train.protocol import list_protocols
+
+    patterns = project["tool"]["setuptools"]["package-data"]["stcln_geo.train"]
+    folder = ROOT / "stcln_geo" / "train"
+    shipped = {path.stem for pattern in patterns for path in folder.glob(pattern)}
+    assert shipped == {path.stem for path in (folder / "protocols").iterdir()}
+    assert set(list_protocols()) == shipped
+    assert "pastis-2" in shipped
+
+
 def test_the_three_names_agree(project) -> None:
     table = project["project"]
     assert table["name"] == "stcln-geo"

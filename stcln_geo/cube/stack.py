@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIELD_MARK",
     "NO_DAY",
+    "SPLITS_FILE",
     "Stack",
     "StackLayout",
     "is_stack",
@@ -38,6 +39,7 @@ __all__ = [
     "open_stack",
     "open_stack_folder",
     "plan_stack_layout",
+    "published_list",
 ]
 
 NO_DAY = -1
@@ -45,6 +47,9 @@ NO_DAY = -1
 
 FIELD_MARK = "fields"
 """Attribute that says how many fields the stack's table has; without it there is no whole table."""
+
+SPLITS_FILE = "splits.json"
+"""Beside the seasons: the site ids of each list that a set was published with, by season."""
 
 _SHARD_BYTES = 128_000_000
 """Raw reflectance per shard: well below the 400 MB of cubes, since a stopped task starts anew."""
@@ -171,6 +176,27 @@ def open_stack(path: str | Location, season: str | None = None, *, mode: str = "
     where = location(path)
     with unchanged(where, name):
         return open_stack_folder(where, name, name, mode=mode)
+
+
+def published_list(path: Location, season: str, name: str) -> tuple[str, ...]:
+    """Return the site ids of a list that a set was published with, such as ``train_fold0``.
+
+    Raises
+    ------
+    CubeError
+        If its importer kept no such list in the stack.
+    """
+    file = path / SPLITS_FILE
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lists: dict[str, list[str]] = told.get(season, {})
+    if name not in lists:
+        known = f"it has {', '.join(sorted(lists))}" if lists else f"it has no {SPLITS_FILE}"
+        raise CubeError(
+            f"Cannot find the list {name!r} of sites in {path}, season {season}: {known}. Such "
+            "lists come with a published set, by `stcln-geo import`. Import the set with its "
+            "lists, or name sites by their ids."
+        )
+    return tuple(str(one) for one in lists[name])
 
 
 def open_building_stack(path: str | Location, name: str) -> Stack | None:

@@ -15,6 +15,7 @@ from ..errors import CubeError, InputError
 from ..storage import Location, location
 from .plan import ChipPlan, plan_source
 from .reader import band_indices
+from .site_choice import SiteChoice, choose_sites
 from .source import Source, open_source
 
 __all__ = ["MOST_AMPLIFICATION", "Corpus", "open_sources", "plan_corpus", "shared_bands"]
@@ -39,6 +40,34 @@ class Corpus:
     cloudy: int
     """Chips left out as too few dates are clear there."""
     notes: tuple[str, ...]
+    used: tuple[np.ndarray, ...] | None = None
+    """Of each source (S,) bool: the sites that are used; None for all."""
+
+    @property
+    def day_range(self) -> tuple[int, int]:
+        """First and last day on which a site that is used was seen."""
+        seen = [
+            source.days[used][np.arange(source.days.shape[1]) < source.dates[used, None]]
+            for source, used in zip(self.sources, self._used(), strict=True)
+        ]
+        days = np.concatenate(seen)
+        return int(days.min()), int(days.max())
+
+    @property
+    def most_dates(self) -> int:
+        """Dates of the site that has most, of those that are used."""
+        pairs = zip(self.sources, self._used(), strict=True)
+        return max(int(source.dates[used].max(initial=0)) for source, used in pairs)
+
+    @property
+    def sites(self) -> int:
+        """Sites that are used."""
+        return int(sum(used.sum() for used in self._used()))
+
+    def _used(self) -> list[np.ndarray]:
+        if self.used is not None:
+            return list(self.used)
+        return [np.ones(source.sites, dtype=bool) for source in self.sources]
 
     @property
     def dates(self) -> int:
@@ -63,7 +92,7 @@ class Corpus:
         """Return the counts that a run's records hold."""
         return {
             "sources": len(self.sources),
-            "sites": sum(source.sites for source in self.sources),
+            "sites": self.sites,
             "chips_left_out_empty": self.empty,
             "chips_left_out_cloudy": self.cloudy,
             "chip_dates": self.dates,
@@ -167,6 +196,7 @@ def plan_corpus(
     bands: tuple[str, ...] | None = None,
     min_clear: float = 0.0,
     most_amplification: float | None = MOST_AMPLIFICATION,
+    choice: SiteChoice | None = None,
 ) -> Corpus:
     """Plan the chips of all sources.
 
@@ -182,15 +212,19 @@ def plan_corpus(
         Chips whose pixels have fewer clear dates, on average, are left out.
     most_amplification
         How often a chunk may be decoded in an epoch; None allows any.
+    choice
+        Which sites to use; None uses all.
 
     Raises
     ------
     CubeError
-        If bands are missing.
+        If bands are missing, or lists of sites.
     InputError
         If a layout makes reading too wasteful, or no chip is left.
     """
     chosen, notes = shared_bands(sources, bands)
+    found = None if choice is None else choose_sites(sources, choice)
+    used = None if found is None else found.used
     parts = [
         plan_source(
             source,
@@ -198,6 +232,7 @@ def plan_corpus(
             index=index,
             min_clear=min_clear,
             unit_bytes=memory // _LARGEST_UNIT,
+            sites=None if used is None else used[index],
         )
         for index, source in enumerate(sources)
     ]
@@ -225,7 +260,8 @@ def plan_corpus(
         plan=plan,
         empty=empty,
         cloudy=cloudy,
-        notes=(*notes, *_differences(sources)),
+        notes=(*notes, *_differences(sources), *(() if found is None else found.notes)),
+        used=used,
     )
     return replace(corpus, notes=(*corpus.notes, *_left_out(corpus, min_clear)))
 

@@ -176,6 +176,7 @@ def plan_source(
     index: int = 0,
     min_clear: float = 0.0,
     unit_bytes: int = _UNIT_BYTES,
+    sites: np.ndarray | None = None,
 ) -> SourcePlan:
     """List the chips of a source that are clear often enough, by storage chunk.
 
@@ -192,6 +193,7 @@ def plan_source(
         Clear dates that the pixels must have, on average.
     unit_bytes
         Most memory that a unit may take: where whole chunks need more, they are read in parts.
+    sites : (S,) bool. True for the sites to use; None uses all.
     """
     clear, chunk = source.clear, source.chunk
     pixel_bytes = int(source.dates.max()) * (2 * len(source.bands) + 1)
@@ -208,7 +210,8 @@ def plan_source(
     ))  # fmt: skip
     often = pixels / (height[:, None] * width[None, :])
     seen = pixels > 0
-    wanted = seen & (often >= min_clear)
+    used = np.ones(source.sites, dtype=bool) if sites is None else sites
+    wanted = seen & (often >= min_clear) & used[:, None, None]
 
     # Chips in the order of their units: (S, Y, X) -> (S, unit_y, unit_x, k, k).
     per = side // chip
@@ -235,8 +238,8 @@ def plan_source(
             row=((unit_y * per + chip_y) * chip).astype(np.int32),
             col=((unit_x * per + chip_x) * chip).astype(np.int32),
         ),
-        empty=int((~seen).sum()),
-        cloudy=int((seen & ~wanted).sum()),
+        empty=int((~seen[used]).sum()),
+        cloudy=int((seen & ~wanted)[used].sum()),
         amplification=amplification,
     )
 

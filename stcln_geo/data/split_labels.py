@@ -205,6 +205,14 @@ def _split_stack(stack: Stack, spec: SplitSpec, *, dry_run: bool) -> SplitReport
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Every site listed "
             "must be there. Correct the list, or go on without them with --missing-sites skip."
         )
+    for name in ("train", "test"):
+        ids = () if spec.lists is None else getattr(spec.lists, name)
+        if ids and not (of_site == SPLITS[name]).any():
+            raise LabelError(
+                f"Cannot split {stack.path} by {spec.lists.source if spec.lists else ''}: none of "
+                f"the {len(set(ids))} sites under {name} is in it. At least one must be. Use the "
+                "whole set, or another list."
+            )
     if not dry_run:
         write_stack_split(stack, split, weight)
     return _report(

@@ -14,7 +14,7 @@ from .. import __version__
 from ..cube.contract import FILL, SCALE
 from ..cube.lock import cube_lock
 from ..cube.replace import recover_swaps, stored_fingerprint
-from ..cube.stack import Stack, open_building_stack
+from ..cube.stack import SPLITS_FILE, Stack, open_building_stack
 from ..cube.stack_radar import RadarAxis
 from ..cube.stack_store import create_stack, finish_stack, write_sites, write_stack_attributes
 from ..cube.store import list_seasons, write_json
@@ -38,9 +38,6 @@ __all__ = [
 
 IMPORT_FILE = "import.json"
 """Beside the seasons: what was imported, from where, and what was left out."""
-
-SPLITS_FILE = "splits.json"
-"""Beside the seasons: the site ids of each published split, by season."""
 
 PARCELS_FILE = "parcels.parquet"
 """Beside the seasons: number, site and number in the source of each parcel."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,6 +45,7 @@ def save_checkpoint(
     kind: Kind | None = None,
     legend: str | None = None,
     ignored: str | None = None,
+    silent: Sequence[str] = (),
     temperature: float | None = None,
     provenance: Mapping[str, Any] | None = None,
     chip: int | None = None,
@@ -60,6 +61,7 @@ def save_checkpoint(
         classifier or pre-trainer.
     legend : JSON of the legend, one class for each output of the network.
     ignored : JSON of a legend of the classes that training left out.
+    silent : source values of the classes in the legend that no pixel was learnt as.
     temperature : what logits are divided by before a probability is made of them, above 0.
     provenance : plain JSON values.
     """
@@ -88,6 +90,7 @@ def save_checkpoint(
         trained_days=trained_days,
         season_start=season_start,
         provenance=provenance or {},
+        silent=silent,
     )
     tensors = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in module.state_dict().items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,8 @@ class CheckpointInfo:
     """Of the whole file: names the checkpoint in manifests."""
     published: bool
     """True for a file of the published system."""
+    silent: tuple[str, ...] = ()
+    """Source values of the classes in ``legend`` that no pixel was learnt as."""
     dropped: tuple[str, ...] = ()
     """Entries of a published file that no output depends on."""
     format: FileFormat = "safetensors"
@@ -95,6 +97,7 @@ def to_json(
     trained_days: tuple[int, int] | None,
     season_start: str | None,
     provenance: Mapping[str, Any],
+    silent: Sequence[str] = (),
     zscore: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> str:
     """Write the description that `path` will hold.
@@ -121,6 +124,8 @@ def to_json(
         "season_start": season_start,
         "provenance": dict(provenance),
     }
+    if silent:
+        description["silent"] = list(silent)
     if zscore is not None:
         description["zscore"] = {"mean": list(zscore[0]), "std": list(zscore[1])}
     try:
@@ -185,6 +190,7 @@ def from_json(
             provenance=told["provenance"],
             sha256=sha256,
             published=False,
+            silent=tuple(str(value) for value in told.get("silent", ())),
             format=file_format,
         )
     except CheckpointError:

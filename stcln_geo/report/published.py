@@ -18,6 +18,7 @@ beside one of theirs means the same. The two never share a column.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["PublishedMetrics", "PublishedRule", "published_metrics"]
+__all__ = ["PublishedMetrics", "PublishedRule", "published_confusion", "published_metrics"]
 
 PublishedRule = Literal["pastis", "mtlcc"]
 
@@ -48,6 +49,56 @@ class PublishedMetrics:
     """Classes in the mean of the IoU."""
     pixels: int
     """Pixels scored."""
+
+    def summary(self) -> dict[str, float | None]:
+        """Return the figures; None stands for NaN (JSON has no NaN)."""
+        figures = {
+            "overall_accuracy": self.overall_accuracy,
+            "miou": self.miou,
+            "f1": self.f1,
+            "kappa": self.kappa,
+        }
+        return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def published_confusion(
+    confusion: np.ndarray, values: Sequence[str], *, rule: PublishedRule
+) -> np.ndarray:
+    """Put the classes of an imported set in the places of the published codes.
+
+    Parameters
+    ----------
+    confusion : (K, K) integer, pixels; rows truth, columns prediction.
+    values : (K,) the classes' values in the source, as in their legend. Those of PASTIS are the
+        published codes. Those of MTLCC have the order of the published codes, from 1; its unknown
+        has the value 0.
+
+    Returns
+    -------
+    (P, P) int64, for `published_metrics`: 20 x 20 for PASTIS, one more than classes for MTLCC.
+
+    Raises
+    ------
+    InputError
+        If the classes are not those of the set.
+    """
+    if rule == "pastis":
+        size = max(_LEFT_OUT[rule]) + 1
+        known = [value.isdecimal() and int(value) < size for value in values]
+        if not all(known):
+            raise InputError(
+                f"Cannot score by the rule {rule!r}: the classes have the values "
+                f"{', '.join(values)}, and those of PASTIS are 0 to {size - 1}. Map with the "
+                "legend that the importer wrote."
+            )
+        places = [int(value) for value in values]
+    else:
+        crops = [value for value in values if value != "0"]
+        size = len(crops) + 1
+        places = [0 if value == "0" else crops.index(value) + 1 for value in values]
+    placed = np.zeros((size, size), dtype=np.int64)
+    placed[np.ix_(places, places)] = confusion
+    return placed
 
 
 def published_metrics(confusion: np.ndarray, *, rule: PublishedRule) -> PublishedMetrics:

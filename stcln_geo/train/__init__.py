@@ -1,8 +1,8 @@
 """Pre-training, fine-tuning and evaluation.
 
-Import order: masking, losses -> config, ranks, run_directory -> memory, trackers, task ->
+Import order: masking, losses, classes -> config, ranks, run_directory -> memory, trackers, task ->
 error_table, reconstruction -> pretrain_task, finetune_task, journal, card, pretrain_page -> fit,
-temperature -> plan, start, classes -> pretrain, finetune -> seeds, evaluation, evaluate.
+temperature -> plan, start -> pretrain, finetune, protocol -> seeds, evaluation, evaluate.
 """
 
 from __future__ import annotations

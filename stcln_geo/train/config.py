@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data.batch import Augmentation
 from ..data.chips import BadChunks
+from ..data.site_choice import SiteChoice
 from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
 from ..model.config import Mode, Positions, PresetName
@@ -27,6 +28,7 @@ __all__ = [
     "DataSection",
     "FinetuneConfig",
     "FinetuneOptimiserSection",
+    "FinetuneValidationSection",
     "LabelsSection",
     "LossSection",
     "MaskingSection",
@@ -38,10 +40,12 @@ __all__ = [
     "ValidationSection",
     "WeightsSection",
     "load_config",
+    "merge_values",
     "settle",
     "to_toml",
 ]
 
+ChooseBy = Literal["macro_miou", "macro_f1", "overall_accuracy"]
 Freeze = Literal["none", "convolutions", "encoder"]
 
 _LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
@@ -135,6 +139,19 @@ class PretrainDataSection(DataSection):
     allow_amplification: bool = False
     """Accept layouts of which a chunk is decoded more than 8 times an epoch."""
     weights: WeightsSection = WeightsSection()
+    folds: tuple[int, ...] = ()
+    """Show only sites of these folds; () shows all. As ``sites`` and ``lists``, for stacks only;
+    of several, all must hold."""
+    sites: tuple[str, ...] = ()
+    """Show only these sites, by id."""
+    lists: tuple[str, ...] = ()
+    """Show only sites of these lists that a set was published with, as ``train_fold0`` of MTLCC."""
+
+    @property
+    def choice(self) -> SiteChoice | None:
+        """The sites to show; None for all."""
+        choice = SiteChoice(folds=self.folds, sites=self.sites, lists=self.lists)
+        return None if choice == SiteChoice() else choice
 
 
 class OptimiserSection(_Section):
@@ -179,6 +196,13 @@ class ValidationSection(_Section):
     """Pre-training: chips held out (at most an eighth of all)."""
 
 
+class FinetuneValidationSection(ValidationSection):
+    """When to judge, save and stop, and by which figure."""
+
+    choose_by: ChooseBy = "macro_miou"
+    """The figure whose best weights are kept."""
+
+
 class LabelsSection(_Section):
     """Which training fields are used; by default all of the train split."""
 
@@ -186,6 +210,10 @@ class LabelsSection(_Section):
     fraction: float | None = Field(default=None, gt=0, le=1)
     ignore: tuple[str | int, ...] = ()
     """Classes left out, by name, source value or code: no output, no loss, no figures."""
+    silent: tuple[str, ...] = ()
+    """Classes that are outputs but no pixel's target, by name or source value: neither learnt nor
+    judged, as background and void in the published protocol of PASTIS. One that the cube's legend
+    lacks is an output after all others."""
     chips: tuple[tuple[int, int], ...] | None = None
     """Train, and choose weights, on these chips of each site alone: ``[[0, 0], [1, 1]]``, row and
     column in the grid of ``data.chip`` that tiles a site from its first pixel."""
@@ -267,6 +295,7 @@ class FinetuneConfig(TrainConfig):
     labels: LabelsSection = LabelsSection()
     loss: LossSection = LossSection()
     optimiser: FinetuneOptimiserSection = FinetuneOptimiserSection()
+    validation: FinetuneValidationSection = FinetuneValidationSection()
 
 
 C = TypeVar("C", bound=TrainConfig)
@@ -275,14 +304,17 @@ C = TypeVar("C", bound=TrainConfig)
 def load_config(
     kind: type[C],
     *,
+    base: Mapping[str, Any] | None = None,
     file: str | Path | None = None,
     assignments: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> C:
-    """Put a recipe together; later sources win: defaults, file, overrides, assignments.
+    """Put a recipe together; later sources win: defaults, base, file, overrides, assignments.
 
     Parameters
     ----------
+    base
+        Values by section, such as a protocol sets.
     file
         TOML, for example the ``config.toml`` of a run.
     assignments
@@ -297,13 +329,11 @@ def load_config(
         If a key is unknown or a value is not allowed; all breaches in one message.
     """
     values: dict[str, Any] = {}
+    merge_values(values, base or {})
     if file is not None:
-        values = _read_toml(Path(file))
+        merge_values(values, _read_toml(Path(file)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    for key, rival in (("steps", "epochs"), ("epochs", "steps")):
-        # Either says how long: the one given replaces the other one of the file.
-        if key in given and rival not in given:
-            values.pop(rival, None)
+    _drop_rivals(values, given)
     for key, value in given.items():
         _assign(values, key, value)
     for text in assignments:
@@ -326,6 +356,24 @@ def load_config(
             f"Cannot use the training options: {breaches}. The keys and types are those of "
             f"{kind.__name__}; --dry-run prints them all. Correct these values."
         ) from error
+
+
+def merge_values(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Set what ``more`` holds, section by section, and leave the rest of ``values``."""
+    _drop_rivals(values, more)
+    for key, value in more.items():
+        inner = values.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, dict):
+            merge_values(inner, value)
+        else:
+            values[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _drop_rivals(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key, rival in (("steps", "epochs"), ("epochs", "steps")):
+        # Either says how long: the one given replaces the other one.
+        if key in given and rival not in given:
+            values.pop(rival, None)
 
 
 def settle(

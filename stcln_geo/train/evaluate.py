@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from ..model.device import Device, autocast_for, choose_device, choose_precision
 from ..model.stcln import Stcln, positions_for, probabilities
 from ..report.calibration import Calibration
 from ..report.metrics import metrics_from_confusion
+from ..report.published import PublishedMetrics, published_confusion, published_metrics
 from .card import write_model_card
 from .classes import ClassChoice, choose_classes
 from .evaluation import Evaluation, EvaluationPlan, SplitName, write_evaluation
 from .finetune_task import count_confusion, make_lookup, observed_target
 from .plan import figures_hold_for
+from .protocol import EvaluationSection, Protocol
 from .run_directory import RunDirectory, fingerprint_labels, fingerprint_season, write_text
 
 __all__ = [
@@ -59,6 +61,7 @@ def evaluate_run(
     workers: int = 2,
     batch_size: int = 8,
     progress: ProgressHook | None = None,
+    protocol: Protocol | None = None,
 ) -> Evaluation:
     """Label the windows that hold fields of a split, and score the pixels of these fields only.
 
@@ -67,6 +70,12 @@ def evaluate_run(
     ``evaluation-<split>/`` with metrics.json, confusion.csv, confusion.png and reliability.png into
     it. Classes that training ignored are not counted.
 
+    Parameters
+    ----------
+    protocol
+        Judge by its windows, and count by its rule besides ours; ``evaluation-<split>-<protocol>/``
+        is then written.
+
     Raises
     ------
     CheckpointError
@@ -74,7 +83,7 @@ def evaluate_run(
     LabelError
         If the cube has no field in the split, or was split anew since the training.
     """
-    plan = plan_evaluation(run_or_checkpoint, cube, season=season, split=split)
+    plan = plan_evaluation(run_or_checkpoint, cube, season=season, split=split, protocol=protocol)
     stream = OrderedStream(plan.dataset, batch_size=batch_size, memory=0, threads=workers)
     network = load_model(plan.info.path)
     if not isinstance(network, Stcln):
@@ -101,6 +110,8 @@ def evaluate_run(
         same_cube=plan.same_cube,
         hold_for=plan.hold_for,
         folder=_folder(plan),
+        protocol=plan.protocol,
+        published=_count_as_published(scores.confusion, plan),
     )
     if evaluation.folder is not None:
         write_evaluation(evaluation, evaluation.folder)
@@ -116,16 +127,18 @@ def plan_evaluation(
     *,
     season: str | None = None,
     split: SplitName = "test",
+    protocol: Protocol | None = None,
 ) -> EvaluationPlan:
     """Find the windows to label, after checking that checkpoint and cube fit each other."""
     path = find_checkpoint(run_or_checkpoint)
     info = read_metadata(path)
+    if season is None and protocol is not None:
+        season = protocol.season
     opened = open_source(cube, season)
     fields, classes = _labelled(opened, info, split=split)
     band_indices(opened, info.bands, wanted_by=f"checkpoint {path.name}")
-    lattice = Lattice(
-        window=info.chip or _DEFAULT_CHIP, halo=_DEFAULT_HALO if info.halo is None else info.halo
-    )
+    rule = EvaluationSection() if protocol is None else protocol.evaluation
+    lattice = _lattice_of(rule, info, opened)
     wanted = (fields.split == SPLITS[split]) & classes.used(fields)
     return EvaluationPlan(
         info=info,
@@ -145,7 +158,26 @@ def plan_evaluation(
         same_cube=_trained_on(opened, info),
         ignored=classes.describe_ignored(fields),
         hold_for=figures_hold_for(fields, split),
+        protocol=None if protocol is None else protocol.name,
+        metric=rule.metric,
     )
+
+
+def _lattice_of(rule: EvaluationSection, info: CheckpointInfo, source: Source) -> Lattice:
+    """Return the windows to label: those of a protocol, else those the checkpoint was chosen by."""
+    window = max(source.shape_yx) if rule.window == "site" else rule.window
+    halo = info.halo if rule.halo is None else rule.halo
+    return Lattice(
+        window=window or info.chip or _DEFAULT_CHIP, halo=_DEFAULT_HALO if halo is None else halo
+    )
+
+
+def _count_as_published(confusion: np.ndarray, plan: EvaluationPlan) -> PublishedMetrics | None:
+    if plan.metric is None:
+        return None
+    values = [entry.value for entry in plan.classes.legend.classes]
+    placed = published_confusion(confusion, values, rule=plan.metric)
+    return published_metrics(placed, rule=plan.metric)
 
 
 def runs_of(path: str | Path) -> list[Path]:
@@ -165,10 +197,13 @@ def evaluate_seeds(
     workers: int = 2,
     progress: ProgressHook | None = None,
     on_result: Callable[[Evaluation], None] | None = None,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Evaluate each run of a folder of seeds; return the mean and deviation of each figure.
 
-    Writes ``evaluation-<split>.json`` into the folder.
+    Writes ``evaluation-<split>.json`` into the folder, with a protocol
+    ``evaluation-<split>-<protocol>.json``, whose figures by a published rule are apart, under
+    ``published``.
     """
     folder = Path(path)
     evaluations = []
@@ -181,25 +216,43 @@ def evaluate_seeds(
             device=device,
             workers=workers,
             progress=progress,
+            protocol=protocol,
         )
         evaluations.append(evaluation)
         if on_result is not None:
             on_result(evaluation)
     figures = [evaluation.figures() for evaluation in evaluations]
     told: dict[str, Any] = {"split": split, "runs": [], "note": evaluations[0].note}
-    for name in figures[0]:
-        values = [figure[name] for figure in figures]
-        known = [value for value in values if value is not None]
-        told[name] = {
-            "mean": float(np.mean(known)) if known else None,
-            "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        }
+    told |= _over_runs(figures)
+    published = [one.published for one in evaluations if one.published is not None]
+    if protocol is not None:
+        told["protocol"] = protocol.name
+    if published:
+        summaries = [one.summary() for one in published]
+        told["published"] = {"rule": published[0].rule, **_over_runs(summaries)}
     told["runs"] = [
         {"checkpoint": str(evaluation.checkpoint), **figure}
         for evaluation, figure in zip(evaluations, figures, strict=True)
     ]
-    write_text(folder / f"evaluation-{split}.json", json.dumps(told, indent=1) + "\n")
+    name = f"evaluation-{split}{_suffix(None if protocol is None else protocol.name)}.json"
+    write_text(folder / name, json.dumps(told, indent=1) + "\n")
     return told
+
+
+def _over_runs(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Return the mean of each figure over runs, and its deviation (n - 1)."""
+    told = {}
+    for name in figures[0]:
+        known = [value for figure in figures if (value := figure[name]) is not None]
+        told[name] = {
+            "mean": float(np.mean(known)) if known else None,
+            "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        }
+    return told
+
+
+def _suffix(protocol: str | None) -> str:
+    return "" if protocol is None else f"-{protocol.replace(':', '-')}"
 
 
 @dataclass(slots=True)
@@ -224,7 +277,7 @@ def _score(
 ) -> _Scores:
     count, temperature = network.config.classes, plan.info.temperature
     scores = _Scores(np.zeros((count, count), dtype=np.int64), Calibration(), Calibration())
-    lookup = make_lookup(plan.classes.codes, plan.classes.total)
+    lookup = make_lookup(plan.classes)
     done = 0
     network.to(device).eval()
     precision = choose_precision("auto", device)
@@ -264,10 +317,12 @@ def _labelled(
         raise CheckpointError(_no_classifier(info))
     left_out = _values(info.ignored)
     classes = choose_classes(
-        legend, [entry.code for entry in legend.classes if entry.value in left_out]
+        legend,
+        [entry.code for entry in legend.classes if entry.value in left_out],
+        silent=info.silent,
     )
     if not ((fields.split == SPLITS[split]) & classes.used(fields)).any():
-        of = "" if classes.ignored is None else " of a class that counts"
+        of = " of a class that counts" if classes.left_out or classes.silent else ""
         raise LabelError(
             f"Cannot evaluate on {source}: none of its {len(fields)} fields{of} is in the {split} "
             "split. Run `stcln-geo labels split CUBE` first, or choose another --split."
@@ -328,4 +383,4 @@ def _folder(plan: EvaluationPlan) -> Path | None:
     if path.parent.name != "checkpoints" or not (run / "run.json").is_file():
         return None
     other = "" if plan.same_cube else f"-{source.path.stem}-{source.season}"
-    return run / f"evaluation-{plan.split}{other}"
+    return run / f"evaluation-{plan.split}{_suffix(plan.protocol)}{other}"

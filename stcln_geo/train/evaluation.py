@@ -18,6 +18,7 @@ from ..grid import Lattice
 from ..model.checkpoint import CheckpointInfo
 from ..report.calibration import Calibration, plot_reliability
 from ..report.metrics import Metrics
+from ..report.published import PublishedMetrics, PublishedRule
 from ..storage import Location
 from .classes import ClassChoice
 from .run_directory import write_text
@@ -48,6 +49,10 @@ class EvaluationPlan:
     """What the figures are evidence of, where it was."""
     ignored: str | None
     """What is not counted, in words."""
+    protocol: str | None = None
+    """The protocol by which it is judged."""
+    metric: PublishedRule | None = None
+    """A published rule of counting, besides ours."""
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text for people."""
@@ -99,6 +104,10 @@ class Evaluation:
     temperature: float | None
     ignored: str | None
     """What is not counted, in words."""
+    protocol: str | None = None
+    """The protocol by which it was judged."""
+    published: PublishedMetrics | None = None
+    """The same pixels, counted by a published rule."""
 
     @property
     def note(self) -> str:
@@ -136,6 +145,14 @@ class Evaluation:
             lines.append(f"{str(record['name'])[:23]:<24}{row}{int(count):>8}")
         if self.unseen_pixels:
             lines.append(f"{self.unseen_pixels} pixels have no clear date and are not counted.")
+        if self.published is not None:
+            told = ", ".join(
+                f"{name} {show(value)}" for name, value in self.published.summary().items()
+            )
+            lines.append(
+                f"by the published rule of {self.published.rule}, to be compared with published "
+                f"figures alone: {told} ({self.published.classes} classes)"
+            )
         lines.append(self._say_calibration(show))
         if self.ignored:
             lines.append(self.ignored)
@@ -179,6 +196,15 @@ class Evaluation:
                 "bins_uncalibrated": self.uncalibrated.to_json(),
             },
             "ignored": self.ignored,
+            "protocol": self.protocol,
+            "published": None
+            if self.published is None
+            else {
+                "rule": self.published.rule,
+                **self.published.summary(),
+                "classes": self.published.classes,
+                "pixels": self.published.pixels,
+            },
             "note": self.note,
         }
 

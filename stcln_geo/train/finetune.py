@@ -28,7 +28,7 @@ from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
 from ..model.transfer import load_encoder_into
 from .classes import ClassChoice, choose_classes
-from .config import FinetuneConfig, settle, to_toml
+from .config import FinetuneConfig, LabelsSection, settle, to_toml
 from .finetune_task import FinetuneTask, make_lookup
 from .plan import (
     RunResult,
@@ -181,6 +181,7 @@ def _finetune(
             "kind": "classifier",
             "legend": prepared.classes.legend.to_json(),
             "ignored": ignored.to_json() if ignored is not None else None,
+            "silent": prepared.classes.silent,
             "chip": prepared.config.data.chip,
             "halo": prepared.config.data.halo,
             "trained_days": prepared.source.day_range,
@@ -249,7 +250,7 @@ def _prepare(
     within = None
     if config.labels.chips is not None:
         within = ChipChoice(config.data.chip, config.labels.chips)
-    fields, classes = _labelled(source, config.labels.ignore, within)
+    fields, classes = _labelled(source, config.labels, within)
     init = read_metadata(config.init) if config.init is not None else None
     choice = choose_bands(source, config.model.bands, init)
     bands = choice.bands
@@ -338,17 +339,17 @@ def _prepare(
 
 
 def _labelled(
-    source: Source, ignore: Sequence[str | int], within: ChipChoice | None
+    source: Source, labels: LabelsSection, within: ChipChoice | None
 ) -> tuple[FieldTable, ClassChoice]:
     """Return fields and classes of a season that has both, and a split."""
     fields, legend = check_labelled(source)
-    classes = choose_classes(legend, ignore)
+    classes = choose_classes(legend, labels.ignore, silent=labels.silent)
 
     def any_to_train_on(among: FieldTable) -> bool:
         return bool(((among.split == SPLITS["train"]) & classes.used(among)).any())
 
     if not any_to_train_on(fields):
-        left = "" if classes.ignored is None else " of a class that counts"
+        left = " of a class that counts" if classes.left_out or classes.silent else ""
         raise LabelError(
             f"Cannot fine-tune on {source}: none of its {len(fields)} fields{left} is in the train "
             "split. Run `stcln-geo labels split CUBE` first."
@@ -418,7 +419,7 @@ def _make_task(
         stream=stream,
         validation=validation,
         class_pixels=classes.pixels(prepared.fields, prepared.chosen),
-        lookup=make_lookup(classes.codes, classes.total),
+        lookup=make_lookup(classes),
         ranks=Ranks() if alone else ranks,
     )
     return task, report

@@ -13,6 +13,7 @@ from ..data.stream import OrderedStream, TrainingStream
 from ..errors import InputError
 from ..model.stcln import Encoder, Stcln, positions_for
 from ..report.metrics import metrics_from_confusion
+from .classes import ClassChoice
 from .config import FinetuneConfig
 from .losses import classification_error, make_class_weights, weight_of
 from .ranks import Ranks, sum_over_ranks
@@ -26,12 +27,11 @@ class FinetuneTask(TrainingTask):
 
     Parameters
     ----------
-    class_pixels : (K,) training pixels of each class, for the weights.
-    lookup : (L,) int64, the class of each code of the cube's legend, -100 where it is ignored; None
-        where codes and classes are the same. See `make_lookup`.
+    class_pixels : (K,) training pixels of each output, for the weights.
+    lookup : (L,) int64, the output of each code of the cube's legend, -100 where it has none; None
+        where codes and outputs are the same. See `make_lookup`.
     """
 
-    monitor = "validation_macro_miou"
     larger_is_better = True
 
     network: Stcln
@@ -51,6 +51,7 @@ class FinetuneTask(TrainingTask):
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__(network, config, stream=stream, validation=validation, ranks=ranks)
+        self.monitor = f"validation_{config.validation.choose_by}"
         loss = config.loss
         weights = make_class_weights(loss.class_weights, class_pixels, beta=loss.beta)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -162,18 +163,10 @@ def _depths(encoder: Encoder) -> list[list[nn.Parameter]]:
     return [*convolutions, *layers]
 
 
-def make_lookup(codes: Sequence[int], classes: int) -> Tensor:
-    """Return the class of each code of a cube's legend: (L,) int64, -100 where it is ignored.
-
-    Parameters
-    ----------
-    codes
-        Of the classes that count, in order.
-    classes
-        Length of the cube's legend, L.
-    """
-    lookup = torch.full((classes,), IGNORE_INDEX)
-    lookup[list(codes)] = torch.arange(len(codes))
+def make_lookup(classes: ClassChoice) -> Tensor:
+    """Return the output of each code of a cube's legend: (L,) int64, -100 where it has none."""
+    lookup = torch.full((classes.total,), IGNORE_INDEX)
+    lookup[list(classes.codes)] = torch.tensor(classes.outputs)
     return lookup
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -52,17 +53,23 @@ class Loading:
     @property
     def trained_days(self) -> tuple[int, int]:
         """First and last day that is seen."""
-        days = [source.days[source.days >= 0] for source in self.corpus.sources]
-        return int(min(part.min() for part in days)), int(max(part.max() for part in days))
+        return self.corpus.day_range
 
     @property
     def most_dates(self) -> int:
         """Dates of the site that has most."""
-        return max(int(source.dates.max()) for source in self.corpus.sources)
+        return self.corpus.most_dates
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what a run's records tell of each source."""
         return [source.describe() for source in self.corpus.sources]
+
+    def identity(self) -> dict[str, str]:
+        """Return what tells the sites that are used apart from others; nothing where all are."""
+        if self.corpus.used is None:
+            return {}
+        packed = b"".join(np.packbits(used).tobytes() for used in self.corpus.used)
+        return {"sites": hashlib.sha256(packed).hexdigest()}
 
     def summary(self) -> dict[str, Any]:
         """Return the counts that a run's records hold."""
@@ -169,6 +176,7 @@ def plan_loading(cubes: Sequence[str | Path], config: PretrainConfig) -> Loading
         bands=config.model.bands,
         min_clear=options.min_clear,
         most_amplification=None if options.allow_amplification else MOST_AMPLIFICATION,
+        choice=options.choice,
     )
     said = options.weights
     weights = weigh_units(

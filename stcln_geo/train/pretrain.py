@@ -125,7 +125,10 @@ def _pretrain(
             kind="pretrain",
             config=to_toml(prepared.config),
             environment=environment,
-            identity={"pixels": [cube["fingerprint"] for cube in environment["cubes"]]},
+            identity={
+                "pixels": [cube["fingerprint"] for cube in environment["cubes"]],
+                **loading.identity(),
+            },
             summary={
                 **loading.summary(),
                 "global_batch": prepared.config.global_batch,

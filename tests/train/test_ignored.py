@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from stcln_geo.cube.store import FieldTable, open_season, write_fields
 from stcln_geo.errors import CheckpointError, LabelError
 from stcln_geo.legend import Legend
 from stcln_geo.model.checkpoint import load_model, read_metadata
+from stcln_geo.model.export import export_checkpoint
 from stcln_geo.train.classes import choose_classes
 from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
-from stcln_geo.train.finetune import finetune, plan_finetune
+from stcln_geo.train.finetune import _make_task, _prepare, finetune, plan_finetune
+from stcln_geo.train.finetune_task import make_lookup
+from stcln_geo.train.ranks import Ranks
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",
@@ -144,3 +148,81 @@ def test_a_plan_says_what_is_ignored(small_cube: Path) -> None:
 
     assert "Ignored: crop 0 (7 fields)" in "\n".join(plan.lines())
     assert plan.network.classes == 2
+
+
+# Silent classes.
+
+
+def test_a_silent_class_is_an_output_with_the_weight_nought(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    cube = new_cube()
+    recipe_of = recipe(labels__silent=["crop 1", "void"], loss__class_weights="none", steps=3)
+    prepared = _prepare(cube, recipe_of, device="cpu", ranks=Ranks(), run=None)
+    task, _ = _make_task(prepared, workers=1, begin=True, ranks=Ranks())
+    assert task.network.config.classes == 4
+    with closing(task.stream), closing(task.stream.batches(0, 3)) as batches:
+        for batch in batches:
+            target, weight = task.prepare(batch)
+            loss = task.error(batch, target) / weight[0]
+            assert batch.target is not None
+            seen = torch.where(batch.valid.any(1), batch.target, -100)
+            plain = torch.nn.functional.cross_entropy(
+                task.classify(task.network, batch), seen, weight=torch.tensor([1.0, 0.0, 1.0, 0.0])
+            )
+            # Means over few pixels of many parts.
+            assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+
+    finetune(cube, tmp_path / "run", recipe_of)
+    found = evaluate_run(tmp_path / "run", cube)
+    assert found.names == ("crop 0", "crop 1", "crop 2", "void")
+    assert found.metrics.support[[1, 3]].tolist() == [0, 0]
+    assert found.fields[[1, 3]].tolist() == [0, 0]
+    assert found.metrics.pixels > 0
+    assert "Silent: crop 1, void." in "\n".join(found.lines())
+    info = read_metadata(tmp_path / "run")
+    assert info.silent == ("crop 1", "void")
+    assert info.ignored is None
+    export_checkpoint(tmp_path / "run", tmp_path / "again.safetensors")
+    assert read_metadata(tmp_path / "again.safetensors").silent == info.silent
+
+
+def test_silent_classes_keep_their_place_and_new_ones_come_last() -> None:
+    rows: list[dict[str, object]] = [
+        {"value": "0", "name": "background"},
+        {"value": "7", "name": "wheat"},
+        {"value": "9", "name": "maize"},
+        {"value": "19", "name": "void", "ignored": True},
+        {"value": "20", "name": "cloud", "ignored": True},
+    ]
+    legend = Legend.from_rows(rows, source="a test")
+    choice = choose_classes(legend, silent=["0", "19", "rye"])
+    assert choice.legend.names == ("background", "wheat", "maize", "void", "rye")
+    assert [entry.name for entry in choice.legend.ignored] == ["cloud"]
+    assert (choice.codes, choice.outputs) == ((1, 2), (1, 2))
+    assert choice.silent == ("0", "19", "rye")
+    assert make_lookup(choice).tolist() == [-100, 1, 2]
+    # Of a class that is ignored there is no output: those after it move up.
+    rows.insert(0, {"value": "3", "name": "grass"})
+    choice = choose_classes(Legend.from_rows(rows, source="a test"), ["grass"], silent=["0"])
+    assert choice.legend.names == ("background", "wheat", "maize")
+    assert make_lookup(choice).tolist() == [-100, -100, 1, 2]
+    with pytest.raises(LabelError, match="Cannot ignore background and keep it silent"):
+        choose_classes(legend, ["background"], silent=["0"])
+    with pytest.raises(LabelError, match="Cannot silence background, wheat: of 3 classes"):
+        choose_classes(legend, silent=["0", "wheat"])
+
+
+def test_weights_are_kept_by_the_figure_that_is_named(small_cube: Path, tmp_path: Path) -> None:
+    result = finetune(
+        small_cube, tmp_path / "run",
+        recipe(validation__choose_by="overall_accuracy", validation__every=1, steps=6),
+    )  # fmt: skip
+    figures = [
+        json.loads(line)["validation_overall_accuracy"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result.monitor == "validation_overall_accuracy"
+    assert result.best == max(figures)
+    assert result.best_step == figures.index(max(figures)) + 1
+    assert read_metadata(tmp_path / "run").provenance["validation_overall_accuracy"] == result.best

@@ -1,0 +1,224 @@
+"""Fine-tuning in `reference` mode on imported PASTIS makes the losses of a plain published loop.
+
+The loop here is written from the description of the published system alone: convolutions and
+transformer of torch, frames and classes as they lie on disk, positions 0, 1, 2, ..., frames that
+are missing in a batch as zeros after normalisation, no masks, classes 0 and 19 with the weight 0.
+Only the first weights, and which chips form a batch, are taken from our run.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stcln_geo.data.site_split import SiteLists
+from stcln_geo.data.split_labels import SplitSpec, split_labels
+from stcln_geo.datasets import import_dataset, plan_pastis
+from stcln_geo.model.checkpoint import load_model, read_metadata, save_checkpoint
+from stcln_geo.model.config import StclnConfig
+from stcln_geo.model.reference import PASTIS_BANDS
+from stcln_geo.model.stcln import Encoder
+from stcln_geo.train.config import FinetuneConfig, load_config
+from stcln_geo.train.finetune import _make_task, _prepare, finetune
+from stcln_geo.train.ranks import Ranks
+
+from ..datasets.make_pastis import Square, make_square, write_pastis
+
+CHIP, WIDTHS, HEADS, LAYERS, STEPS = 8, (8, 32), 8, 2, 20
+
+
+class Plain(nn.Module):
+    """The published classifier, in small and without its dead parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        narrow, wide = WIDTHS
+        sizes = [(10, narrow), (narrow, narrow), (narrow, wide), (wide, wide)]
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in sizes
+        )
+        self.norm = nn.GroupNorm(8, wide)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(wide, HEADS, 64, dropout=0.0, batch_first=True)
+            for _ in range(LAYERS)
+        )
+        self.query, self.key, self.value = (nn.Linear(wide, wide, bias=False) for _ in range(3))
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.out = nn.Linear(wide, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, dates, _, height, width = x.shape
+        maps = x.flatten(0, 1)
+        for block in self.convolutions:
+            maps = block(maps)
+        wide = maps.shape[1]
+        # (B*T, D, H, W) -> (B*H*W, T, D)
+        maps = maps.view(count, dates, wide, height, width)
+        series = maps.permute(0, 3, 4, 1, 2).reshape(-1, dates, wide)
+        series = self.norm(series.transpose(1, 2)).transpose(1, 2)
+        part = wide // HEADS
+        place = torch.arange(part)
+        angle = torch.arange(dates)[:, None] / 1000 ** (2 * (place // 2) / part)
+        table = torch.where(place % 2 == 0, angle.sin(), angle.cos()).repeat(1, HEADS)
+        series = series + table
+        for layer in self.layers:
+            series = layer(series)
+        series = series.view(count, height * width, dates, wide)
+        spatial = maps.permute(0, 3, 4, 1, 2).reshape(count, height * width, dates, wide)
+        query, key = self.query(series).flatten(2), self.key(spatial).flatten(2)
+        affinity = (query @ key.transpose(1, 2) / wide**0.5).softmax(dim=-1)
+        value = self.value(series.amax(dim=2))
+        logits = self.out(self.gate * (affinity @ value) + value)
+        return logits.transpose(1, 2).reshape(count, 20, height, width)
+
+    def take(self, state: dict[str, Tensor]) -> None:
+        """Begin from the first weights of our run."""
+        names = {"attention.gate": "gate"}
+        for number in range(4):
+            ours = f"encoder.convolutions.blocks.{number}."
+            names[f"{ours}convolution."] = f"convolutions.{number}.0."
+            names[f"{ours}norm."] = f"convolutions.{number}.1."
+        names["encoder.temporal.norm."] = "norm."
+        for number in range(LAYERS):
+            ours, theirs = f"encoder.temporal.layers.{number}.", f"layers.{number}."
+            names[f"{ours}attention.projection."] = f"{theirs}self_attn.in_proj_"
+            names[f"{ours}attention.output."] = f"{theirs}self_attn.out_proj."
+            names[f"{ours}expand."] = f"{theirs}linear1."
+            names[f"{ours}contract."] = f"{theirs}linear2."
+            names[f"{ours}attention_norm."] = f"{theirs}norm1."
+            names[f"{ours}feedforward_norm."] = f"{theirs}norm2."
+        for part in ("query", "key", "value"):
+            names[f"attention.{part}."] = f"{part}."
+        names["classifier."] = "out."
+        own = self.state_dict()
+        for name, tensor in state.items():
+            if name in ("encoder.mean", "encoder.std"):
+                continue
+            prefix = next(one for one in names if name.startswith(one))
+            theirs = names[prefix] + name.removeprefix(prefix)
+            own[theirs] = tensor.reshape(own[theirs].shape).clone()
+        self.load_state_dict(own)
+
+
+@pytest.fixture(scope="module")
+def squares() -> dict[str, Square]:
+    """Three squares to train on and one to choose by, with four to seven dates."""
+    rng = np.random.default_rng(3)
+    made = [
+        make_square(number, fold=fold, tile="t31tfj", dates=dates, side=4 * CHIP, rng=rng)
+        for number, fold, dates in ((20001, 1, 4), (20002, 1, 6), (20003, 1, 7), (20004, 2, 5))
+    ]
+    for square in made:
+        # Where nothing was measured, the published loader reads a number.
+        square.series[square.series == -10_000] = 0
+    return {str(square.id): square for square in made}
+
+
+@pytest.fixture(scope="module")
+def imported(squares: dict[str, Square], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trace")
+    write_pastis(folder / "PASTIS", list(squares.values()))
+    import_dataset(plan_pastis(folder / "PASTIS"), folder / "pastis.zarr")
+    lists = SiteLists(train=("20001", "20002", "20003", "20003"), validation=("20004",))
+    split_labels(folder / "pastis.zarr", SplitSpec(lists=lists))
+    return folder / "pastis.zarr"
+
+
+def recipe(**more: Any) -> FinetuneConfig:
+    options: dict[str, Any] = {
+        "steps": STEPS, "batch_size": 2, "precision": "float32", "model.mode": "reference",
+        "data.chip": CHIP, "data.halo": 0, "data.max_dates": 0, "data.augment": False,
+        "labels.chips": [[0, 0], [1, 1]], "labels.silent": ["0", "19"],
+        "loss.class_weights": "none", "optimiser.name": "adam", "optimiser.learning_rate": 1e-3,
+        "optimiser.schedule": "constant", "optimiser.warmup": 0.0, "optimiser.clip": 0.0,
+    }  # fmt: skip
+    return load_config(FinetuneConfig, overrides={**options, **more})
+
+
+def test_losses_are_those_of_the_published_loop(
+    imported: Path, squares: dict[str, Square], tmp_path: Path
+) -> None:
+    told = json.loads((imported.parent / "PASTIS" / "NORM_S2_patch.json").read_text())["Fold_1"]
+    mean, std = (np.array(told[name], dtype=np.float32) for name in ("mean", "std"))
+    torch.manual_seed(4)
+    encoder = Encoder(
+        StclnConfig(
+            bands=PASTIS_BANDS, widths=WIDTHS, layers=LAYERS, heads=HEADS, feedforward=64,
+            dropout=0.0, mode="reference", positions="index",
+        )
+    )  # fmt: skip
+    encoder.set_normalisation((mean * 1e-4).tolist(), (std * 1e-4).tolist())
+    save_checkpoint(tmp_path / "first.safetensors", encoder)
+    config = recipe(init=str(tmp_path / "first.safetensors"))
+
+    finetune(imported, tmp_path / "run", config)
+    lines = (tmp_path / "run" / "steps.jsonl").read_text().splitlines()
+    ours = [json.loads(line)["loss"] for line in lines]
+
+    prepared = _prepare(imported, config, device="cpu", ranks=Ranks(), run=None)
+    task, _ = _make_task(prepared, workers=1, begin=True, ranks=Ranks())
+    plain = Plain()
+    plain.take(task.network.state_dict())
+    optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    weights = torch.ones(20)
+    weights[[0, 19]] = 0
+    theirs, lengths = [], set()
+    with closing(task.stream), closing(task.stream.batches(0, STEPS)) as batches:
+        for batch in batches:
+            series, classes = [], []
+            for source in batch.sources:
+                assert source is not None
+                square, part = squares[str(source.site)], source.window
+                values = square.series[:, :, part.rows, part.cols].astype("float32")
+                series.append((values - mean[:, None, None]) / std[:, None, None])
+                classes.append(square.target[0, part.rows, part.cols].astype("int64"))
+            longest = max(len(one) for one in series)
+            lengths.add(tuple(len(one) for one in series))
+            padded = [np.pad(one, ((0, longest - len(one)), *[(0, 0)] * 3)) for one in series]
+            loss = nn.functional.cross_entropy(
+                plain(torch.from_numpy(np.stack(padded))),
+                torch.from_numpy(np.stack(classes)),
+                weight=weights,
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            theirs.append(loss.item())
+
+    assert len(ours) == len(theirs) == STEPS
+    assert any(one != other for one, other in lengths), "no batch was padded"
+    assert plain.gate.item() != 0
+    assert ours[-1] < ours[0]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["index", "days"])
+def test_published_pretrained_weights_begin_a_run(
+    golden: Path, imported: Path, tmp_path: Path, positions: str
+) -> None:
+    """A file of the published form is begun from; days are another scale, and that is said."""
+    init = golden / "pastis_checkpoint_99.encoder.tar"
+    config = recipe(
+        init=str(init), steps=1,
+        **{"model.positions": positions, "labels.chips": [[0, 0]],
+           "optimiser.learning_rate": 1e-9},
+    )  # fmt: skip
+    result = finetune(imported, tmp_path / "run", config)
+
+    begun, now = load_model(init).state_dict(), load_model(tmp_path / "run").state_dict()
+    for name in ("convolutions.blocks.0.convolution.weight", "temporal.layers.2.expand.weight"):
+        torch.testing.assert_close(now[f"encoder.{name}"], begun[name], atol=1e-6, rtol=0)
+    info = read_metadata(tmp_path / "run")
+    assert (info.config.mode, info.config.positions) == ("reference", positions)
+    # The published file holds no mean and deviation: those of the imported bands are measured.
+    assert min(info.mean) > 0.3
+    said = "trained with positions='index', this has 'days'"
+    assert any(said in note for note in result.notes) == (positions == "days")
