@@ -15,6 +15,7 @@ from ..cube.contract import SPLITS
 from ..cube.season import FieldTable
 from ..data.batch import IGNORE_INDEX
 from ..data.chips import ChipDataset, plan_windows
+from ..data.dates import DateChoice
 from ..data.reader import band_indices
 from ..data.source import Source, open_source
 from ..data.split import check_labelled
@@ -55,9 +56,11 @@ def evaluate_run(
     *,
     season: str | None = None,
     split: SplitName = "test",
+    dates: DateChoice | None = None,
     device: Device = "auto",
     workers: int = 2,
     batch_size: int = 8,
+    pictures: bool = True,
     progress: ProgressHook | None = None,
 ) -> Evaluation:
     """Label the windows that hold fields of a split, and score the pixels of these fields only.
@@ -67,6 +70,14 @@ def evaluate_run(
     ``evaluation-<split>/`` with metrics.json, confusion.csv, confusion.png and reliability.png into
     it. Classes that training ignored are not counted.
 
+    Parameters
+    ----------
+    dates
+        Which dates of a window are used, as of a season that still goes on; None for all. The
+        folder's name then ends with what was chosen.
+    pictures
+        False writes no PNG.
+
     Raises
     ------
     CheckpointError
@@ -74,7 +85,7 @@ def evaluate_run(
     LabelError
         If the cube has no field in the split, or was split anew since the training.
     """
-    plan = plan_evaluation(run_or_checkpoint, cube, season=season, split=split)
+    plan = plan_evaluation(run_or_checkpoint, cube, season=season, split=split, dates=dates)
     stream = OrderedStream(plan.dataset, batch_size=batch_size, memory=0, threads=workers)
     network = load_model(plan.info.path)
     if not isinstance(network, Stcln):
@@ -90,6 +101,7 @@ def evaluate_run(
         uncalibrated=scores.uncalibrated,
         temperature=plan.info.temperature,
         ignored=plan.ignored,
+        dates=plan.dates,
         split=split,
         cube=plan.source.path,
         season=plan.source.season,
@@ -103,7 +115,7 @@ def evaluate_run(
         folder=_folder(plan),
     )
     if evaluation.folder is not None:
-        write_evaluation(evaluation, evaluation.folder)
+        write_evaluation(evaluation, evaluation.folder, pictures=pictures)
         run = RunDirectory(evaluation.folder.parent)
         if run.status == "finished":
             write_model_card(run)
@@ -116,6 +128,7 @@ def plan_evaluation(
     *,
     season: str | None = None,
     split: SplitName = "test",
+    dates: DateChoice | None = None,
 ) -> EvaluationPlan:
     """Find the windows to label, after checking that checkpoint and cube fit each other."""
     path = find_checkpoint(run_or_checkpoint)
@@ -141,7 +154,9 @@ def plan_evaluation(
             bands=info.bands,
             wanted=[wanted],
             halo=lattice.halo,
+            dates=dates,
         ),
+        dates=dates,
         same_cube=_trained_on(opened, info),
         ignored=classes.describe_ignored(fields),
         hold_for=figures_hold_for(fields, split),
@@ -328,4 +343,5 @@ def _folder(plan: EvaluationPlan) -> Path | None:
     if path.parent.name != "checkpoints" or not (run / "run.json").is_file():
         return None
     other = "" if plan.same_cube else f"-{source.path.stem}-{source.season}"
-    return run / f"evaluation-{plan.split}{other}"
+    cut = "" if plan.dates is None else plan.dates.suffix(source.season)
+    return run / f"evaluation-{plan.split}{other}{cut}"
