@@ -69,6 +69,16 @@ def experiment(
             help="early-season: cut-offs, in months after the season's first day. Default: each.",
         ),
     ] = None,
+    dates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LONG,SHORT",
+            help="short-series: dates of pre-training, and of fine-tuning. Default: 30,12.",
+        ),
+    ] = None,
+    test_season: Annotated[
+        str | None, typer.Option(help="cross-year: season to test on, by its first day.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Size of the network: tiny, base or large.")
     ] = None,
@@ -111,7 +121,10 @@ def experiment(
         "months": _listed("--months", months, int),
         "ratios": _listed("--ratios", ratios, float),
         "strategies": _listed("--strategies", strategies, str),
+        "test_season": test_season,
     }
+    if dates is not None:
+        named["long_dates"], named["short_dates"] = _two("--dates", _listed("--dates", dates, int))
     known = device in ("auto", "cpu", "cuda") or not dry_run
     planned = plan_experiment(
         name,
@@ -164,3 +177,14 @@ def _listed(option: str, text: str | None, kind: Callable[[str], Any]) -> tuple[
             f"{'whole numbers' if kind is int else 'numbers'} with commas between. Write for "
             f"example {option} {'1,3,10' if kind is int else '0.2,0.4'}."
         ) from error
+
+
+def _two(option: str, values: tuple[Any, ...]) -> tuple[Any, Any]:
+    from ..errors import InputError
+
+    if len(values) != 2:
+        raise InputError(
+            f"Cannot use {option} {','.join(map(str, values))}: it must be two numbers with a "
+            f"comma between. Write for example {option} 30,12."
+        )
+    return values[0], values[1]

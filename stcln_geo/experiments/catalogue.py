@@ -189,11 +189,114 @@ def _mask_strategy(choices: Choices) -> Design:
     )  # fmt: skip
 
 
+def _sta(choices: Choices) -> Design:
+    few = _few(choices)
+    return Design(
+        name="sta",
+        title="With and without the spatiotemporal attention",
+        question=(
+            "Fine-tuning with the spatiotemporal attention (STA) and without it, from "
+            "pre-training and from random weights. Pre-training has none."
+        ),
+        arms=tuple(
+            Arm(
+                name=f"{start}-{'with' if sta else 'without'}",
+                title=f"{said}, {'with' if sta else 'without'} STA",
+                pretrain={} if start == "pretrained" else None,
+                finetune={**few, "model.sta": sta},
+            )
+            for start, said in (("pretrained", "pre-trained"), ("scratch", "from scratch"))
+            for sta in (True, False)
+        ),
+        views=(_WHOLE,),
+        pairs=(
+            _pair("pretrained-with", "pretrained-without", "STA, pre-trained"),
+            _pair("scratch-with", "scratch-without", "STA, from scratch"),
+            _pair("pretrained-with", "scratch-with", "pre-training, with STA"),
+            _pair("pretrained-without", "scratch-without", "pre-training, without STA"),
+        ),
+    )
+
+
+def _short_series(choices: Choices) -> Design:
+    long, short = choices.long_dates, choices.short_dates
+    if not 1 <= short < long:
+        raise InputError(
+            f"Cannot compare {long} dates in pre-training with {short} in fine-tuning: fine-tuning "
+            "has fewer, and at least 1. Use for example --dates 30,12."
+        )
+    few = {**_few(choices), "data.max_dates": short, "validation.dates": short}
+    views = (View(name=f"{short}-dates", title=f"{short} dates", dates=short), _WHOLE)
+    return Design(
+        name="short-series",
+        title=f"Pre-trained on {long} dates, fine-tuned on {short}",
+        question=(
+            f"Pre-training on up to {long} dates of a chip, fine-tuning on {short} random dates of "
+            f"each, judged with {short} dates spread evenly, and with all dates."
+        ),
+        arms=(
+            Arm(name="pretrained", title="pre-trained", pretrain={"data.max_dates": long},
+                finetune=few),
+            Arm(name="scratch", title="from scratch", finetune=few),
+        ),
+        views=views,
+        pairs=tuple(
+            _pair("pretrained", "scratch", f"pre-training, {view.title}", view.name)
+            for view in views
+        ),
+        notes=(f"Weights are chosen by the validation fields with {short} dates.",),
+    )  # fmt: skip
+
+
+def _cross_year(choices: Choices) -> Design:
+    own, other = choices.season, choices.test_season
+    if own is None or other is None or own == other:
+        raise InputError(
+            f"Cannot train on the season {own} and test on {other}: two different seasons are "
+            "needed, both with labels and a split. Name them with --season and --test-season."
+        )
+    few = _few(choices)
+    there = View(name="other-season", title=f"season {other}", season=other)
+    here = View(name="own-season", title=f"season {own}")
+    arms = (
+        Arm(name="pretrained", title="pre-trained", pretrain={}, finetune=few),
+        Arm(name="scratch", title="from scratch", finetune=few),
+    )
+    return Design(
+        name="cross-year",
+        title=f"Trained on the season {own}, tested on {other}",
+        question=(
+            "Networks that were trained and chosen on one season are judged on the test fields of "
+            "the other, and of their own."
+        ),
+        arms=arms,
+        views=(there, here),
+        pairs=(
+            *(
+                _pair("pretrained", "scratch", f"pre-training, {view.title}", view.name)
+                for view in (there, here)
+            ),
+            *(
+                Pair(first=(arm.name, there.name), second=(arm.name, here.name),
+                     title=f"other season - own season, {arm.title}")
+                for arm in arms
+            ),
+        ),
+        notes=(
+            "The two seasons have splits and fields of their own: a test field of one may lie "
+            "where a training field of the other does.",
+        ),
+    )  # fmt: skip
+
+
 EXPERIMENTS: dict[str, Callable[[Choices], Design]] = {
     "few-labels": _few_labels,
     "early-season": _early_season,
     "mask-ratio": _mask_ratio,
     "mask-strategy": _mask_strategy,
+    "sta": _sta,
+    "short-series": _short_series,
+    "cross-year": _cross_year,
 }
 """Designs by name."""
 

@@ -72,6 +72,9 @@ def plan_experiment(name: str, settings: Settings, choices: Choices | None = Non
     chosen = choices or Choices()
     season = open_source(settings.data[0], settings.season).season
     design = make_design(name, replace(chosen, season=season))
+    if name == "cross-year" and not (settings.pretrain_data or settings.pretrain_season):
+        # The season to be tested on stays unseen, without labels too.
+        settings = replace(settings, pretrain_season=season)
     return Experiment(design=design, settings=settings, steps=plan_steps(design, settings))
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.source import open_source
-from ..errors import InputError
+from ..cube.contract import SPLITS
+from ..data.source import Source, open_source
+from ..data.split import check_labelled
+from ..errors import InputError, LabelError
 from ..train.config import FinetuneConfig, PretrainConfig
 from .design import Arm, Design, View
 from .settings import Settings
@@ -71,7 +73,13 @@ def plan_steps(design: Design, settings: Settings) -> Steps:
         If options are set for all that the arms differ in.
     """
     settings.check_against(design)
-    seasons = {path.stem: open_source(path, settings.season).season for path in settings.data}
+    seasons = {}
+    for path in settings.data:
+        source = open_source(path, settings.season)
+        seasons[path.stem] = source.season
+        _check_labelled(source)
+        for season in {view.season for view in design.views if view.season is not None}:
+            _check_labelled(open_source(path, season), like=source)
     pretrain: dict[Path, PretrainStep] = {}
     finetune = []
     for path in settings.data:
@@ -112,6 +120,24 @@ def _pretrain_step(arm: Arm, settings: Settings, *, seed: int) -> PretrainStep:
         cubes=settings.streamed,
         config=settings.pretrain_config(arm, seed=seed),
     )
+
+
+def _check_labelled(source: Source, *, like: Source | None = None) -> None:
+    """Check, before hours of training, that a season can be judged on."""
+    fields, legend = check_labelled(source)
+    if not (fields.split == SPLITS["test"]).any():
+        raise LabelError(
+            f"Cannot judge on {source}: none of its {len(fields)} fields is in the test split. Run "
+            "`stcln-geo labels split CUBE` first."
+        )
+    if like is not None and like.legend is not None:
+        here, there = ([entry.value for entry in one.classes] for one in (legend, like.legend))
+        if here != there:
+            raise LabelError(
+                f"Cannot judge on {source} what was trained on {like}: its classes are "
+                f"{', '.join(here)}, not {', '.join(there)}. Both seasons must have the same "
+                "classes, in the same order. Burn both with the same --legend and --min-fields 1."
+            )
 
 
 def _slug(options: Mapping[str, Any]) -> str:
