@@ -17,6 +17,7 @@ tables, plots and reports.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import multiprocessing
 import sys
 import time
@@ -127,8 +128,9 @@ def run_experiment(name: str, study: dict[str, Any], options: argparse.Namespace
         words += ["--data", cubes / f"{region['name']}.zarr"]
     for region in study["regions"]:
         words += ["--pretrain-data", cubes / f"{region['name']}.zarr"]
-    if "fields" in own:
-        words += ["--fields", ",".join(map(str, own["fields"]))]
+    for key in ("fields", "months"):
+        if key in own:
+            words += [f"--{key}", ",".join(map(str, own[key]))]
     for text in [*common["set"], *own.get("set", ()), *options.assignments]:
         words += ["--set", text]
     words += [
@@ -140,7 +142,35 @@ def run_experiment(name: str, study: dict[str, Any], options: argparse.Namespace
         words.append("--dry-run")
     words = [str(word) for word in words]
     print("$ stcln-geo", *words, flush=True)
-    return invoke(words)
+    code = invoke(words)
+    if not code and not options.dry_run:
+        tell_of_the_study(options.out / name / "report.md", study, options)
+    return code
+
+
+def tell_of_the_study(report: Path, study: dict[str, Any], options: argparse.Namespace) -> None:
+    """Add to a report, which is written anew each time, what the data were simulated by."""
+    content = options.study.read_bytes()
+    changes = [f"- {name}: {text}" for name, text in study.get("changes", {}).items()]
+    differing = [f"- {text}, on the command line" for text in options.assignments]
+    if options.seeds not in (None, study["experiment"]["seeds"]):
+        differing.append(f"- {options.seeds} seeds, on the command line")
+    lines = [
+        "## The study",
+        "",
+        f"The data are simulated. All parameters and seeds are those of `{options.study.name}` "
+        f"(sha256 `{hashlib.sha256(content).hexdigest()[:16]}`), which was committed before the "
+        "first run. Changed since, or for this run:",
+        "",
+        *(changes + differing or ["- nothing"]),
+        "",
+        "```toml",
+        content.decode("utf-8").rstrip(),
+        "```",
+        "",
+    ]
+    with report.open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines))
 
 
 if __name__ == "__main__":

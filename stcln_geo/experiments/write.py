@@ -135,7 +135,7 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
     elif any(simulated):
         lines += ["**Some of the data are simulated: figures of these are no evidence about real "
                   "fields.**", ""]  # fmt: skip
-    lines += ["| data | season | classes' fields to train on | validation | test |",
+    lines += ["| data | season | training, at most | validation | test |",
               "|---|---|---|---|---|"]  # fmt: skip
     for step in _one_each(steps):
         splits = summaries[step.out].get("splits", {})
@@ -194,9 +194,9 @@ def _say_pretraining(steps: Steps, settings: Settings) -> list[str]:
     shown = RunDirectory(steps.pretrain[0].out).environment().get("cubes", [])
     places = {(cube["cube"], cube["season"]) for cube in shown}
     return [
-        f"- pre-training, without labels, on {len(places)} seasons of "
-        f"{len({cube for cube, _ in places})} cubes or stacks, "
-        f"{settings.pretrain_seeds} of each kind"
+        "- pre-training, without labels, on the seasons of these cubes and stacks: "
+        + ", ".join(f"{Path(cube).name} {season}" for cube, season in sorted(places))
+        + f"; {len(steps.pretrain)} in all, {settings.pretrain_seeds} of each kind"
     ]
 
 
