@@ -16,15 +16,17 @@ from .steps import FinetuneStep, PretrainStep, Steps
 
 __all__ = ["RATES", "Cost", "estimate_cost"]
 
-RATES: dict[str, float] = {
-    "V100": 14.0, "T4": 8.1, "A10": 31.2, "L4": 30.3, "A100": 78.0, "L40S": 91.6, "H100": 148.0,
-    "H200": 148.0,
-}  # fmt: skip
-"""TFLOP/s that a training step is taken to reach on devices that are not here: 15 % of the dense
-peak that the maker states, of bf16 where the device has it, else 12.5 % of that of half precision.
-A guess by a rule, not a measurement."""
+_PEAKS = {"A10": 125, "L4": 121, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
+"""Dense bfloat16 TFLOP/s that the maker states."""
+
+_REACHED = 0.15
+
+RATES: dict[str, float] = {name: _REACHED * peak for name, peak in _PEAKS.items()}
+"""TFLOP/s that a training step is taken to reach on devices that are not here: 15 % of the peak. A
+guess, not a measurement."""
 
 _COUNTED_CHIPS = 1
+_AUTO_CHIPS = 8
 _WEIGHTS_KEPT = 5
 """Copies of the weights in a run's folder: best, last, and the last with two moments to resume."""
 _RUN_BYTES = 1_500_000
@@ -86,32 +88,41 @@ def estimate_cost(
     seconds = disk = 0.0
     left = total_steps = 0
     kinds: dict[str, list[int]] = {}
+    chips: dict[str, int] = {}
     every: tuple[PretrainStep | FinetuneStep, ...] = (*steps.pretrain, *steps.finetune)
     for step in every:
         key = _kind(step.config)
+        # A step of one chip is tried where chips are only counted: a batch need not fit here.
+        tried = {} if named_device is None else {"batch_size": 1, "accumulate": 1}
         if key not in plans:
             if isinstance(step, PretrainStep):
                 plans[key] = plan_pretrain(
-                    settings.streamed, step.config,
+                    settings.streamed, step.config.model_copy(update=tried),
                     device=settings.device, workers=settings.workers,
                 )  # fmt: skip
             else:
                 plans[key] = plan_finetune(
-                    step.cube, step.config.model_copy(update={"init": None}),
+                    step.cube, step.config.model_copy(update={"init": None, **tried}),
                     device=settings.device, workers=settings.workers,
                 )  # fmt: skip
         plan = plans[key]
+        chips[key] = plan.config.global_batch
         own = int(plan.config.steps or 0)
+        if named_device is not None:
+            size = step.config.batch_size
+            chips[key] = (_AUTO_CHIPS if size == "auto" else size) * step.config.accumulate
+            if step.config.epochs is not None:
+                own = max(own // chips[key], 1)
         views = len(design.views) if isinstance(step, FinetuneStep) else 0
         disk += plan.parameters * 4 * _WEIGHTS_KEPT + _RUN_BYTES + views * _VIEW_BYTES
         if finished(step):
             continue
         left += 1
         total_steps += own
-        per_step = _seconds(plan, named_device)
+        per_step = _seconds(plan, named_device, chips=chips[key])
         rounds = own // int(plan.config.validation.every or own)
         judged = plan.validation_chips * (rounds + views)
-        seconds += per_step * (own + _FORWARD_SHARE * judged / plan.config.global_batch)
+        seconds += per_step * (own + _FORWARD_SHARE * judged / chips[key])
         kinds.setdefault(key, []).append(own)
     return Cost(
         runs=steps.count,
@@ -122,7 +133,7 @@ def estimate_cost(
         how=tuple(_say_how(plans, named_device)),
         lines_of_kinds=tuple(
             f"{plans[key].kind}: {len(found)} runs of {found[0]:,} steps, chips of a step "
-            f"{plans[key].config.global_batch}, {_seconds(plans[key], named_device):.3f} s a step"
+            f"{chips[key]}, {_seconds(plans[key], named_device, chips=chips[key]):.3f} s a step"
             for key, found in kinds.items()
         ),
     )
@@ -137,14 +148,14 @@ def _kind(config: TrainConfig) -> str:
     )  # fmt: skip
 
 
-def _seconds(plan: TrainingPlan, named_device: str | None) -> float:
+def _seconds(plan: TrainingPlan, named_device: str | None, *, chips: int) -> float:
     if named_device is None:
         return plan.seconds_per_step
-    return _operations(plan) / (RATES[named_device] * 1e12)
+    return _operations(plan) * chips / (RATES[named_device] * 1e12)
 
 
 def _operations(plan: TrainingPlan) -> float:
-    """Count the floating-point operations of a step, of products of matrices and convolutions."""
+    """Count the floating-point operations of a step for one chip: products and convolutions."""
     import dataclasses
 
     import torch
@@ -165,7 +176,7 @@ def _operations(plan: TrainingPlan) -> float:
             else:
                 made = Stcln(config)(images, days, valid)
             made.sum().backward()
-    return float(counter.get_total_flops()) / _COUNTED_CHIPS * plan.config.global_batch
+    return float(counter.get_total_flops()) / _COUNTED_CHIPS
 
 
 def _say_how(plans: dict[str, TrainingPlan], named_device: str | None) -> list[str]:
@@ -175,5 +186,6 @@ def _say_how(plans: dict[str, TrainingPlan], named_device: str | None) -> list[s
         return [f"estimated from the second of two steps of each kind on {here}; {judged}"]
     return [
         f"estimated for {named_device}: operations of a step were counted here, and divided by "
-        f"{RATES[named_device]:g} TFLOP/s, a guess of what training reaches there; {judged}"
+        f"{RATES[named_device]:.0f} TFLOP/s, a guess of what training reaches there: "
+        f"{_REACHED:.0%} of the peak that the maker states for bfloat16; {judged}"
     ]
