@@ -27,6 +27,7 @@ _VERBS = {
     "simulate": "Write a simulated Sentinel-2 archive.",
     "pretrain": "Pre-train the network on a cube without labels.",
     "finetune": "Fine-tune the network on few labelled fields.",
+    "experiment": "Run the paper's experiments, with several seeds and intervals.",
     "predict": "Map a whole region into cloud-optimized GeoTIFFs.",
     "parcels": "Write what a map says about each parcel.",
     "polygons": "Write a map as polygons.",
@@ -36,7 +37,7 @@ _MODULES = {"import": "import_"}
 
 _ORDER = (
     "demo", "simulate", "catalogs", "cube", "archive", "import", "protocol", "labels", "pretrain",
-    "finetune", "evaluate", "predict", "parcels", "polygons", "checkpoint", "cog",
+    "finetune", "evaluate", "experiment", "predict", "parcels", "polygons", "checkpoint", "cog",
 )  # fmt: skip
 
 

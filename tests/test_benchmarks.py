@@ -98,6 +98,44 @@ def test_predict_overlap_takes_turns(tmp_path, scaling):
 
 
 @pytest.mark.slow
+def test_the_simulated_study_runs_from_its_file_to_its_tables(tmp_path):
+    study = (BENCHMARKS / "study" / "simulated.toml").read_text(encoding="utf-8")
+    small = {
+        r"width = \d+": "width = 134", r"height = \d+": "height = 128", "dates = 36": "dates = 8",
+        "seasons = 3": "seasons = 1", "start_year = 2019": "start_year = 2021",
+        "field_pixels = 120": "field_pixels = 60", "block = 64": "block = 32",
+        'preset = "base"': 'preset = "tiny"', r"fields = \[1, 3, 10\]": "fields = [1]",
+    }  # fmt: skip
+    for pattern, value in small.items():
+        study, count = re.subn(pattern, value, study)
+        assert count, pattern
+    # Two regions, of which both have labels.
+    study = (
+        study.partition('[[regions]]\nname = "coole"')[0] + study[study.index("# Fields of the") :]
+    )
+    (tmp_path / "study.toml").write_text(study, encoding="utf-8")
+    study = study.replace("[early-season]", "[early-season]\nmonths = [7, 12]")
+    toy = ["steps=2", "model.widths=[8, 16]", "model.layers=1", "model.heads=2",
+           "model.feedforward=32", "pretrain.batch_size=4", "finetune.batch_size=4"]  # fmt: skip
+    command = [sys.executable, BENCHMARKS / "simulated_study.py", tmp_path / "out", "--study",
+               tmp_path / "study.toml", "--seeds", "1", "--device", "cpu"]  # fmt: skip
+    command += [word for text in toy for word in ("--set", text)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    for name in ("few-labels", "early-season"):
+        report = (tmp_path / "out" / name / "report.md").read_text()
+        assert "**The data are simulated" in report
+        assert "ardre (simulated)" in report
+        assert "- steps=2, on the command line" in report
+        assert "late_days = -12.0" in report
+        assert "mean of all" in (tmp_path / "out" / name / "table.csv").read_text()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "is there" in again.stdout
+    assert ": done" not in again.stdout
+
+
+@pytest.mark.slow
 def test_few_dates_compares_equal_options(tmp_path):
     finished = subprocess.run(
         [sys.executable, BENCHMARKS / "few_dates.py", "--size", "150x130", "--dates", "30", "--few",

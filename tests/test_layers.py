@@ -43,7 +43,8 @@ LAYERS = {
     "train": 5,
     "predict": 5,
     "report": 5,
-    "cli": 6,
+    "experiments": 6,
+    "cli": 7,
 }
 """Unit (module or package directly under the import root) -> layer."""
 
@@ -53,7 +54,7 @@ DATA_ONLY = {"catalogs"}
 SIBLING_EXCEPTIONS = {("datasets", "cube"), ("simulate", "cube")}
 """Pairs (importer, imported) allowed inside layer 2: they use the cube's contract."""
 
-TORCH_UNITS = {"model", "data", "train", "predict"}
+TORCH_UNITS = {"model", "data", "train", "predict", "experiments"}
 """Units that may import torch when they are imported."""
 
 HEAVY_FOR_MODEL = {"xarray", "dask", "distributed", "rasterio", "zarr", "geopandas", "rioxarray"}

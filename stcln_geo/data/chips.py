@@ -18,6 +18,7 @@ from ..cube.store import Season
 from ..errors import ChunkError, InputError
 from ..grid import Window
 from ..legend import UNLABELLED
+from .dates import DateChoice
 from .labelled import plan_labelled_chips, plan_windows
 from .plan import ChipPlan, ChipUnit, plan_chips
 from .process import HomeProcess
@@ -96,6 +97,8 @@ class ChipDataset:
         Only pixels of these chips of each site carry a target; None for all.
     halo
         Pixels at each side of a chip that get the target 255 whatever their field.
+    dates
+        Which of a chip's dates are used, of those on which a pixel of it is valid; None for all.
     bad_chunks
         ``skip`` gives blank chips in place of those whose stored bytes are damaged, which add
         nothing to any loss or figure; ``fail`` raises.
@@ -110,12 +113,14 @@ class ChipDataset:
         wanted: Sequence[np.ndarray] | None = None,
         within: ChipChoice | None = None,
         halo: int = 0,
+        dates: DateChoice | None = None,
         bad_chunks: BadChunks = "fail",
     ) -> None:
         self.sources = tuple(source_of(season) for season in seasons)
         self.units = units if isinstance(units, ChipPlan) else tuple(units)
         self.bands = tuple(bands)
         self.halo = halo
+        self._dates = dates
         self._bad_chunks = bad_chunks
         self._home = HomeProcess()
         self._indices: list[np.ndarray | None] = []
@@ -188,6 +193,8 @@ class ChipDataset:
                 _forget_edge(target, self.halo)
             # Copies, so that a chip does not keep its whole block in memory.
             kept = np.flatnonzero(cut.valid.any(axis=(1, 2)))
+            if self._dates is not None:
+                kept = kept[self._dates.positions(cut.days[kept])]
             if indices is not None:
                 reflectance = cut.reflectance[kept[:, None], indices]
             else:

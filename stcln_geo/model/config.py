@@ -43,6 +43,9 @@ class StclnConfig:
     """Number of dates at which `geo` and `reference` give equal spatial affinities."""
     position_base: float = 1000.0
     """Base of the geometric progression of the sinusoids' wavelengths."""
+    sta: bool = True
+    """False classifies each pixel without the spatiotemporal attention (STA), to see what it is
+    worth: from the projected maximum over time alone."""
 
     def __post_init__(self) -> None:
         """Refuse recipes that no network can follow."""

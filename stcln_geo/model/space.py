@@ -33,17 +33,25 @@ class SpatioTemporalAttention(nn.Module):
 
     A pair of pixels that share no valid date has weight 0. So a pixel without any valid date is
     never a key, and as a query gets nothing.
+
+    With ``borrow=False`` no pixel borrows: what is left is the projected maximum over time, and
+    there are no weights for queries and keys.
     """
 
-    def __init__(self, dim: int, *, affinity_dates: int | None) -> None:
+    def __init__(self, dim: int, *, affinity_dates: int | None, borrow: bool = True) -> None:
         super().__init__()
+        self.borrow = borrow
         self.affinity_dates = affinity_dates
         self.affinity_bytes: int | None = AFFINITY_BYTES
         """Size of a block of affinities; None: all at once, as a graph of any batch must."""
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.gate = nn.Parameter(torch.zeros(1))
+        # All are drawn, so that with and without, the other weights begin alike.
+        query, key, value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        if borrow:
+            self.query = query
+            self.key = key
+        self.value = value
+        if borrow:
+            self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(
         self,
@@ -69,6 +77,8 @@ class SpatioTemporalAttention(nn.Module):
             else:
                 highest = _maximum_over_time(temporal, valid)
             value: Tensor = self.value(full_precision(highest))
+            if not self.borrow:
+                return value
             borrowed = self._borrowed(queries, spatial, value, valid)
             combined: Tensor = self.gate * borrowed + value
         return combined

@@ -257,7 +257,9 @@ class Stcln(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.attention = SpatioTemporalAttention(
-            config.dim, affinity_dates=config.affinity_dates if config.mode == "geo" else None
+            config.dim,
+            affinity_dates=config.affinity_dates if config.mode == "geo" else None,
+            borrow=config.sta,
         )
         self.classifier = nn.Linear(config.dim, config.classes)
 

@@ -383,7 +383,8 @@ def _check_recipe(folder: Path, spec: SimulationSpec) -> None:
     recipe = folder / _RECIPE
     if not recipe.exists():
         return
-    found = json.loads(recipe.read_text(encoding="utf-8"))
+    # Recipes of earlier versions lack what then could not be chosen.
+    found = {**SimulationSpec().to_dict(), **json.loads(recipe.read_text(encoding="utf-8"))}
     wanted = spec.to_dict()
     if found == wanted:
         return

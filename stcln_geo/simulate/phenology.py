@@ -203,6 +203,18 @@ WOODS, VILLAGE, MEADOW, EDGE = range(len(CROPS), len(COVERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variation:
+    """How far growth strays from the curves of its cover."""
+
+    fields: float = 1.0
+    """Factor on how far a field strays in calendar, pace, vigour and colour of leaves."""
+    year_days: float = 4.0
+    """Days by which the calendar of a year strays at most, earlier or later."""
+    late_days: float = 0.0
+    """Days by which all calendars of a region are later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """All surfaces of a block on one day."""
 
@@ -216,7 +228,15 @@ class State:
     """(S,) how much growth varies within the surface."""
 
 
-def make_state(surfaces: Surfaces, *, season: int, day: float, year: int, wetness: float) -> State:
+def make_state(
+    surfaces: Surfaces,
+    *,
+    season: int,
+    day: float,
+    year: int,
+    wetness: float,
+    variation: Variation | None = None,
+) -> State:
     """Grow all surfaces to one day.
 
     Parameters
@@ -230,11 +250,12 @@ def make_state(surfaces: Surfaces, *, season: int, day: float, year: int, wetnes
         Calendar year in which the season starts; each has a calendar of its own.
     wetness : float
         Of the topsoil, 0 dry to 1 wet.
+    variation : Variation, optional
     """
-    keys = surfaces.keys
+    keys, strays = surfaces.keys, variation or Variation()
     now, before = surfaces.covers[:, season + 1], surfaces.covers[:, season]
-    grown, dry, flower = _grow(now, keys, day=day, year=year)
-    rest_grown, rest_dry, _ = _grow(before, keys, day=day + _SEASON_DAYS, year=year - 1)
+    grown, dry, flower = _grow(now, keys, strays, day=day, year=year)
+    rest_grown, rest_dry, _ = _grow(before, keys, strays, day=day + _SEASON_DAYS, year=year - 1)
 
     # The crop of the season before stands until its harvest, grass and woods simply go on.
     goes_on = _table("permanent")[now] > 0
@@ -247,7 +268,8 @@ def make_state(surfaces: Surfaces, *, season: int, day: float, year: int, wetnes
     )
 
     flower = flower * np.minimum(grown / 2.0, 1.0)
-    leaf = _LEAF * np.array([cover.leaf for cover in COVERS])[now] * _own_colours(keys)
+    leaf = _LEAF * np.array([cover.leaf for cover in COVERS])[now]
+    leaf = leaf * _own_colours(keys, strays.fields)
     leaf = leaf * (1 - flower[:, np.newaxis]) + _FLOWER * flower[:, np.newaxis]
     # Ageing leaves yellow: red and short-wave infrared rise before the cover falls.
     leaf = leaf + (0.45 * dry)[:, np.newaxis] * (_DRY - leaf)
@@ -275,17 +297,19 @@ def make_wetness(*, seed: int, year: int, day: int) -> float:
 
 
 def _grow(
-    covers: NDArray[np.uint8], keys: UInts, *, day: float, year: int
+    covers: NDArray[np.uint8], keys: UInts, strays: Variation, *, day: float, year: int
 ) -> tuple[Values, Values, Values]:
     """Give leaf area, dry share and flower share (S,), `day` days into the covers' season."""
     own = mix(keys, make_key(83, year))
-    at = day - _table("shift")[covers] * to_normal(own) - 4.0 * (2 * make_uniform(89, year) - 1)
-    spread = 1 + 0.15 * to_normal(mix(own, 2)).astype(np.float64)
-    vigour = np.clip(1 + 0.13 * to_normal(mix(own, 3)).astype(np.float64), 0.45, 1.5)
-
-    winter = _table("winter")[covers] * np.clip(
-        1 + 0.4 * to_normal(mix(own, 4)).astype(np.float64), 0.1, 2.2
+    at = day - strays.late_days - _table("shift")[covers] * strays.fields * to_normal(own)
+    at = at - strays.year_days * (2 * make_uniform(89, year) - 1)
+    pace, size, cold = (
+        strays.fields * to_normal(mix(own, number)).astype(np.float64) for number in (2, 3, 4)
     )
+    spread = 1 + 0.15 * pace
+    vigour = np.clip(1 + 0.13 * size, 0.45, 1.5)
+
+    winter = _table("winter")[covers] * np.clip(1 + 0.4 * cold, 0.1, 2.2)
     emerged = _rise(at, _table("sowing")[covers], 9.0)
     main = _rise(
         at, _table("green_up")[covers], _table("green_up_pace")[covers] * np.clip(spread, 0.6, 1.5)
@@ -338,10 +362,10 @@ def _catch_crop(
     return np.where(sown, area * (1 - _rise(np.full(len(keys), day), end, 10.0)), 0.0)
 
 
-def _own_colours(keys: UInts) -> Values:
+def _own_colours(keys: UInts, strays: float) -> Values:
     """Give each surface's factors on the colour of its leaves: (S, band)."""
     visible, edge, infrared, short = (
-        np.exp(scale * to_normal(mix(keys, 100 + index)).astype(np.float64))
+        np.exp(strays * scale * to_normal(mix(keys, 100 + index)).astype(np.float64))
         for index, scale in enumerate((0.08, 0.05, 0.05, 0.08))
     )
     return np.stack([visible] * 3 + [edge] + [infrared] * 4 + [short] * 2, axis=1)

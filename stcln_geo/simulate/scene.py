@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..grid import Window
 from .fields import make_landscape
 from .noise import Floats, UInts, hash_grid, make_key, make_noise, make_uniform, mix, to_normal
-from .phenology import BANDS, make_state, make_wetness
+from .phenology import BANDS, Variation, make_state, make_wetness
 from .sky import Sky, make_covered, make_scl, make_sky
 from .spec import Acquisition, SimulationSpec
 
@@ -121,6 +121,9 @@ def _see(
         day=acquisition.day,
         year=year,
         wetness=make_wetness(seed=spec.seed, year=year, day=acquisition.day),
+        variation=Variation(
+            fields=spec.field_variation, year_days=spec.year_days, late_days=spec.late_days
+        ),
     )
     uneven = np.float32(1.0) + state.unevenness.astype(np.float32)[land.ids] * land.vigour
     area = state.leaf_area.astype(np.float32)[land.ids] * np.clip(uneven, 0.05, None)

@@ -72,6 +72,12 @@ class SimulationSpec:
     """Mean size of a field in pixels of 10 m."""
     cloud_fraction: float = 0.35
     """Mean share of the sky under cloud, 0 to 0.9."""
+    field_variation: float = 1.0
+    """Factor on how far fields of a crop stray from one another: in calendar, growth and colour."""
+    year_days: float = 4.0
+    """Days by which the calendar of a year strays at most, earlier or later."""
+    late_days: float = 0.0
+    """Days by which all calendars of the region are later than usual; negative: earlier."""
     crs: str = "EPSG:32631"
     """A UTM zone as EPSG:326zz or EPSG:327zz."""
     origin_x: int = 573_000
@@ -89,6 +95,9 @@ class SimulationSpec:
             "start_year": (1990, 2100),
             "field_pixels": (40, 5000),
             "cloud_fraction": (0.0, 0.9),
+            "field_variation": (0.0, 4.0),
+            "year_days": (0.0, 30.0),
+            "late_days": (-45.0, 45.0),
         }
         problems = [
             f"{name}={getattr(self, name)} must be from {low:g} to {high:g}"

@@ -58,6 +58,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
                 "split": found["split"],
                 "cube": found["cube"],
                 "season": found["season"],
+                "dates": found.get("dates"),
                 "fields": found["fields"],
                 "pixels": found["pixels"],
                 "values": {
@@ -233,4 +234,5 @@ def _figure_row(figure: dict[str, Any]) -> str:
     )
     counts = [f"{figure[key]} {key}" for key in ("fields", "pixels", "chips") if figure.get(key)]
     place = f" of {figure['cube']}, {figure['season']}" if "cube" in figure else ""
+    place += f", {figure['dates']}" if figure.get("dates") else ""
     return f"| {figure['split']}{place} | {', '.join(counts)} | {values} |"

@@ -66,6 +66,8 @@ class ModelSection(_Section):
     mode: Mode | None = None
     """By default ``geo``, or that of the checkpoint begun from."""
     positions: Positions | None = None
+    sta: bool | None = None
+    """False: without the spatiotemporal attention. By default with it, or as the checkpoint."""
     widths: tuple[int, int] | None = None
     layers: int | None = Field(default=None, ge=1)
     heads: int | None = Field(default=None, ge=1)
@@ -194,6 +196,8 @@ class ValidationSection(_Section):
     """Validations without improvement after which training stops; 0 never stops early."""
     chips: int = Field(default=64, ge=0)
     """Pre-training: chips held out (at most an eighth of all)."""
+    dates: int | None = Field(default=None, ge=1)
+    """Fine-tuning: judge windows by so many of their dates, spread evenly; by default by all."""
 
 
 class FinetuneValidationSection(ValidationSection):

@@ -15,6 +15,7 @@ from ..cube.contract import SPLITS
 from ..cube.season import FieldTable
 from ..data.batch import IGNORE_INDEX
 from ..data.chips import ChipDataset, plan_windows
+from ..data.dates import DateChoice
 from ..data.reader import band_indices
 from ..data.source import Source, open_source
 from ..data.split import check_labelled
@@ -57,9 +58,11 @@ def evaluate_run(
     *,
     season: str | None = None,
     split: SplitName = "test",
+    dates: DateChoice | None = None,
     device: Device = "auto",
     workers: int = 2,
     batch_size: int = 8,
+    pictures: bool = True,
     progress: ProgressHook | None = None,
     protocol: Protocol | None = None,
 ) -> Evaluation:
@@ -75,6 +78,11 @@ def evaluate_run(
     protocol
         Judge by its windows, and count by its rule besides ours; ``evaluation-<split>-<protocol>/``
         is then written.
+    dates
+        Which dates of a window are used, as of a season that still goes on; None for all. The
+        folder's name then ends with what was chosen.
+    pictures
+        False writes no PNG.
 
     Raises
     ------
@@ -83,7 +91,9 @@ def evaluate_run(
     LabelError
         If the cube has no field in the split, or was split anew since the training.
     """
-    plan = plan_evaluation(run_or_checkpoint, cube, season=season, split=split, protocol=protocol)
+    plan = plan_evaluation(
+        run_or_checkpoint, cube, season=season, split=split, protocol=protocol, dates=dates
+    )
     stream = OrderedStream(plan.dataset, batch_size=batch_size, memory=0, threads=workers)
     network = load_model(plan.info.path)
     if not isinstance(network, Stcln):
@@ -99,6 +109,7 @@ def evaluate_run(
         uncalibrated=scores.uncalibrated,
         temperature=plan.info.temperature,
         ignored=plan.ignored,
+        dates=plan.dates,
         split=split,
         cube=plan.source.path,
         season=plan.source.season,
@@ -114,7 +125,7 @@ def evaluate_run(
         published=_count_as_published(scores.confusion, plan),
     )
     if evaluation.folder is not None:
-        write_evaluation(evaluation, evaluation.folder)
+        write_evaluation(evaluation, evaluation.folder, pictures=pictures)
         run = RunDirectory(evaluation.folder.parent)
         if run.status == "finished":
             write_model_card(run)
@@ -128,6 +139,7 @@ def plan_evaluation(
     season: str | None = None,
     split: SplitName = "test",
     protocol: Protocol | None = None,
+    dates: DateChoice | None = None,
 ) -> EvaluationPlan:
     """Find the windows to label, after checking that checkpoint and cube fit each other."""
     path = find_checkpoint(run_or_checkpoint)
@@ -154,7 +166,9 @@ def plan_evaluation(
             bands=info.bands,
             wanted=[wanted],
             halo=lattice.halo,
+            dates=dates,
         ),
+        dates=dates,
         same_cube=_trained_on(opened, info),
         ignored=classes.describe_ignored(fields),
         hold_for=figures_hold_for(fields, split),
@@ -383,4 +397,5 @@ def _folder(plan: EvaluationPlan) -> Path | None:
     if path.parent.name != "checkpoints" or not (run / "run.json").is_file():
         return None
     other = "" if plan.same_cube else f"-{source.path.stem}-{source.season}"
-    return run / f"evaluation-{plan.split}{_suffix(plan.protocol)}{other}"
+    cut = "" if plan.dates is None else plan.dates.suffix(source.season)
+    return run / f"evaluation-{plan.split}{_suffix(plan.protocol)}{other}{cut}"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data.chips import ChipDataset
+from ..data.dates import DateChoice
 from ..data.source import Source
 from ..grid import Lattice
 from ..model.checkpoint import CheckpointInfo
@@ -43,6 +44,8 @@ class EvaluationPlan:
     """Labelled pixels of the split."""
     lattice: Lattice
     dataset: ChipDataset
+    dates: DateChoice | None
+    """Which dates of a window are used; None for all."""
     same_cube: bool
     """True where the checkpoint was trained on this season of this cube."""
     hold_for: str
@@ -64,6 +67,8 @@ class EvaluationPlan:
             f"{self.dataset.chips} windows of {self.lattice.window} px with a halo of "
             f"{self.lattice.halo} px",
         ]
+        if self.dates is not None:
+            lines.append(f"of each window {self.dates.describe(self.source.season)}")
         if self.source.kind == "stack":
             sites = len({unit.site for unit in self.dataset.units})
             lines.append(
@@ -108,6 +113,8 @@ class Evaluation:
     """The protocol by which it was judged."""
     published: PublishedMetrics | None = None
     """The same pixels, counted by a published rule."""
+    dates: DateChoice | None = None
+    """Which dates of a window were used; None for all."""
 
     @property
     def note(self) -> str:
@@ -154,6 +161,8 @@ class Evaluation:
                 f"figures alone: {told} ({self.published.classes} classes)"
             )
         lines.append(self._say_calibration(show))
+        if self.dates is not None:
+            lines.append(f"Of each window {self.dates.describe(self.season)}.")
         if self.ignored:
             lines.append(self.ignored)
         return [*lines, self.note]
@@ -183,6 +192,7 @@ class Evaluation:
             "split": self.split,
             "cube": str(self.cube),
             "season": self.season,
+            "dates": None if self.dates is None else self.dates.describe(self.season),
             "checkpoint": str(self.checkpoint),
             "sha256": self.sha256,
             "window": self.window,
@@ -209,16 +219,22 @@ class Evaluation:
         }
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write figures, confusion matrix and pictures into a folder."""
-    from ..report import plots
-
+def write_evaluation(evaluation: Evaluation, folder: Path, *, pictures: bool = True) -> None:
+    """Write figures, confusion matrix and, if wanted, pictures into a folder."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["truth \\ prediction", *evaluation.names])
     for name, row in zip(evaluation.names, evaluation.metrics.confusion, strict=True):
         writer.writerow([name, *row.tolist()])
     write_text(folder / "confusion.csv", table.getvalue())
+    if pictures:
+        _draw(evaluation, folder)
+    write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=1) + "\n")
+
+
+def _draw(evaluation: Evaluation, folder: Path) -> None:
+    from ..report import plots
+
     plots.plot_confusion(evaluation.metrics.confusion, evaluation.names, folder / "confusion.png")
     plot_reliability(
         {"as predicted": evaluation.calibration}
@@ -229,4 +245,3 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         },
         folder / "reliability.png",
     )
-    write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=1) + "\n")

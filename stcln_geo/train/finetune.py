@@ -13,6 +13,7 @@ import torch
 from ..cube.contract import SPLITS
 from ..cube.store import FieldTable
 from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
+from ..data.dates import DateChoice
 from ..data.labelled import repeat_units
 from ..data.source import Source, open_source
 from ..data.split import check_labelled, few_label_fields
@@ -330,7 +331,13 @@ def _prepare(
         chosen=chosen,
         dataset=ChipDataset([source], trained, bands=bands, wanted=[chosen], within=within),
         held_out=ChipDataset(
-            [source], held_out, bands=bands, wanted=[judged], within=within, halo=config.data.halo
+            [source],
+            held_out,
+            bands=bands,
+            wanted=[judged],
+            within=within,
+            halo=config.data.halo,
+            dates=DateChoice(most=config.validation.dates) if config.validation.dates else None,
         ),
         device=where,
         precision=precision,

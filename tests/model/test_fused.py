@@ -1,4 +1,4 @@
-"""Kernels for GPUs against the plain parts of the network: by Triton's interpreter, and on a GPU."""
+"""Kernels for GPUs against the plain parts: by the interpreter of Triton, and on a GPU."""
 
 import copy
 import os

@@ -236,6 +236,23 @@ def test_affinity_scale_is_that_of_the_shared_dates(make_config):
     torch.testing.assert_close(attention(temporal, spatial, valid)[0], expected)
 
 
+def test_without_sta_a_network_is_the_one_whose_gate_is_shut(make_config, make_batch):
+    """Other weights begin alike, and no pixel sees more of its neighbours than convolutions do."""
+    torch.manual_seed(4)
+    with_sta = Stcln(make_config()).eval()
+    torch.manual_seed(4)
+    without = Stcln(dataclasses.replace(make_config(), sta=False)).eval()
+    assert with_sta.attention.gate == 0
+    batch = make_batch()
+    arguments = (batch.images.float(), batch.days, batch.valid)
+    torch.testing.assert_close(without(*arguments), with_sta(*arguments), atol=1e-6, rtol=0)
+    lacking = with_sta.state_dict().keys() - without.state_dict().keys()
+    assert lacking == {"attention.query.weight", "attention.key.weight", "attention.gate"}
+    with torch.no_grad():
+        with_sta.attention.gate.fill_(1.0)
+    assert (with_sta(*arguments) - without(*arguments)).abs().max() > 1e-3
+
+
 def test_pretraining_obeys_the_laws_too(make_config, make_batch):
     torch.manual_seed(2)
     network = MaskedPretrainer(make_config()).double().train()

@@ -12,7 +12,7 @@ from stcln_geo.errors import InputError
 from stcln_geo.grid import Window
 from stcln_geo.simulate import CROPS, SimulationSpec, make_landscape, make_sky, render_scene
 from stcln_geo.simulate.noise import hash_grid, make_noise, to_normal, to_uniform
-from stcln_geo.simulate.phenology import BANDS, make_state
+from stcln_geo.simulate.phenology import BANDS, Variation, make_state
 from stcln_geo.simulate.sky import is_cloudy, make_covered
 
 SPEC = SimulationSpec(width=151, height=101, dates=12, seed=4)
@@ -138,6 +138,33 @@ def test_crops_follow_their_calendar():
     # Barley ripens before wheat, and potatoes before beet.
     assert leaf_area(290)["Winter barley"] < leaf_area(290)["Winter wheat"] - 1
     assert leaf_area(360)["Potatoes"] < leaf_area(360)["Sugar beet"] - 1
+
+
+def test_fields_stray_and_regions_are_late_as_asked_for():
+    spec = SimulationSpec(seed=2)
+    surfaces = make_landscape(spec, Window(spec.window.row, spec.window.col, 204, 302)).surfaces
+    crop = next(index for index, crop in enumerate(CROPS) if crop.name == "Maize")
+    maize = surfaces.declared & (surfaces.covers[:, 1] == crop)
+
+    def leaf_area(day, **options):
+        variation = Variation(**options)
+        state = make_state(surfaces, season=0, day=day, year=2021, wetness=0.3, variation=variation)
+        return state.leaf_area[maize]
+
+    usual, none = leaf_area(290), leaf_area(290, fields=0.0)
+    np.testing.assert_array_equal(usual, leaf_area(290, fields=1.0, year_days=4.0, late_days=0.0))
+    # Weeds after the crop before are not of the curve, and go on straying.
+    assert none.std() < 0.6 * usual.std()
+    assert leaf_area(290, fields=2.0).std() > 1.5 * usual.std()
+    # A late region is an earlier day of one on time; a year's shift is at most as asked for.
+    np.testing.assert_allclose(
+        leaf_area(300, fields=0.0, late_days=12.0), leaf_area(288, fields=0.0), rtol=1e-2
+    )
+    shifted = leaf_area(290, fields=0.0, year_days=10.0)
+    early, late = (
+        leaf_area(290, fields=0.0, year_days=0.0, late_days=days) for days in (-10.0, 10.0)
+    )
+    assert late.mean() <= shifted.mean() <= early.mean()
 
 
 def test_classification_follows_the_clouds_with_some_errors():

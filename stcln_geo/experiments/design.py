@@ -1,0 +1,132 @@
+"""An experiment as data: arms that differ in a few options, and what each run is judged on."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.dates import DateChoice
+from ..errors import InputError
+
+__all__ = ["Arm", "Design", "Pair", "View"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to train: what it sets beyond what all arms share."""
+
+    name: str
+    """Name of its folder."""
+    title: str
+    """In words."""
+    pretrain: Mapping[str, Any] | None = None
+    """Options of pre-training by dotted key; None trains from scratch."""
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    """Options of fine-tuning by dotted key."""
+    level: float | None = None
+    """Where it lies on the horizontal axis of the plot; None where it is of no scale."""
+    curve: str = ""
+    """Arms of one curve share this; by default each is of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What of the test fields a run is shown when it is judged."""
+
+    name: str
+    title: str
+    months: int | None = None
+    """Dates before so many months after the season's first day; None for all."""
+    dates: int | None = None
+    """At most so many dates; None for all."""
+    season: str | None = None
+    """Another season than that of the training."""
+
+    def choice(self, season: str) -> DateChoice | None:
+        """Return which dates are used of a season, given its first day; None for all."""
+        if self.months is None and self.dates is None:
+            return None
+        until = None
+        if self.months is not None:
+            until = (cutoff(season, self.months) - datetime.date.fromisoformat(season)).days
+        return DateChoice(until=until, most=self.dates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two cells of the table whose runs are compared seed by seed."""
+
+    first: tuple[str, str]
+    """Names of an arm and a view."""
+    second: tuple[str, str]
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """An experiment, without its data."""
+
+    name: str
+    title: str
+    question: str
+    """What is compared, in a sentence."""
+    arms: tuple[Arm, ...]
+    views: tuple[View, ...]
+    pairs: tuple[Pair, ...]
+    axis: str = ""
+    """Label of the horizontal axis; empty for arms side by side."""
+    along: str = "arms"
+    """``views`` draws a curve along the views, ``arms`` along the levels of the arms."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know of how it is done."""
+
+    def __post_init__(self) -> None:
+        """Check that names are clear, and pairs are of this experiment."""
+        arms, views = [arm.name for arm in self.arms], [view.name for view in self.views]
+        twice = sorted({name for name in arms + views if (arms + views).count(name) > 1})
+        if twice or not arms or not views:
+            raise InputError(
+                f"Cannot make the experiment {self.name}: {len(arms)} arms, {len(views)} views, "
+                f"named twice: {', '.join(twice) or 'none'}. There must be at least one of each, "
+                "and every name once. Leave out values that are given twice."
+            )
+        strange = [
+            cell for pair in self.pairs for cell in (pair.first, pair.second)
+            if cell[0] not in arms or cell[1] not in views
+        ]  # fmt: skip
+        if strange:
+            raise InputError(
+                f"Cannot compare {strange[0]} in the experiment {self.name}: it has the arms "
+                f"{', '.join(arms)} and the views {', '.join(views)}. Name these."
+            )
+
+    @property
+    def set_keys(self) -> dict[str, set[str]]:
+        """The options that arms set, of ``pretrain`` and of ``finetune``: not to be set for all."""
+        return {
+            "pretrain": {key for arm in self.arms for key in (arm.pretrain or {})},
+            "finetune": {key for arm in self.arms for key in arm.finetune},
+        }
+
+    def arm(self, name: str) -> Arm:
+        """Return an arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def view(self, name: str) -> View:
+        """Return a view by its name."""
+        return next(view for view in self.views if view.name == name)
+
+
+def cutoff(season: str, months: int) -> datetime.date:
+    """Return the day so many months after a season's first day.
+
+    >>> cutoff("2018-09-01", 7)
+    datetime.date(2019, 4, 1)
+    """
+    begun = datetime.date.fromisoformat(season)
+    years, month = divmod(begun.month - 1 + months, 12)
+    year = begun.year + years
+    return datetime.date(year, month + 1, min(begun.day, calendar.monthrange(year, month + 1)[1]))

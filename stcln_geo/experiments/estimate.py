@@ -1,0 +1,191 @@
+"""What an experiment will take: steps, hours and disk, from a few measured steps of its network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..train.config import TrainConfig
+from ..train.finetune import plan_finetune
+from ..train.plan import TrainingPlan
+from ..train.pretrain import plan_pretrain
+from .carry_out import finished
+from .design import Design
+from .settings import Settings
+from .steps import FinetuneStep, PretrainStep, Steps
+
+__all__ = ["RATES", "Cost", "estimate_cost"]
+
+_PEAKS = {"A10": 125, "L4": 121, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
+"""Dense bfloat16 TFLOP/s that the maker states."""
+
+_REACHED = 0.15
+
+RATES: dict[str, float] = {name: _REACHED * peak for name, peak in _PEAKS.items()}
+"""TFLOP/s that a training step is taken to reach on devices that are not here: 15 % of the peak. A
+guess, not a measurement."""
+
+_COUNTED_CHIPS = 1
+_AUTO_CHIPS = 8
+_WEIGHTS_KEPT = 5
+"""Copies of the weights in a run's folder: best, last, and the last with two moments to resume."""
+_RUN_BYTES = 1_500_000
+_VIEW_BYTES = 300_000
+_FORWARD_SHARE = 1 / 3
+"""Of the time of a training step: the rest goes into gradients."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What the runs that are left will take."""
+
+    runs: int
+    left: int
+    """Runs that are not finished."""
+    steps: int
+    """Optimiser steps that are left, at most: of unfinished runs all are counted."""
+    seconds: float
+    """Of all that is left, one run after the other."""
+    disk: int
+    """Bytes of all runs."""
+    how: tuple[str, ...]
+    """How it was estimated."""
+    lines_of_kinds: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the cost as lines of text for people."""
+        return [
+            *self.lines_of_kinds,
+            f"runs: {self.runs}, of which {self.runs - self.left} are finished",
+            f"optimiser steps left: {self.steps:,}",
+            f"time left: about {self.seconds / 3600:.2f} h, one run after the other",
+            f"disk: about {self.disk / 1e9:.2f} GB in all",
+            *self.how,
+        ]
+
+
+def estimate_cost(
+    design: Design, settings: Settings, steps: Steps, *, named_device: str | None = None
+) -> Cost:
+    """Try a few steps of each kind of run, and add up; nothing is written.
+
+    Kinds of the same network, chips and batch share one measurement. Fine-tuning is tried from
+    random weights, which takes as long as from pre-trained ones. Judging is taken as a third of the
+    time of a training step for the same number of chips.
+
+    Parameters
+    ----------
+    named_device
+        A device of `RATES` that is not here: the operations of a step are counted here and divided
+        by its rate.
+    """
+    if named_device is not None and named_device not in RATES:
+        raise InputError(
+            f"Cannot estimate for the device {named_device!r}: rates are known of "
+            f"{', '.join(RATES)}. Name one of these, or leave it out to measure here."
+        )
+    plans: dict[str, TrainingPlan] = {}
+    seconds = disk = 0.0
+    left = total_steps = 0
+    kinds: dict[str, list[int]] = {}
+    chips: dict[str, int] = {}
+    every: tuple[PretrainStep | FinetuneStep, ...] = (*steps.pretrain, *steps.finetune)
+    for step in every:
+        key = _kind(step.config)
+        # A step of one chip is tried where chips are only counted: a batch need not fit here.
+        tried = {} if named_device is None else {"batch_size": 1, "accumulate": 1}
+        if key not in plans:
+            if isinstance(step, PretrainStep):
+                plans[key] = plan_pretrain(
+                    settings.streamed, step.config.model_copy(update=tried),
+                    device=settings.device, workers=settings.workers,
+                )  # fmt: skip
+            else:
+                plans[key] = plan_finetune(
+                    step.cube, step.config.model_copy(update={"init": None, **tried}),
+                    device=settings.device, workers=settings.workers,
+                )  # fmt: skip
+        plan = plans[key]
+        chips[key] = plan.config.global_batch
+        own = int(plan.config.steps or 0)
+        if named_device is not None:
+            size = step.config.batch_size
+            chips[key] = (_AUTO_CHIPS if size == "auto" else size) * step.config.accumulate
+            if step.config.epochs is not None:
+                own = max(own // chips[key], 1)
+        views = len(design.views) if isinstance(step, FinetuneStep) else 0
+        disk += plan.parameters * 4 * _WEIGHTS_KEPT + _RUN_BYTES + views * _VIEW_BYTES
+        if finished(step):
+            continue
+        left += 1
+        total_steps += own
+        per_step = _seconds(plan, named_device, chips=chips[key])
+        rounds = own // int(plan.config.validation.every or own)
+        judged = plan.validation_chips * (rounds + views)
+        seconds += per_step * (own + _FORWARD_SHARE * judged / chips[key])
+        kinds.setdefault(key, []).append(own)
+    return Cost(
+        runs=steps.count,
+        left=left,
+        steps=total_steps,
+        seconds=seconds,
+        disk=int(disk),
+        how=tuple(_say_how(plans, named_device)),
+        lines_of_kinds=tuple(
+            f"{plans[key].kind}: {len(found)} runs of {found[0]:,} steps, chips of a step "
+            f"{chips[key]}, {_seconds(plans[key], named_device, chips=chips[key]):.3f} s a step"
+            for key, found in kinds.items()
+        ),
+    )
+
+
+def _kind(config: TrainConfig) -> str:
+    """Return what decides on the time of a step, as a key."""
+    data = config.data
+    return repr(
+        (type(config).__name__, config.steps, config.epochs, config.batch_size, config.accumulate,
+         config.model, data.chip, data.max_dates, config.precision, config.validation)
+    )  # fmt: skip
+
+
+def _seconds(plan: TrainingPlan, named_device: str | None, *, chips: int) -> float:
+    if named_device is None:
+        return plan.seconds_per_step
+    return _operations(plan) * chips / (RATES[named_device] * 1e12)
+
+
+def _operations(plan: TrainingPlan) -> float:
+    """Count the floating-point operations of a step for one chip: products and convolutions."""
+    import dataclasses
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ..model.stcln import MaskedPretrainer, Stcln
+
+    _, dates, bands, height, width = plan.batch_shape
+    config = dataclasses.replace(plan.network)
+    with torch.random.fork_rng():
+        images = torch.zeros(_COUNTED_CHIPS, dates, bands, height, width)
+        days = torch.arange(dates).expand(_COUNTED_CHIPS, dates)
+        valid = torch.ones(_COUNTED_CHIPS, dates, height, width, dtype=torch.bool)
+        # In training the transformer is counted whole: its fast path of evaluation is not.
+        with FlopCounterMode(display=False) as counter:
+            if plan.kind == "pretrain":
+                made = MaskedPretrainer(config)(images, days, valid, valid)
+            else:
+                made = Stcln(config)(images, days, valid)
+            made.sum().backward()
+    return float(counter.get_total_flops()) / _COUNTED_CHIPS
+
+
+def _say_how(plans: dict[str, TrainingPlan], named_device: str | None) -> list[str]:
+    here = next(iter(plans.values())).device if plans else "this device"
+    judged = "judging is taken as a third of training, for as many chips"
+    if named_device is None:
+        return [f"estimated from the second of two steps of each kind on {here}; {judged}"]
+    return [
+        f"estimated for {named_device}: operations of a step were counted here, and divided by "
+        f"{RATES[named_device]:.0f} TFLOP/s, a guess of what training reaches there: "
+        f"{_REACHED:.0%} of the peak that the maker states for bfloat16; {judged}"
+    ]
