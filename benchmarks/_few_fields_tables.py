@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _intervals import Interval, paired_interval, t_interval
+from _few_fields_statistics import Estimate, estimate, estimate_difference
 
 SCORES = {"macro_miou": "macro mIoU", "macro_f1": "macro F1", "overall_accuracy": "OA"}
 _PAIRS = (
@@ -121,36 +120,37 @@ def _results(scores: Sequence[Score]) -> Iterator[str]:
         yield f"| contender | {header} | deviation of mIoU | mIoU of each seed |"
         yield "|---|---|---|---|---|---|"
         for arm, own in arms.items():
-            cells = [say(t_interval([getattr(score, name) for score in own])) for name in SCORES]
-            values = [score.macro_miou for score in own]
-            each = " ".join(f"{value:.3f}" for value in values)
-            yield (f"| {arm} | {' | '.join(cells)} | {t_interval(values).deviation:.3f} | {each} |")
+            cells = [say(estimate(list(by_seed(own, name).values()))) for name in SCORES]
+            values = by_seed(own, "macro_miou").values()
+            deviation = estimate(list(values)).deviation
+            cells.append("-" if deviation is None else f"{deviation:.3f}")
+            cells.append(" ".join(f"{value:.3f}" for value in values))
+            yield f"| {arm} | {' | '.join(cells)} |"
         yield ""
         yield f"| difference, by seed | {header} |"
         yield "|---|---|---|---|"
         for one, other in _PAIRS:
             if one in arms and other in arms:
-                first, second = (
-                    {score.seed: score for score in arms[name]} for name in (one, other)
-                )
-                seeds = [seed for seed in first if seed in second]
                 cells = [
                     say(
-                        paired_interval(
-                            *([getattr(side[seed], name) for seed in seeds]
-                              for side in (first, second))
-                        ),
-                        sign="+",
+                        estimate_difference(*(by_seed(arms[arm], name) for arm in (one, other))),
+                        "+",
                     )
                     for name in SCORES
-                ]  # fmt: skip
+                ]
                 yield f"| {one} - {other} | {' | '.join(cells)} |"
         yield ""
 
 
-def say(interval: Interval, *, sign: str = "") -> str:
+def by_seed(scores: Sequence[Score], name: str) -> dict[int, float]:
+    """Return one figure by seed."""
+    return {score.seed: getattr(score, name) for score in scores}
+
+
+def say(found: Estimate, sign: str = "") -> str:
     """Say a mean with its interval."""
-    if math.isnan(interval.low):
-        return f"{interval.mean:{sign}.3f} (one seed)"
-    low, high = (f"{end:{sign}.3f}" for end in (interval.low, interval.high))
-    return f"{interval.mean:{sign}.3f} ({low} to {high})"
+    if found.mean is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.mean:{sign}.3f} (one seed)"
+    return f"{found.mean:{sign}.3f} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"

@@ -27,7 +27,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,24 +238,36 @@ def describe(
         )
 
 
-def carry_out(
-    options: argparse.Namespace, studies: dict[str, Study], todo: list[Run]
-) -> None:  # fmt: skip
+def carry_out(options: argparse.Namespace, studies: dict[str, Study], todo: list[Run]) -> None:
     """Pre-train once a study, then train and judge what is missing."""
+    needed = dict.fromkeys(run.study for run in todo if run.arm == "pretrained")
+    for said in call_all(
+        options.jobs, pretrain_study, [(options, name, studies[name]) for name in needed]
+    ):
+        print(said, flush=True)
     begun = time.perf_counter()
-    # Processes of their own: each has its threads, and a crash of one leaves the others alone.
+    calls = [(options, studies[run.study], run) for run in todo]
+    for done, said in enumerate(call_all(options.jobs, carry_out_run, calls), start=1):
+        left = (time.perf_counter() - begun) / done * (len(todo) - done)
+        print(f"{done}/{len(todo)} {said}; {left / 60:.1f} min left", flush=True)
+
+
+def call_all(
+    jobs: int, function: Callable[..., str], calls: Sequence[tuple[Any, ...]]
+) -> Iterator[str]:
+    """Call a function with each of the arguments: here, or by so many processes at once."""
+    if jobs == 1:
+        begin_worker()
+        for arguments in calls:
+            yield function(*arguments)
+        return
     with ProcessPoolExecutor(
-        options.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker
     ) as pool:
-        needed = {run.study for run in todo if run.arm == "pretrained"}
-        jobs = [pool.submit(pretrain_study, options, name, studies[name]) for name in needed]
-        for job in as_completed(jobs):
-            print(job.result(), flush=True)
-        jobs = [pool.submit(carry_out_run, options, studies[run.study], run) for run in todo]
+        futures = [pool.submit(function, *arguments) for arguments in calls]
         try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                left = (time.perf_counter() - begun) / done * (len(todo) - done)
-                print(f"{done}/{len(todo)} {job.result()}; {left / 60:.1f} min left", flush=True)
+            for future in as_completed(futures):
+                yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -263,13 +275,9 @@ def carry_out(
 
 def begin_worker() -> None:
     """Take one thread, so that the order of sums does not depend on the machine."""
-    import logging
-
-    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
-    logging.getLogger("lightning").setLevel(logging.ERROR)
 
 
 def training_options(options: argparse.Namespace, study: Study) -> dict[str, Any]:
