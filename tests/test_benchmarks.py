@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -9,8 +12,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
+
+from stcln_geo.cube.contract import SPLITS
+from stcln_geo.cube.stack import open_stack
+from stcln_geo.cube.store import open_season
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -197,3 +206,162 @@ def test_loader_compares_equal_chips(tmp_path):
     assert "npy of ready chips" in finished.stdout
     assert "a chunk by zarr" in finished.stdout
     assert re.search(r"8 sites of 128 px, .* [1-9]\d* chips planned", finished.stdout)
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    """Import a script as a module, which processes of its own can import too."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+class TestRealFewFields:
+    def test_folds_share_out_the_fields_of_each_class(self, benchmark_module):
+        data = benchmark_module("_real_data")
+        code = np.array([0] * 4 + [1] * 3 + [2] * 7)
+        pixels = np.array([214, 588, 352, 224, 38, 244, 129, 2, 9, 10, 261, 16, 240, 202])
+        folds = data.deal_folds(code, pixels)
+        np.testing.assert_array_equal(folds < 0, pixels < 10)
+        for value in range(3):
+            counts = np.bincount(folds[(code == value) & (folds >= 0)], minlength=3)
+            assert counts.min() >= 1, "each fold tests each class"
+            assert counts.max() - counts.min() <= 1
+        splits = np.stack([data.split_fold(folds, fold) for fold in range(3)])
+        tests = (splits == SPLITS["test"]).sum(axis=0)
+        np.testing.assert_array_equal(tests, np.where(pixels < 10, 0, 1), "each field is one once")
+        assert not (splits == SPLITS["validation"]).any()
+
+    def test_classes_have_samples_on_both_sides(self, benchmark_module):
+        data = benchmark_module("_real_data")
+        crop = np.array(["a"] * 5 + ["b"] * 5 + ["c"] * 4)
+        north = np.array([True, True, True, False, False] + [True] * 5 + [True, True, False, False])
+        assert data.common_classes(crop, [north, ~north], least=2) == ["a", "c"]
+
+    def test_gaps_are_filled_in_time(self, benchmark_module):
+        forest = benchmark_module("_forest")
+        gap = np.nan
+        values = np.array([[gap, 2.0, gap, 8.0, gap], [1, gap, 3, gap, gap], [1, 1, 1, 1, 7]])
+        series = forest.Series(
+            values=np.stack([values, -values], axis=2), days=np.array([0, 10, 15, 40, 50]),
+            code=np.array([1, 1, 0]), field=np.array([4, 4, 2]), classes=2,
+        )  # fmt: skip
+        filled = forest.fill_gaps(series).reshape(3, 5, 2)
+        np.testing.assert_allclose(filled[0, :, 0], [2, 2, 3, 8, 8])
+        np.testing.assert_allclose(filled[1, :, 0], [1, 1 + 2 * 10 / 15, 3, 3, 3])
+        np.testing.assert_allclose(filled[:, :, 1], -filled[:, :, 0])
+
+        means = forest.field_means(series)
+        np.testing.assert_array_equal(means.field, [2, 4])
+        np.testing.assert_array_equal(means.code, [0, 1])
+        np.testing.assert_allclose(means.values[1, :, 0], [1, 2, 3, 8, np.nan])
+
+    def test_intervals_are_those_of_student(self, benchmark_module):
+        statistics = benchmark_module("_few_fields_statistics")
+        one, other = [0.31, 0.27, 0.35, 0.3, 0.41], [0.3, 0.31, 0.29, 0.2, 0.38]
+        found = statistics.estimate_difference(
+            {**dict(enumerate(one)), 7: 0.9}, dict(reversed(list(enumerate(other))))
+        )
+        test = scipy.stats.ttest_rel(one, other).confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((test.low, test.high))
+        assert (found.mean, found.deviation) == pytest.approx((0.032, 0.00277**0.5))
+        assert found.count == 5, "a seed without its pair is left out"
+        single = statistics.estimate([0.4])
+        assert (single.mean, single.low, single.high, single.deviation) == (0.4, None, None, None)
+
+    @pytest.mark.slow
+    def test_flanders_tests_each_field_once(self, shared, tmp_path, benchmark_module):
+        data, forest = benchmark_module("_real_data"), benchmark_module("_forest")
+        data.make_flanders(shared / "data" / data.SOURCES["flanders"], tmp_path)
+        tested = []
+        for part in data.flanders_parts():
+            season = open_season(tmp_path / f"{part}.zarr")
+            fields, test = season.fields, season.fields.split == SPLITS["test"]
+            tested.append(test)
+            assert set(fields.code[test]) == {0, 1, 2}
+            series = forest.read_series(tmp_path / f"{part}.zarr")
+            train = fields.split == SPLITS["train"]
+            for means in (False, True):
+                counts = forest.judge_forest(series, train, test, trees=3, seed=0, means=means)
+                pixels = np.bincount(fields.code[test], fields.pixels[test], minlength=3)
+                np.testing.assert_array_equal(counts.sum(axis=1), pixels)
+        np.testing.assert_array_equal(np.sum(tested, axis=0), fields.pixels >= 10)
+        assert np.sum(tested) == 13
+        # A clear observation, as stored.
+        date, row, col = np.argwhere(season.valid[:] & (season.parcels[:] == fields.number[0]))[0]
+        pixel = np.flatnonzero(
+            (season.parcels[:] > 0) & np.isin(season.parcels[:], fields.number[fields.split > 0])
+        ).tolist().index(row * 64 + col)  # fmt: skip
+        np.testing.assert_allclose(
+            series.values[pixel, date], season.reflectance[date, :, row, col] * 1e-4, rtol=1e-6
+        )
+
+    @pytest.mark.slow
+    def test_france_trains_and_tests_in_different_cells(
+        self, shared, tmp_path, benchmark_module, monkeypatch, capsys
+    ):
+        script = benchmark_module("real_few_fields")
+        part = "france-north-to-south"
+        study = dataclasses.replace(
+            script.STUDIES["france"], parts=(part,), arms=("pretrained", "forest")
+        )
+        monkeypatch.setitem(script.STUDIES, "france", study)
+        monkeypatch.setattr(script, "begin_worker", lambda: None)  # it would leave one thread
+        out = tmp_path / "out"
+        given = [
+            "--out", str(out), "--data", str(shared / "data"), "--studies", "france", "--preset",
+            "tiny", "--fields", "1", "--seeds", "2", "--steps", "2", "--pretrain-steps", "1",
+            "--trees", "3", "--device", "cpu",
+        ]  # fmt: skip
+        script.main([*given, "--dry-run"])
+        assert "4 models, of which 4 remain; inputs are to be prepared" in capsys.readouterr().out
+        assert not out.exists()
+        script.main(given)
+
+        stack = open_stack(out / "inputs" / "france" / f"{part}.zarr")
+        cell = stack.fold[stack.fields.site]
+        train, test = (set(cell[stack.fields.split == SPLITS[name]]) for name in ("train", "test"))
+        assert (len(train), len(test)) == (1, 2)
+        assert not train & test
+
+        with (out / "scores.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["arm"], row["seed"]) for row in rows] == [
+            (arm, seed) for arm in ("pretrained", "forest") for seed in "01"
+        ]
+        pixels = int(stack.fields.pixels[stack.fields.split == SPLITS["test"]].sum())
+        assert {int(row["test_pixels"]) for row in rows} == {pixels}
+        assert {row["trained_fields"] for row in rows} == {"6"}, "one of each class"
+        scores = [float(row["macro_miou"]) for row in rows]
+        one, other = scores[0] - scores[2], scores[1] - scores[3]
+        table = (out / "table.md").read_text()
+        told = re.search(r"\| pretrained - forest \| (\S+) \((\S+) to (\S+)\)", table)
+        assert told is not None
+        mean, low, high = map(float, told.groups())
+        assert mean == pytest.approx((one + other) / 2, abs=1e-3)
+        assert (high - low) / 2 == pytest.approx(12.706 * abs(one - other) / 2, abs=2e-3)
+
+        def written() -> dict[Path, int]:
+            return {path: path.stat().st_mtime_ns for path in sorted(out.rglob("seed-*"))}
+
+        before = written()
+        assert len(before) == 4, "networks are not kept"
+        next(iter(before)).unlink()
+        script.main(given)
+        after = written()
+        assert set(after) == set(before)
+        assert sum(after[path] != before[path] for path in before) == 1, "only what was missing"
+        assert (out / "table.md").read_text() == table, "and with the same result"
+        with pytest.raises(SystemExit, match=r"its runs differ from these options in trees"):
+            script.main([*given, "--trees", "4"])
+
+
+def test_real_few_fields_says_which_data_are_absent(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "real_few_fields.py", "--out", tmp_path / "out", "--data",
+         tmp_path, "--studies", "france", "--prepare"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 1
+    assert "france_2023_dekads.geoparquet and belgium_2021_monthly" in finished.stderr
+    assert "--data" in finished.stderr
+    assert not (tmp_path / "out").exists()
