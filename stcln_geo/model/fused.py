@@ -22,7 +22,7 @@ MAX_DATES = 128
 """Longest series that a kernel holds at once."""
 TILE = 4096
 """Values that a program holds at a time."""
-_HAS_WIDE_SUMS = torch.__version__ >= (2, 8)
+_HAS_WIDE_SUMS = torch.torch_version.TorchVersion(torch.__version__) >= "2.8"
 STEPS = 16
 """Tiles, or sequences, whose sums are one row."""
 

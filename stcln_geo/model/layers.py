@@ -231,7 +231,8 @@ class ConvEncoder(nn.Module):
         one of `frames`. Without gradients.
         """
         batch, _, _, dates, _ = series.shape
-        for number, block in enumerate(self.blocks, 1):
+        blocks = [block for block in self.blocks if isinstance(block, ConvBlock)]
+        for number, block in enumerate(blocks, 1):
             weight, bias = block.norm.fold(block.convolution.weight)
             frames = fused.finish_convolution(
                 F.conv2d(frames, weight, padding=1),
@@ -240,7 +241,7 @@ class ConvEncoder(nn.Module):
                 dates=dates,
                 first=first,
                 frames=len(frames) // batch,
-                series=series if number == len(self.blocks) else None,
+                series=series if number == len(blocks) else None,
             )
 
 
