@@ -182,8 +182,8 @@ def test_predict_gpu_measures_nothing_without_a_gpu(capsys):
     assert capsys.readouterr().out == "not measured: no CUDA device\n"
 
 
-def test_predict_gpu_goes_all_its_steps_on_a_cpu(capsys):
-    best = load_script("predict_gpu").main([
+def test_predict_gpu_goes_all_its_steps_on_a_cpu(benchmark_module, capsys):
+    best = benchmark_module("predict_gpu").main([
         "--device", "cpu", "--preset", "tiny", "--dates", "3", "--window", "12", "--halo", "2",
         "--batch", "1", "2", "--rounds", "1", "--launches", "1", "--square", "32", "--tokens", "8",
     ])  # fmt: skip

@@ -37,7 +37,7 @@ from .space import SpatioTemporalAttention
 
 SLICE_BYTES = 2**28
 """Working memory of one slice of dates or one block of pixels in inference, at most."""
-GPU_SLICE_BYTES = 2**29
+GPU_SLICE_BYTES = 2**30
 """The same by kernels of a GPU, which is busy with one slice for about as long as it takes to
 start the next one."""
 
