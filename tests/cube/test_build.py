@@ -589,8 +589,12 @@ def test_a_killed_worker_and_a_killed_tree_go_on(
     workers[0].kill()
     if all_at_once:
         wait_for_shards(path, 4)
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+        # Who dies holds its locks until the system has taken its memory back.
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive
         assert list_seasons(path) == []
     else:
         # Its task runs again on the other worker, and nobody has to do anything.
