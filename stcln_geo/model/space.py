@@ -6,7 +6,6 @@ Shapes and `valid` as in `layers`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +102,15 @@ class SpatioTemporalAttention(nn.Module):
         if self.affinity_bytes is None:
             return self._attend(temporal, keys, value, mix, shared, shared)
         batch, pixels = value.shape[:2]
+        held: _Held | None = None
         row_bytes = batch * pixels * value.element_size()
         affinity_bytes: int = self.affinity_bytes
         if runs_without_gradients(self) and value.device.type == "cpu":
             affinity_bytes = min(affinity_bytes, CPU_AFFINITY_BYTES)
+            held = _Held(value)
         block = max(1, min(pixels, affinity_bytes // row_bytes))
         if block == pixels:
-            return self._attend(temporal, keys, value, mix, shared, shared)
+            return self._attend(temporal, keys, value, mix, shared, shared, held)
 
         recompute = torch.is_grad_enabled()
         parts = []
@@ -120,7 +121,7 @@ class SpatioTemporalAttention(nn.Module):
             if recompute:
                 parts.append(checkpoint(self._attend, *inputs, use_reentrant=False))
             else:
-                parts.append(self._attend(*inputs))
+                parts.append(self._attend(*inputs, held))
         return torch.cat(parts, 1)
 
     def _attend(
@@ -131,24 +132,53 @@ class SpatioTemporalAttention(nn.Module):
         mix: Tensor,
         shared_rows: Tensor | None,
         shared: Tensor | None,
+        held: _Held | None = None,
     ) -> Tensor:
         query = (temporal @ mix.to(temporal.dtype)).flatten(2)  # (B, n, T, D) -> (B, n, T*D)
-        multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul
-        if query.dtype != value.dtype:
-            multiply, value = fused.wide_product, value.to(query.dtype)
-        logits = multiply(query, keys.transpose(1, 2))  # (B, n, N)
+        # Both None where gradients are wanted: a result is then a tensor of its own.
+        first, second = (None, None) if held is None else held.pair(query.shape[1], keys.shape[1])
+        if narrow := query.dtype != value.dtype:
+            value = value.to(query.dtype)
+            logits = fused.wide_product(query, keys.transpose(1, 2))  # (B, n, N)
+        else:
+            logits = torch.matmul(query, keys.transpose(1, 2), out=first)
         if shared is None or shared_rows is None:
             if self.affinity_dates is not None:
-                logits = logits / math.sqrt(temporal.shape[2])
-            return multiply(logits.softmax(-1).to(value.dtype), value)
+                logits = torch.div(logits, math.sqrt(temporal.shape[2]), out=first)
+            usable = None
+        else:
+            # Dates valid at both pixels, (B, n, N)
+            dates = torch.matmul(shared_rows, shared.transpose(1, 2), out=second)
+            apart = dates == 0
+            if self.affinity_dates is not None:
+                scale = torch.rsqrt(torch.clamp(dates, min=1, out=second), out=second)
+                logits = torch.mul(logits, scale, out=first)
+            hide = logits.masked_fill if held is None else logits.masked_fill_
+            logits = hide(apart, torch.finfo(logits.dtype).min)
+            # A pixel with a valid date shares it with itself at least.
+            usable = shared_rows.any(-1, keepdim=True)
+        weights = torch.softmax(logits, -1, out=second).to(value.dtype)
+        mixed = fused.wide_product(weights, value) if narrow else weights @ value
+        return mixed if usable is None else mixed * usable
 
-        dates = shared_rows @ shared.transpose(1, 2)  # (B, n, N): dates valid at both pixels
-        if self.affinity_dates is not None:
-            logits = logits * dates.clamp(min=1).rsqrt()
-        logits = logits.masked_fill(dates == 0, torch.finfo(logits.dtype).min)
-        # A pixel with a valid date shares it with itself at least.
-        usable = shared_rows.any(-1, keepdim=True)
-        return multiply(logits.softmax(-1).to(value.dtype), value) * usable
+
+class _Held:
+    """Memory for the affinities of a pass, used again from block to block.
+
+    Blocks of this size, asked for and given back again and again, leave gaps that nothing fills.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._pair: list[Tensor] = []
+
+    def pair(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Give two tensors (B, rows, columns); the first call must want the most."""
+        values = len(self._like) * rows * columns
+        if not self._pair:
+            self._pair = [self._like.new_empty(values) for _ in range(2)]
+        first, second = (held[:values].view(-1, rows, columns) for held in self._pair)
+        return first, second
 
 
 def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
