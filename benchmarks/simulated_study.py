@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
                         "study's: for trials; the report lists it")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what the experiments take")
     options = parser.parse_args(arguments)
-    study = tomllib.loads(options.study.read_text(encoding="utf-8"))
+    study = read_study(options.study)
 
     if options.only in (None, "data"):
         make_data(study, options.out, workers=options.workers)
@@ -53,6 +53,23 @@ def main(arguments: list[str] | None = None) -> None:
             code = run_experiment(name, study, options)
             if code:
                 sys.exit(code)
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Read a file, whose tables change or add keys of those of the file that it extends."""
+    study = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "extends" not in study:
+        return study
+    made = read_study(path.parent / study.pop("extends"))
+    for key, value in study.items():
+        made[key] = {**made[key], **value} if isinstance(value, dict) else value
+    return made
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a study's file, and those that it extends."""
+    further = tomllib.loads(path.read_text(encoding="utf-8")).get("extends")
+    return [path, *(files_of(path.parent / further) if further else ())]
 
 
 def make_data(study: dict[str, Any], out: Path, *, workers: int) -> None:
@@ -150,7 +167,11 @@ def run_experiment(name: str, study: dict[str, Any], options: argparse.Namespace
 
 def tell_of_the_study(report: Path, study: dict[str, Any], options: argparse.Namespace) -> None:
     """Add to a report, which is written anew each time, what the data were simulated by."""
-    content = options.study.read_bytes()
+    files = files_of(options.study)
+    names = " and ".join(
+        f"`{path.name}` (sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}`)"
+        for path in files
+    )
     changes = [f"- {name}: {text}" for name, text in study.get("changes", {}).items()]
     differing = [f"- {text}, on the command line" for text in options.assignments]
     if options.seeds not in (None, study["experiment"]["seeds"]):
@@ -158,17 +179,14 @@ def tell_of_the_study(report: Path, study: dict[str, Any], options: argparse.Nam
     lines = [
         "## The study",
         "",
-        f"The data are simulated. All parameters and seeds are those of `{options.study.name}` "
-        f"(sha256 `{hashlib.sha256(content).hexdigest()[:16]}`), which was committed before the "
-        "first run. Changed since, or for this run:",
+        f"The data are simulated. All parameters and seeds are those of {names}, committed "
+        "before the first run. Changed since, or for this run:",
         "",
         *(changes + differing or ["- nothing"]),
         "",
-        "```toml",
-        content.decode("utf-8").rstrip(),
-        "```",
-        "",
     ]
+    for path in files:
+        lines += ["```toml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
     with report.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines))
 

@@ -122,8 +122,10 @@ def test_the_simulated_study_runs_from_its_file_to_its_tables(tmp_path):
     study = (
         study.partition('[[regions]]\nname = "coole"')[0] + study[study.index("# Fields of the") :]
     )
-    (tmp_path / "study.toml").write_text(study, encoding="utf-8")
-    study = study.replace("[early-season]", "[early-season]\nmonths = [7, 12]")
+    (tmp_path / "whole.toml").write_text(study, encoding="utf-8")
+    (tmp_path / "study.toml").write_text(
+        'extends = "whole.toml"\n[early-season]\nmonths = [7, 12]\n', encoding="utf-8"
+    )
     toy = ["steps=2", "model.widths=[8, 16]", "model.layers=1", "model.heads=2",
            "model.feedforward=32", "pretrain.batch_size=4", "finetune.batch_size=4"]  # fmt: skip
     command = [sys.executable, BENCHMARKS / "simulated_study.py", tmp_path / "out", "--study",
@@ -137,6 +139,7 @@ def test_the_simulated_study_runs_from_its_file_to_its_tables(tmp_path):
         assert "ardre (simulated)" in report
         assert "- steps=2, on the command line" in report
         assert "late_days = -12.0" in report
+        assert "months = [7, 12]" in report
         assert "mean of all" in (tmp_path / "out" / name / "table.csv").read_text()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
