@@ -379,7 +379,10 @@ def _start_cluster(workers: int) -> LocalCluster:
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,
-                dashboard_address=None,
+                # No page, but a server for probes all the same: on a port of its own, of this
+                # machine alone, so that two runs do not compete for the default one.
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 silence_logs=40,
             )
         except RuntimeError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +193,15 @@ def test_local_workers_that_are_killed_while_starting_are_started_again(monkeypa
     fatal = set(range(100))
     with pytest.raises(TaskError, match=r"Cannot start 1 worker processes.*fewer --workers"):
         run_tasks(abs, [-1, 2], execution=execution, label="number")
+
+
+def test_two_runs_on_one_machine_do_not_compete_for_a_port():
+    """Dask's web server would take port 8787, on all addresses, and warn where it is taken."""
+    execution = Execution(workers=1)
+    with warnings.catch_warnings(), socket.socket() as taken:
+        warnings.simplefilter("error")
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # another run may hold it already
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        assert run_tasks(abs, [-1, 2], execution=execution, label="number") == [1, 2]
