@@ -63,7 +63,7 @@ def plan_source(
     """Search, or take the search that a folder keeps, and plan the map; say what was found."""
     from ..cube.request import SearchRequest
     from ..predict.direct import describe_source, plan_search
-    from ..predict.plan import lattice_of
+    from ..predict.planning import lattice_of
 
     search = SearchRequest(
         catalog=options["catalog"],

@@ -218,7 +218,7 @@ def predict(
     from ..errors import StclnGeoWarning
     from ..model.checkpoint import read_metadata
     from ..predict.delivery import destination
-    from ..predict.plan import plan_prediction
+    from ..predict.planning import plan_prediction
     from ..predict.qa import QA_LEGEND, Quality
     from ..predict.run import run_prediction
     from ..predict.spec import PredictSpec

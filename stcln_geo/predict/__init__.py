@@ -14,7 +14,8 @@ pixels ahead of the windows, in ``blocks``, in a folder that does not stay.
 from __future__ import annotations
 
 from .direct import plan_search, predict_search
-from .plan import PredictionPlan, plan_prediction
+from .plan import PredictionPlan
+from .planning import plan_prediction
 from .run import Prediction, predict_region
 from .spec import PredictSpec
 

@@ -19,7 +19,8 @@ from ..model.checkpoint import CheckpointInfo, read_metadata
 from .blocks import fetch_layout, plan_fetch
 from .checks import legend_of
 from .delivery import destination
-from .plan import DEFAULT_MEMORY, PredictionPlan, lattice_of, plan_prediction
+from .plan import DEFAULT_MEMORY, PredictionPlan
+from .planning import lattice_of, plan_prediction
 from .run import Prediction, predict_to
 from .source import SEARCH_FOLDER, PixelSource, one_season, planned_season, read_search
 from .spec import PredictSpec

@@ -36,7 +36,8 @@ from .folder import (
     remove_rasters,
 )
 from .outputs import EMBEDDINGS, layers_for
-from .plan import PredictionPlan, crs_name, plan_prediction
+from .plan import PredictionPlan
+from .planning import crs_name, plan_prediction
 from .product import write_item
 from .qa import QA_LEGEND
 from .record import describe_run

@@ -25,7 +25,8 @@ from ..execution import Execution, ProgressHook
 from ..grid import utm_zone_bounds, utm_zones
 from ..region import Region, footprint
 from .outputs import layers_for
-from .plan import PredictionPlan, crs_name, plan_prediction
+from .plan import PredictionPlan
+from .planning import crs_name, plan_prediction
 from .qa import QA_LEGEND
 from .run import Prediction, run_prediction
 from .spec import PredictSpec
