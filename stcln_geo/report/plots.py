@@ -363,7 +363,7 @@ def save_figure(figure: Any, out_png: str | Path) -> None:
 
 
 def style_lines(axes: Axes, *, x_label: str, y_label: str, title: str | None = None) -> None:
-    """Give axes of lines their grid, labels and legend."""
+    """Give axes of lines their grid and labels, and a legend below, where no line can run."""
     axes.grid(color="#e5e9ee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -371,7 +371,12 @@ def style_lines(axes: Axes, *, x_label: str, y_label: str, title: str | None = N
     axes.tick_params(labelsize=8, colors=INK, length=0)
     axes.set_xlabel(x_label, fontsize=9, color=INK)
     axes.set_ylabel(y_label, fontsize=9, color=INK)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles and axes.figure is not None:
+        axes.figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(4, len(handles)),
+            frameon=False, fontsize=8, labelcolor=INK,
+        )  # fmt: skip
     if title:
         axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
 
