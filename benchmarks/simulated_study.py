@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
+import shutil
 import sys
 import time
 import tomllib
@@ -157,12 +158,30 @@ def run_experiment(name: str, study: dict[str, Any], options: argparse.Namespace
     ]  # fmt: skip
     if options.dry_run:
         words.append("--dry-run")
+    else:
+        take_over_pretraining(name, study, options.out)
     words = [str(word) for word in words]
     print("$ stcln-geo", *words, flush=True)
     code = invoke(words)
     if not code and not options.dry_run:
         tell_of_the_study(options.out / name / "report.md", study, options)
     return code
+
+
+def take_over_pretraining(name: str, study: dict[str, Any], out: Path) -> None:
+    """Begin with the pre-training of another experiment that pre-trains in the same way."""
+    target = out / name / "pretraining"
+    for other in EXPERIMENTS:
+        source = out / other / "pretraining"
+        alike = all(
+            text.startswith("finetune.") for key in (name, other) for text in study[key]["set"]
+        )
+        if other != name and alike and source.is_dir() and not target.exists():
+            part = target.with_name("pretraining.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns("*.lock"))
+            part.rename(target)
+            print(f"{name}: takes over the pre-training of {other}", flush=True)
 
 
 def tell_of_the_study(report: Path, study: dict[str, Any], options: argparse.Namespace) -> None:

@@ -133,6 +133,7 @@ def test_the_simulated_study_runs_from_its_file_to_its_tables(tmp_path):
     command += [word for text in toy for word in ("--set", text)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+    assert "early-season: takes over the pre-training of few-labels" in finished.stdout
     for name in ("few-labels", "early-season"):
         report = (tmp_path / "out" / name / "report.md").read_text()
         assert "**The data are simulated" in report
