@@ -24,7 +24,14 @@ from stcln_geo.experiments import EXPERIMENTS, Choices, Settings, plan_experimen
 from stcln_geo.experiments.catalogue import STRATEGIES, make_design
 from stcln_geo.experiments.design import Arm, Design, Pair, View, cutoff
 from stcln_geo.experiments.paper import paper_lines, read_paper
-from stcln_geo.experiments.scores import PUBLISHED, STRICT, Score, _read_published, published_rule
+from stcln_geo.experiments.scores import (
+    PUBLISHED,
+    STRICT,
+    Score,
+    place_by_names,
+    published_rule,
+    read_published,
+)
 from stcln_geo.experiments.statistics import estimate, estimate_difference
 from stcln_geo.experiments.table import ALL_DATA, make_table, scores_csv, table_csv, table_markdown
 from stcln_geo.grid import Lattice
@@ -344,12 +351,13 @@ def test_a_stack_of_a_published_set_is_read_by_its_rule():
     confusion = generator.integers(0, 50, (19, 19))
     whole = np.zeros((20, 20), dtype=np.int64)
     whole[:19, :19] = confusion
-    rule, found = _read_published(confusion, names)
+    rule, placed = place_by_names(confusion, names)
+    found = read_published(rule, placed)
     expected = published_metrics(whole, rule="pastis")
     assert rule == "pastis"
     assert found["miou"] == pytest.approx(expected.miou)
     # Background left out of training: its class is missing, and stays without a pixel.
-    _, without = _read_published(confusion[1:, 1:], names[1:])
+    without = read_published(*place_by_names(confusion[1:, 1:], names[1:]))
     whole[0], whole[:, 0] = 0, 0
     assert without["f1"] == pytest.approx(published_metrics(whole, rule="pastis").f1)
 
