@@ -127,6 +127,10 @@ def experiment(
     OUT gets table.csv and table.md (means over seeds with deviations and 95 % intervals, and
     differences of paired arms), scores.csv (each run), plots and report.md, and each run its run
     directory. Run the same command again to go on where it stopped; more --seeds add runs.
+
+    `protocol` follows --protocol in all its rounds, and leaves the split of the data as it is. Of
+    folds, folds-summed.csv has the figures of their confusion matrices added up, folds-averaged.csv
+    the mean of their figures, and table.csv those of each fold.
     """
     from ..experiments import Choices, Settings, plan_experiment, run_experiment
     from ..experiments.write import describe

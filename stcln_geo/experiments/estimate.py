@@ -90,6 +90,7 @@ def estimate_cost(settings: Settings, steps: Steps, *, named_device: str | None 
     seconds = disk = 0.0
     left = total_steps = 0
     kinds: dict[str, list[int]] = {}
+    names: dict[str, str] = {}
     chips: dict[str, int] = {}
     tested = _Tested()
     every: tuple[PretrainStep | FinetuneStep, ...] = (*steps.pretrain, *steps.finetune)
@@ -129,6 +130,7 @@ def estimate_cost(settings: Settings, steps: Steps, *, named_device: str | None 
             judged += sum(tested(step, season) for season in map(step.season_of, step.views))
         seconds += per_step * (own + _FORWARD_SHARE * judged / chips[key])
         kinds.setdefault(key, []).append(own)
+        names.setdefault(key, f"{plan.kind}{_which(step)}")
     return Cost(
         runs=steps.count,
         left=left,
@@ -137,7 +139,7 @@ def estimate_cost(settings: Settings, steps: Steps, *, named_device: str | None 
         disk=int(disk),
         how=tuple(_say_how(plans, named_device)),
         lines_of_kinds=tuple(
-            f"{plans[key].kind}: {len(found)} runs of {found[0]:,} steps, chips of a step "
+            f"{names[key]}: {len(found)} runs of {found[0]:,} steps, chips of a step "
             f"{chips[key]}, {_seconds(plans[key], named_device, chips=chips[key]):.3f} s a step"
             for key, found in kinds.items()
         ),
@@ -153,11 +155,18 @@ def _kind(step: PretrainStep | FinetuneStep) -> str:
         if isinstance(step, PretrainStep):
             shown = step.config.data.choice
         else:
-            shown = (step.views[0].name, step.config.labels)
+            shown = (step.cube, step.views[0].name, step.config.labels)
     return repr(
         (type(config).__name__, config.steps, config.epochs, config.batch_size, config.accumulate,
          config.model, data.chip, data.max_dates, config.precision, config.validation, shown)
     )  # fmt: skip
+
+
+def _which(step: PretrainStep | FinetuneStep) -> str:
+    """Tell runs of the rounds of a protocol apart, where they have steps of their own."""
+    if step.config.epochs is None or isinstance(step, PretrainStep) or not step.views[0].folder:
+        return ""
+    return f", {step.views[0].title}"
 
 
 class _Tested:

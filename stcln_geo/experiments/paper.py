@@ -55,14 +55,18 @@ def paper_lines(experiment: str) -> list[str]:
 
 
 def figure_lines(protocol: Protocol) -> list[str]:
-    """Return the numbers that a protocol names, in the same form."""
+    """Return the numbers that a protocol names, in the same form.
+
+    They are of all its rounds, whichever is given.
+    """
+    name = protocol.name.partition(":")[0]
     return _lines(
         [
             PaperNumber(
                 experiments=("protocol",),
                 set=(protocol.dataset or "-").upper(),
                 what=figure.label,
-                protocol=", ".join(part for part in (protocol.name, figure.note) if part),
+                protocol=", ".join(part for part in (name, figure.note) if part),
                 source=figure.source,
                 miou=figure.miou,
                 f1=figure.f1,

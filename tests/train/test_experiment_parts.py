@@ -36,6 +36,7 @@ from stcln_geo.experiments.statistics import estimate, estimate_difference
 from stcln_geo.experiments.table import ALL_DATA, make_table, scores_csv, table_csv, table_markdown
 from stcln_geo.grid import Lattice
 from stcln_geo.report.published import published_metrics
+from stcln_geo.train.protocol import load_protocol
 
 SEASON = "2018-09-01"
 
@@ -139,8 +140,9 @@ def test_cut_offs_are_whole_months_after_the_first_day(season, months, expected)
 
 def test_every_experiment_compares_arms_that_differ_in_one_thing():
     choices = Choices(season=SEASON, test_season="2019-09-01", fields=(3,))
+    followed = replace(choices, protocol=load_protocol("pastis-official"), pretraining=True)
     for name in EXPERIMENTS:
-        design = make_design(name, choices)
+        design = make_design(name, followed if name == "protocol" else choices)
         assert design.name == name
         for pair in design.pairs:
             first, second = design.arm(pair.first[0]), design.arm(pair.second[0])

@@ -428,3 +428,179 @@ def test_numbers_that_a_protocol_names_are_told_with_it():
     assert "| PASTIS | U-TAE | mIoU 0.6310, OA 0.8320 | pastis-official, all labels |" in told
     assert "+6.49 points of mIoU" in "\n".join(figure_lines(load_protocol("pastis-2")))
     assert figure_lines(load_protocol("fractions")) == []
+
+
+# From the command to the report.
+
+
+@pytest.mark.slow
+def test_five_folds_of_pastis_are_one_command(pastis: Path, tmp_path: Path, capsys):
+    out, before = tmp_path / "out", digest(pastis)
+    words = command(pastis, out, "--protocol", "pastis-official", "--seeds", "1")
+    assert invoke([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "1 arms (scratch) x 5 folds" in told
+    # 5 runs of 2 steps.
+    assert "optimiser steps left: 10" in told
+    assert "runs: 5, of which 0 are finished" in told
+    assert not out.exists()
+
+    # It stops after the first fold, and goes on after it.
+    plan = plan_experiment(
+        "protocol", settings(pastis, out, seeds=1),
+        Choices(protocol=load_protocol("pastis-official")),
+    )  # fmt: skip
+
+    def interrupt(step: object, worked: bool) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(plan, on_done=interrupt)
+    first = out / "runs" / "pastis" / "scratch" / "fold-1" / "seed-0"
+    assert json.loads((first / "run.json").read_text())["status"] == "finished"
+    weights = (first / "checkpoints" / "best.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert invoke([*words, "--jobs", "2"]) == 0
+    told = capsys.readouterr().out
+    assert f"{first}: was finished" in told
+    assert told.count(": done") == 4
+    assert (first / "checkpoints" / "best.safetensors").stat().st_mtime_ns == weights
+    assert digest(pastis) == before, "the stack is as it was, labels and split too"
+
+    # By hand, from the matrices that the runs wrote.
+    matrices = []
+    for number in range(1, 6):
+        run = first.parent.parent / f"fold-{number}" / "seed-0"
+        name = f"evaluation-test-pastis-official-fold-{number}"
+        with (run / name / "confusion.csv").open() as file:
+            matrices.append(np.array([row[1:] for row in csv.reader(file)][1:], dtype=int))
+        seen = json.loads((run / "run.json").read_text())["splits"]["test"]["pixels"]
+        assert 0 < matrices[-1].sum() <= seen
+    total = np.sum(matrices, axis=0)
+    assert total.shape == (19, 19)
+    hits = np.diag(total)
+    union = total.sum(0) + total.sum(1) - hits
+    (summed,) = read(out / "folds-summed.csv")
+    miou = (hits[union > 0] / union[union > 0]).mean()
+    assert float(summed["summed_macro_miou_mean"]) == pytest.approx(miou, abs=1e-6)
+    assert float(summed["summed_overall_accuracy_mean"]) == pytest.approx(
+        hits.sum() / total.sum(), abs=1e-6
+    )
+    assert summed["summed_macro_miou_sd"] == "", "one seed has no deviation over seeds"
+    scores = [float(one["strict_macro_miou"]) for one in read(out / "scores.csv")]
+    (averaged,) = read(out / "folds-averaged.csv")
+    assert float(averaged["averaged_macro_miou_mean"]) == pytest.approx(np.mean(scores), abs=1e-6)
+    assert float(averaged["macro_miou_sd_over_folds"]) == pytest.approx(
+        np.std(scores, ddof=1), abs=1e-6
+    )
+    assert [row["view"] for row in read(out / "table.csv")] == [f"fold-{n}" for n in range(1, 6)]
+    report = (out / "report.md").read_text()
+    for said in ("U-TAE", "0.6310", "confusion matrices added up", "The authors of PASTIS score so",
+                 "| pastis, fold-4 |", "(folds.png)"):  # fmt: skip
+        assert said in report
+    assert (out / "folds.png").stat().st_size > 5000
+
+    # The same as split, fine-tune and evaluate by hand.
+    import shutil
+
+    own = tmp_path / "pastis.zarr"
+    shutil.copytree(pastis, own)
+    assert invoke(["labels", "split", str(own), "--protocol", "pastis-official:fold-3"]) == 0
+    hand = ["--protocol", "pastis-official:fold-3", "--workers", "1", "--device", "cpu"]
+    toy = [word for text in TOY if not text.startswith("pretrain") for word in ("--set", text)]
+    toy += ["--preset", "tiny", "--steps", "2"]
+    assert invoke(["finetune", str(own), "--out", str(tmp_path / "hand"), *hand, *toy]) == 0
+    assert invoke(["evaluate", str(tmp_path / "hand"), str(own), *hand]) == 0
+    file = "evaluation-test-pastis-official-fold-3/metrics.json"
+    expected = json.loads((tmp_path / "hand" / file).read_text())
+    found = json.loads((first.parent.parent / "fold-3" / "seed-0" / file).read_text())
+    assert found["confusion"] == expected["confusion"]
+    # And such a run is judged again under its split, by hand.
+    run = str(first.parent.parent / "fold-3" / "seed-0")
+    assert invoke(["evaluate", run, str(own), *hand]) == 0
+    split_labels(own, load_protocol("pastis-official:fold-1").split_spec(own))
+    assert invoke(["evaluate", run, str(own), "--device", "cpu"]) == 2
+    assert "split again since it was trained" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_protocol_of_ones_own_compares_with_pretraining(pastis: Path, tmp_path: Path, capsys):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'title = "Two of the folds"\ndataset = "pastis"\nseeds = [7]\n'
+        '[finetune.labels]\nsilent = ["0", "19"]\n'
+        '[evaluation]\nwindow = "site"\nhalo = 0\nmetric = "pastis"\n'
+        '[[figures]]\nlabel = "others"\nsource = "somewhere"\nmiou = 0.25\n'
+        '[[rounds]]\nname = "a"\nsplit.folds = {train = [1, 2], validation = [5], test = [4]}\n'
+        "pretrain.data.folds = [1, 2]\n"
+        '[[rounds]]\nname = "b"\nsplit.folds = {train = [3, 4], validation = [5], test = [1, 2]}\n'
+        "pretrain.data.folds = [3, 4]\n"
+    )
+    out = tmp_path / "out"
+    words = command(pastis, out, "--protocol", str(mine), "--pretrain-data", str(pastis))
+    assert invoke(words) == 0
+    capsys.readouterr()
+    scores = read(out / "scores.csv")
+    assert [(one["arm"], one["view"], one["seed"]) for one in scores] == [
+        (arm, view, "7") for arm in ("pretrained", "scratch") for view in "ab"
+    ]
+    runs = out / "runs" / "pastis"
+    for arm in ("pretrained", "scratch"):
+        placed = []
+        for view in "ab":
+            found = json.loads(
+                (runs / arm / view / f"seed-7/evaluation-test-mine-{view}/metrics.json").read_text()
+            )
+            # Each site as a whole, counted by the published rule too.
+            assert (found["window"], found["halo"]) == (SIDE, 0)
+            names = [int(record["name"] == "19") for record in found["per_class"]]
+            assert names == [0] * 19 + [1]
+            assert np.array(found["confusion"])[0].sum() == 0, "background is silent"
+            placed.append(np.array(found["confusion"]))
+            one = next(one for one in scores if (one["arm"], one["view"]) == (arm, view))
+            assert float(one["published_pastis_miou"]) == pytest.approx(
+                found["published"]["miou"], abs=1e-6
+            )
+        expected = published_metrics(np.sum(placed, axis=0), rule="pastis")
+        rows = {row["row"]: row for row in read(out / "folds-summed-published.csv")}
+        title = {"pretrained": "pre-trained", "scratch": "from scratch"}[arm]
+        assert float(rows[title]["summed_miou_mean"]) == pytest.approx(expected.miou, abs=1e-6)
+    shown = {
+        one.parent.parent.name: json.loads(one.read_text())["data"]["sites"]
+        for one in out.glob("pretraining/*/*/run.json")
+    }
+    assert shown == {"folds-1-2": 4, "folds-3-4": 3}
+    report = (out / "report.md").read_text()
+    assert "| PASTIS | others | mIoU 0.2500 | mine | somewhere |" in report
+    assert "1 seeds (7)" in report
+    assert "folds-1-2, folds-3-4" in report
+
+    # Judged by another rule, it is judged again; nothing is trained.
+    mine.write_text(mine.read_text().replace('window = "site"', "window = 12"))
+    assert invoke(words) == 0
+    told = capsys.readouterr().out
+    assert told.count(": done") == 4
+    assert told.count("was finished") == 2
+    again = json.loads((runs / "scratch/a/seed-7/evaluation-test-mine-a/metrics.json").read_text())
+    assert again["window"] == 12
+
+
+@pytest.mark.slow
+def test_variants_are_not_pooled(small_cube: Path, tmp_path: Path):
+    mine = tmp_path / "few.toml"
+    mine.write_text(
+        'title = "Fields"\nseeds = [0]\n[split]\nby = "field"\nseed = 5\n'
+        '[[rounds]]\nname = "1"\nfinetune.labels.fields_per_class = 1\n'
+        '[[rounds]]\nname = "3"\nfinetune.labels.fields_per_class = 3\n'
+    )
+    stored = open_source(small_cube).fields.split.copy()
+    out = tmp_path / "out"
+    assert invoke(command(small_cube, out, "--protocol", str(mine))) == 0
+    assert (open_source(small_cube).fields.split == stored).all()
+    assert [row["view"] for row in read(out / "table.csv")] == ["1", "3"]
+    assert not list(out.glob("folds*"))
+    assert (out / "curve.png").stat().st_size > 5000
+    report = (out / "report.md").read_text()
+    assert "fields_per_class = 1" in report
+    assert "fields_per_class = 3" in report
+    assert "trained on 3 and 9 fields" in report
