@@ -202,6 +202,7 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
         *_say_pretraining(steps, settings),
         "- weights are chosen by all validation fields, whatever the number of training fields",
         *(f"- {note}" for note in (*steps.notes, *design.notes)),
+        *(f"- source of the protocol: {source}" for source in _sources(design)),
         *(f"- {note}" for note in dict.fromkeys(score.note for score in scores)),
         "- strict reading: every labelled test pixel that was seen counts; macro figures are means "
         "over classes",
@@ -222,6 +223,11 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
         )
         lines.append(f"- test pixels that were not seen and do not count, at most: {told}")
     return lines
+
+
+def _sources(design: Design) -> tuple[str, ...]:
+    protocol = design.views[0].protocol
+    return () if protocol is None else protocol.sources
 
 
 def _say_pooling(steps: Steps) -> list[str]:

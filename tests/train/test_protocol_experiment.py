@@ -496,7 +496,8 @@ def test_five_folds_of_pastis_are_one_command(pastis: Path, tmp_path: Path, caps
     assert [row["view"] for row in read(out / "table.csv")] == [f"fold-{n}" for n in range(1, 6)]
     report = (out / "report.md").read_text()
     for said in ("U-TAE", "0.6310", "confusion matrices added up", "The authors of PASTIS score so",
-                 "| pastis, fold-4 |", "(folds.png)"):  # fmt: skip
+                 "| pastis, fold-4 |", "(folds.png)",
+                 "source of the protocol: Garnot and Landrieu (2021)"):  # fmt: skip
         assert said in report
     assert (out / "folds.png").stat().st_size > 5000
 
