@@ -15,19 +15,31 @@ def experiment(
     name: Annotated[
         str,
         typer.Argument(
-            help="few-labels, mask-ratio, mask-strategy, sta, short-series, early-season or "
-            "cross-year."
+            help="few-labels, mask-ratio, mask-strategy, sta, short-series, early-season, "
+            "cross-year or protocol."
         ),
     ],
     data: Annotated[
         list[Path],
-        typer.Option(help="A cube or stack with labels and a split; may be repeated."),
+        typer.Option(
+            help="A cube or stack with labels and a split (protocol: it splits by itself); may be "
+            "repeated."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of runs, tables and report.")],
     pretrain_data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Cube, stack or archive to pre-train on; may be repeated. Default: --data."
+            help="Cube, stack or archive to pre-train on; may be repeated. Default: --data; of "
+            "protocol none."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="protocol: which one, all its rounds or one as pastis-official:fold-1; see "
+            "`stcln-geo protocol list`.",
         ),
     ] = None,
     season: Annotated[
@@ -36,7 +48,10 @@ def experiment(
     pretrain_season: Annotated[
         str | None, typer.Option(help="Season to pre-train on. Default: all of each cube.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Fine-tuning runs of each arm.")] = 5,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Fine-tuning runs of each arm. Default: 5, or as a protocol says."),
+    ] = None,
     first_seed: Annotated[int, typer.Option(help="Seed of the first of them.")] = 0,
     pretrain_seeds: Annotated[
         int, typer.Option(help="Pre-trainings of each kind, taken in turn.")
@@ -112,16 +127,25 @@ def experiment(
     OUT gets table.csv and table.md (means over seeds with deviations and 95 % intervals, and
     differences of paired arms), scores.csv (each run), plots and report.md, and each run its run
     directory. Run the same command again to go on where it stopped; more --seeds add runs.
+
+    `protocol` follows --protocol in all its rounds, and leaves the split of the data as it is. Of
+    folds, folds-summed.csv has the figures of their confusion matrices added up, folds-averaged.csv
+    the mean of their figures, and table.csv those of each fold.
     """
     from ..experiments import Choices, Settings, plan_experiment, run_experiment
     from ..experiments.write import describe
+    from ..train.protocol import load_protocol
 
+    followed = None if protocol is None else load_protocol(protocol)
+    if seeds is None:
+        seeds = 5 if followed is None else len(followed.seeds)
     named: dict[str, Any] = {
         "fields": _listed("--fields", fields, int),
         "months": _listed("--months", months, int),
         "ratios": _listed("--ratios", ratios, float),
         "strategies": _listed("--strategies", strategies, str),
         "test_season": test_season,
+        "protocol": followed,
     }
     if dates is not None:
         named["long_dates"], named["short_dates"] = _two("--dates", _listed("--dates", dates, int))
@@ -158,7 +182,7 @@ def experiment(
             progress=progress,
             on_done=lambda step, worked: say(f"{step.out}: {'done' if worked else 'was finished'}"),
         )
-    for line in describe(result.table):
+    for line in describe(result.tables):
         say(line)
     say(f"Report: {result.report}")
 

@@ -14,7 +14,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=(
         "List and show protocols: how a set is split, trained on and judged.\n\n"
-        "`labels split`, `pretrain`, `finetune` and `evaluate` follow one with --protocol NAME."
+        "`labels split`, `pretrain`, `finetune` and `evaluate` follow one with --protocol NAME; "
+        "`experiment protocol` does all of it, for all rounds."
     ),
 )
 

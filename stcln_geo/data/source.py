@@ -265,14 +265,22 @@ class Source:
         return values
 
 
-def open_source(path: str | Path | Location, season: str | None = None) -> Source:
+def open_source(path: str | Path | Location | Source, season: str | None = None) -> Source:
     """Open a season of a cube or stack as a source; by default the only one.
+
+    A source that is open already is given back.
 
     Raises
     ------
     MissingFileError, CubeError
         If there is nothing at the path, or not the season, or none was named among several.
     """
+    if isinstance(path, Source):
+        if season not in (None, path.season):
+            raise CubeError(
+                f"Cannot use {path} as season {season}: one season was opened. Open that one."
+            )
+        return path
     place = location(path)
     name = choose_season(place, season)
     return source_of(open_stack(place, name) if is_stack(place, name) else open_season(place, name))

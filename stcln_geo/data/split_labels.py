@@ -1,4 +1,4 @@
-"""Split the labels of a season of a cube or stack, and store the split in it."""
+"""Split the labels of a season of a cube or stack: in memory, or stored in it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ from ..errors import InputError, LabelError
 from ..legend import Legend
 from ..storage import Location, location
 from .site_split import SiteLists, split_by_fold, split_by_lists, split_by_site
+from .source import Source, source_of
 from .split import check_labelled, field_positions, split_fields
 
-__all__ = ["MissingSites", "SplitReport", "SplitRule", "SplitSpec", "split_labels"]
+__all__ = [
+    "MissingSites",
+    "SplitReport",
+    "SplitRule",
+    "SplitSource",
+    "SplitSpec",
+    "open_split",
+    "split_labels",
+]
 
 SplitRule = Literal["field", "block", "site", "fold"]
 """What is dealt out as a whole."""
@@ -102,13 +111,7 @@ class SplitReport:
         unused = int((self.fields.split == SPLITS["unused"]).sum())
         if unused:
             lines.append(f"{unused} of {len(self.fields)} fields are in no split.")
-        if self.repeated:
-            lines.append(f"{self.repeated} sites are listed more than once, and shown so often.")
-        if self.missing:
-            lines.append(
-                f"{len(self.missing)} of {self.listed} listed sites are not in the stack: "
-                f"{', '.join(self.missing[:5])}{', ...' if len(self.missing) > 5 else ''}"
-            )
+        lines += self.notes()
         lines += [
             f"No field of {entry.name} to {'train' if name == 'train' else 'test'} on."
             for entry in self.legend.classes
@@ -116,6 +119,18 @@ class SplitReport:
             if not ((self.fields.code == entry.code) & (self.fields.split == SPLITS[name])).any()
         ]
         return lines
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what there is to know of the lists, in words."""
+        told = []
+        if self.repeated:
+            told.append(f"{self.repeated} sites are listed more than once, and shown so often.")
+        if self.missing:
+            told.append(
+                f"{len(self.missing)} of {self.listed} listed sites are not in the stack: "
+                f"{', '.join(self.missing[:5])}{', ...' if len(self.missing) > 5 else ''}"
+            )
+        return tuple(told)
 
 
 def split_labels(
@@ -150,12 +165,73 @@ def split_labels(
     name = choose_season(cube, season)
     mode = "r" if dry_run else "r+"
     with contextlib.nullcontext() if dry_run else cube_lock(location(cube)):
-        if is_stack(cube, name):
-            return _split_stack(open_stack(cube, name, mode=mode), spec, dry_run=dry_run)
-        return _split_cube(open_season(cube, name, mode=mode), spec, dry_run=dry_run)
+        opened = _open(location(cube), name, mode=mode)
+        if not dry_run and isinstance(opened, Stack) and opened.fields is None:
+            label_stack(opened)
+            opened = _open(location(cube), name, mode=mode)
+        dealt = _deal(opened, spec)
+        if dry_run:
+            return dealt.report
+        if isinstance(opened, Stack):
+            write_stack_split(opened, dealt.split, dealt.weight)
+        else:
+            write_split(opened, dealt.split)
+        return dealt.report
 
 
-def _split_cube(season: Season, spec: SplitSpec, *, dry_run: bool) -> SplitReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSource:
+    """A season with a split that is in memory alone."""
+
+    source: Source
+    """With the fields, their split, and how often sites are shown."""
+    report: SplitReport
+
+
+def open_split(
+    cube: str | Path | Location, spec: SplitSpec, *, season: str | None = None
+) -> SplitSource:
+    """Open a season of a cube or stack under a split of its own; what is stored stays as it is.
+
+    It equals what `open_source` gives after `split_labels` with the same spec, so that several
+    splits of one cube can be read at the same time.
+
+    Raises
+    ------
+    LabelError
+        If there are no labels, or they cannot be divided so.
+    InputError
+        If the choices do not fit each other, or the season.
+    """
+    name = choose_season(cube, season)
+    opened = _open(location(cube), name, mode="r")
+    dealt = _deal(opened, spec)
+    source = replace(source_of(opened), fields=dealt.report.fields, weight=dealt.weight)
+    return SplitSource(source=source, report=dealt.report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dealt:
+    """A split that is not stored."""
+
+    split: np.ndarray
+    """(F,) uint8 as in ``SPLITS``."""
+    weight: np.ndarray | None
+    """(S,) uint16: how often an epoch of training shows each site; None of a cube."""
+    report: SplitReport
+
+
+def _open(path: Location, season: str, *, mode: str) -> Season | Stack:
+    if is_stack(path, season):
+        return open_stack(path, season, mode=mode)
+    return open_season(path, season, mode=mode)
+
+
+def _deal(opened: Season | Stack, spec: SplitSpec) -> _Dealt:
+    return _deal_stack(opened, spec) if isinstance(opened, Stack) else _deal_cube(opened, spec)
+
+
+def _deal_cube(season: Season, spec: SplitSpec) -> _Dealt:
     fields, legend = check_labelled(season)
     if spec.lists is not None or spec.by in ("site", "fold"):
         what = "lists of sites" if spec.lists is not None else spec.by
@@ -166,23 +242,19 @@ def _split_cube(season: Season, spec: SplitSpec, *, dry_run: bool) -> SplitRepor
     split = _deal_fields(
         fields, spec, positions=field_positions(season) if spec.by == "block" else None
     )
-    if not dry_run:
-        write_split(season, split)
-    return _report(fields, legend, split)
+    return _Dealt(split=split, weight=None, report=_report(fields, legend, split))
 
 
-def _split_stack(stack: Stack, spec: SplitSpec, *, dry_run: bool) -> SplitReport:
+def _deal_stack(stack: Stack, spec: SplitSpec) -> _Dealt:
     if spec.by == "block":
         raise InputError(
             f"Cannot split {stack.path} by block: the sites of a stack are apart from one another "
             "already. Use --by site."
         )
-    fields = stack.fields
-    if fields is None:
-        fields = count_fields(stack) if dry_run else label_stack(stack)
+    fields = count_fields(stack) if stack.fields is None else stack.fields
     legend: Any = stack.legend
     missing: tuple[str, ...] = ()
-    weight, listed, repeated = None, 0, 0
+    weight, listed, repeated = np.ones(len(stack), dtype=np.uint16), 0, 0
     of_site = np.zeros(len(stack), dtype=np.uint8)
     if spec.lists is None and spec.by in (None, "field"):
         split = _deal_fields(fields, spec)
@@ -213,11 +285,10 @@ def _split_stack(stack: Stack, spec: SplitSpec, *, dry_run: bool) -> SplitReport
                 f"the {len(set(ids))} sites under {name} is in it. At least one must be. Use the "
                 "whole set, or another list."
             )
-    if not dry_run:
-        write_stack_split(stack, split, weight)
-    return _report(
+    report = _report(
         fields, legend, split, sites=len(stack), repeated=repeated, missing=missing, listed=listed
     )
+    return _Dealt(split=split, weight=weight, report=report)
 
 
 def _deal_fields(

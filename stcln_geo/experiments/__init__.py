@@ -1,7 +1,7 @@
 """The paper's experiments as commands: arms x seeds, run, judged, put into tables with intervals.
 
-Import order: design, statistics -> settings -> catalogue, steps -> carry_out -> scores, estimate ->
-table, paper -> write -> run.
+Import order: design, statistics -> rounds -> settings -> catalogue, steps -> carry_out -> scores,
+estimate -> table, paper -> pool -> write -> run.
 """
 
 from __future__ import annotations

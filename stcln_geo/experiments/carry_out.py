@@ -35,6 +35,7 @@ Step = PretrainStep | FinetuneStep
 
 _SAVE_MINUTES = 2.0
 _JUDGED_AT_ONCE = 16
+"""Windows of the usual size; a whole site is judged by itself."""
 _WATCH_SECONDS = 2.0
 
 
@@ -88,29 +89,38 @@ def carry_out(step: Step, settings: Settings, *, progress: ProgressHook | None =
             save_every=_SAVE_MINUTES, progress=progress,
         )  # fmt: skip
         return not made.already
+    data = step.open()
     result = finetune(
-        step.cube, step.out, step.config, device=settings.device, workers=settings.workers,
+        data, step.out, step.config, device=settings.device, workers=settings.workers,
         save_every=_SAVE_MINUTES, progress=progress,
     )  # fmt: skip
     worked = not result.already
     for view in step.views:
         if not _is_judged(step, view):
             evaluate_run(
-                step.out, step.cube, season=step.season_of(view),
+                step.out, data, season=step.season_of(view),
                 dates=view.choice(step.season_of(view)), device=settings.device,
-                workers=settings.workers, batch_size=_JUDGED_AT_ONCE, pictures=len(step.views) == 1,
+                workers=settings.workers, batch_size=_at_once(step),
+                pictures=len(step.views) == 1, protocol=step.protocol,
             )  # fmt: skip
             worked = True
     return worked
+
+
+def _at_once(step: FinetuneStep) -> int:
+    """Return how many windows go through the network together when a run is judged."""
+    whole = step.protocol is not None and step.protocol.evaluation.window == "site"
+    return 1 if whole else _JUDGED_AT_ONCE
 
 
 def evaluation_file(step: FinetuneStep, view: View) -> Path:
     """Return where the figures of a run are, of one view."""
     season = step.season_of(view)
     choice = view.choice(season)
+    named = "" if step.protocol is None else f"-{step.protocol.name.replace(':', '-')}"
     other = "" if season == step.season else f"-{step.cube.stem}-{season}"
     cut = "" if choice is None else choice.suffix(season)
-    return step.out / f"evaluation-test{other}{cut}" / "metrics.json"
+    return step.out / f"evaluation-test{named}{other}{cut}" / "metrics.json"
 
 
 def _is_judged(step: FinetuneStep, view: View) -> bool:
@@ -119,6 +129,10 @@ def _is_judged(step: FinetuneStep, view: View) -> bool:
     if not file.is_file():
         return False
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    # A protocol of one's own may judge otherwise than before, under the same name.
+    rule = None if step.protocol is None else step.protocol.evaluation.model_dump(mode="json")
+    if rule != found.get("judged_by"):
+        return False
     return bool(found.get("sha256") == read_metadata(find_checkpoint(step.out)).sha256)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..train.protocol import Protocol, list_protocols
 from .design import Arm, Design, Pair, View, cutoff
+from .rounds import protocol_design
 
 __all__ = ["EXPERIMENTS", "RATIOS", "STRATEGIES", "Choices", "make_design"]
 
@@ -47,6 +49,10 @@ class Choices:
     long_dates: int = 30
     short_dates: int = 12
     """Dates of pre-training, and of fine-tuning and test, of ``short-series``."""
+    protocol: Protocol | None = None
+    """Of ``protocol``: what is followed, in all its rounds."""
+    pretraining: bool = False
+    """Of ``protocol``: True fine-tunes from pre-training too, and compares."""
 
 
 def make_design(name: str, choices: Choices) -> Design:
@@ -61,6 +67,12 @@ def make_design(name: str, choices: Choices) -> Design:
         raise InputError(
             f"Cannot run the experiment {name!r}: there are {', '.join(EXPERIMENTS)}. Name one of "
             "these."
+        )
+    if choices.protocol is not None and name != "protocol":
+        raise InputError(
+            f"Cannot follow the protocol {choices.protocol.name} in the experiment {name}: only "
+            "the experiment protocol follows one. Leave --protocol out, or run `stcln-geo "
+            "experiment protocol`."
         )
     if min(choices.fields, default=1) < 1:
         raise InputError(
@@ -289,6 +301,15 @@ def _cross_year(choices: Choices) -> Design:
     )  # fmt: skip
 
 
+def _protocol(choices: Choices) -> Design:
+    if choices.protocol is None:
+        raise InputError(
+            "Cannot run the experiment protocol without one: there are "
+            f"{', '.join(list_protocols())}, and files of your own. Name one with --protocol."
+        )
+    return protocol_design(choices.protocol, pretraining=choices.pretraining, few=_few(choices))
+
+
 EXPERIMENTS: dict[str, Callable[[Choices], Design]] = {
     "few-labels": _few_labels,
     "early-season": _early_season,
@@ -297,6 +318,7 @@ EXPERIMENTS: dict[str, Callable[[Choices], Design]] = {
     "sta": _sta,
     "short-series": _short_series,
     "cross-year": _cross_year,
+    "protocol": _protocol,
 }
 """Designs by name."""
 

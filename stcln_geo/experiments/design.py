@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import calendar
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..data.dates import DateChoice
 from ..errors import InputError
+from ..train.protocol import Protocol
 
 __all__ = ["Arm", "Design", "Pair", "View"]
 
@@ -44,6 +45,11 @@ class View:
     """At most so many dates; None for all."""
     season: str | None = None
     """Another season than that of the training."""
+    protocol: Protocol | None = None
+    """The protocol, or the round of one, that splits, trains and judges: a view with one has runs
+    of its own."""
+    folder: str = ""
+    """Name of the folder of these runs, in that of their arm; empty for none."""
 
     def choice(self, season: str) -> DateChoice | None:
         """Return which dates are used of a season, given its first day; None for all."""
@@ -105,11 +111,35 @@ class Design:
 
     @property
     def set_keys(self) -> dict[str, set[str]]:
-        """The options that arms set, of ``pretrain`` and of ``finetune``: not to be set for all."""
+        """The options that arms or rounds set, of ``pretrain`` and of ``finetune``.
+
+        They are not to be set for all.
+        """
         return {
-            "pretrain": {key for arm in self.arms for key in (arm.pretrain or {})},
-            "finetune": {key for arm in self.arms for key in arm.finetune},
+            "pretrain": {key for arm in self.arms for key in (arm.pretrain or {})}
+            | self._varied("pretrain"),
+            "finetune": {key for arm in self.arms for key in arm.finetune}
+            | self._varied("finetune"),
         }
+
+    def _varied(self, part: Literal["pretrain", "finetune"]) -> set[str]:
+        """Return the options that are not the same in all rounds of a protocol."""
+        rounds = [
+            dict(_flat(view.protocol.recipe(part)))
+            for view in self.views
+            if view.protocol is not None
+        ]
+        return {
+            key for one in rounds for key in one
+            if any(other.get(key) != one[key] for other in rounds)
+        }  # fmt: skip
+
+    @property
+    def parts(self) -> list[tuple[View, ...]]:
+        """The views that share runs: all of them, but each with a protocol by itself."""
+        shared = tuple(view for view in self.views if view.protocol is None)
+        alone = [(view,) for view in self.views if view.protocol is not None]
+        return [shared, *alone] if shared else list(alone)
 
     def arm(self, name: str) -> Arm:
         """Return an arm by its name."""
@@ -130,3 +160,12 @@ def cutoff(season: str, months: int) -> datetime.date:
     years, month = divmod(begun.month - 1 + months, 12)
     year = begun.year + years
     return datetime.date(year, month + 1, min(begun.day, calendar.monthrange(year, month + 1)[1]))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a recipe by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..cube.contract import SPLITS
+from ..data.chips import plan_windows
+from ..data.source import open_source
+from ..data.split import check_labelled
 from ..errors import InputError
-from ..train.config import TrainConfig
+from ..grid import Lattice
 from ..train.finetune import plan_finetune
 from ..train.plan import TrainingPlan
 from ..train.pretrain import plan_pretrain
+from ..train.protocol import EvaluationSection
 from .carry_out import finished
-from .design import Design
 from .settings import Settings
 from .steps import FinetuneStep, PretrainStep, Steps
 
@@ -64,14 +68,12 @@ class Cost:
         ]
 
 
-def estimate_cost(
-    design: Design, settings: Settings, steps: Steps, *, named_device: str | None = None
-) -> Cost:
+def estimate_cost(settings: Settings, steps: Steps, *, named_device: str | None = None) -> Cost:
     """Try a few steps of each kind of run, and add up; nothing is written.
 
     Kinds of the same network, chips and batch share one measurement. Fine-tuning is tried from
     random weights, which takes as long as from pre-trained ones. Judging is taken as a third of the
-    time of a training step for the same number of chips.
+    time of a training step for as many pixels.
 
     Parameters
     ----------
@@ -88,10 +90,12 @@ def estimate_cost(
     seconds = disk = 0.0
     left = total_steps = 0
     kinds: dict[str, list[int]] = {}
+    names: dict[str, str] = {}
     chips: dict[str, int] = {}
+    tested = _Tested()
     every: tuple[PretrainStep | FinetuneStep, ...] = (*steps.pretrain, *steps.finetune)
     for step in every:
-        key = _kind(step.config)
+        key = _kind(step)
         # A step of one chip is tried where chips are only counted: a batch need not fit here.
         tried = {} if named_device is None else {"batch_size": 1, "accumulate": 1}
         if key not in plans:
@@ -102,7 +106,7 @@ def estimate_cost(
                 )  # fmt: skip
             else:
                 plans[key] = plan_finetune(
-                    step.cube, step.config.model_copy(update={"init": None, **tried}),
+                    step.open(), step.config.model_copy(update={"init": None, **tried}),
                     device=settings.device, workers=settings.workers,
                 )  # fmt: skip
         plan = plans[key]
@@ -113,7 +117,7 @@ def estimate_cost(
             chips[key] = (_AUTO_CHIPS if size == "auto" else size) * step.config.accumulate
             if step.config.epochs is not None:
                 own = max(own // chips[key], 1)
-        views = len(design.views) if isinstance(step, FinetuneStep) else 0
+        views = len(step.views) if isinstance(step, FinetuneStep) else 0
         disk += plan.parameters * 4 * _WEIGHTS_KEPT + _RUN_BYTES + views * _VIEW_BYTES
         if finished(step):
             continue
@@ -121,9 +125,12 @@ def estimate_cost(
         total_steps += own
         per_step = _seconds(plan, named_device, chips=chips[key])
         rounds = own // int(plan.config.validation.every or own)
-        judged = plan.validation_chips * (rounds + views)
+        judged = float(plan.validation_chips * rounds)
+        if isinstance(step, FinetuneStep):
+            judged += sum(tested(step, season) for season in map(step.season_of, step.views))
         seconds += per_step * (own + _FORWARD_SHARE * judged / chips[key])
         kinds.setdefault(key, []).append(own)
+        names.setdefault(key, f"{plan.kind}{_which(step)}")
     return Cost(
         runs=steps.count,
         left=left,
@@ -132,20 +139,56 @@ def estimate_cost(
         disk=int(disk),
         how=tuple(_say_how(plans, named_device)),
         lines_of_kinds=tuple(
-            f"{plans[key].kind}: {len(found)} runs of {found[0]:,} steps, chips of a step "
+            f"{names[key]}: {len(found)} runs of {found[0]:,} steps, chips of a step "
             f"{chips[key]}, {_seconds(plans[key], named_device, chips=chips[key]):.3f} s a step"
             for key, found in kinds.items()
         ),
     )
 
 
-def _kind(config: TrainConfig) -> str:
-    """Return what decides on the time of a step, as a key."""
-    data = config.data
+def _kind(step: PretrainStep | FinetuneStep) -> str:
+    """Return what decides on the time of a run, as a key."""
+    config, data = step.config, step.config.data
+    shown: object = None
+    if config.epochs is not None:
+        # So many passes are more steps where there are more chips.
+        if isinstance(step, PretrainStep):
+            shown = step.config.data.choice
+        else:
+            shown = (step.cube, step.views[0].name, step.config.labels)
     return repr(
         (type(config).__name__, config.steps, config.epochs, config.batch_size, config.accumulate,
-         config.model, data.chip, data.max_dates, config.precision, config.validation)
+         config.model, data.chip, data.max_dates, config.precision, config.validation, shown)
     )  # fmt: skip
+
+
+def _which(step: PretrainStep | FinetuneStep) -> str:
+    """Tell runs of the rounds of a protocol apart, where they have steps of their own."""
+    if step.config.epochs is None or isinstance(step, PretrainStep) or not step.views[0].folder:
+        return ""
+    return f", {step.views[0].title}"
+
+
+class _Tested:
+    """Counts what runs are judged on, in chips of their training; each split of a cube once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def __call__(self, step: FinetuneStep, season: str) -> float:
+        """Return the area of the windows that hold test fields, in chips."""
+        own = season == step.season
+        rule = EvaluationSection() if step.protocol is None else step.protocol.evaluation
+        chip, halo = step.config.data.chip, step.config.data.halo
+        key = repr((step.cube, season, step.split if own else None, rule, chip, halo))
+        if key not in self._known:
+            source = open_source(step.open() if own else step.cube, season)
+            fields, _ = check_labelled(source)
+            side = max(source.shape_yx) if rule.window == "site" else rule.window or chip
+            lattice = Lattice(window=side, halo=halo if rule.halo is None else rule.halo)
+            units = plan_windows(source, fields.split == SPLITS["test"], lattice=lattice)
+            self._known[key] = sum(part.area for unit in units for part in unit.chips)
+        return self._known[key] / chip**2
 
 
 def _seconds(plan: TrainingPlan, named_device: str | None, *, chips: int) -> float:
@@ -181,7 +224,7 @@ def _operations(plan: TrainingPlan) -> float:
 
 def _say_how(plans: dict[str, TrainingPlan], named_device: str | None) -> list[str]:
     here = next(iter(plans.values())).device if plans else "this device"
-    judged = "judging is taken as a third of training, for as many chips"
+    judged = "judging is taken as a third of training, for as many pixels"
     if named_device is None:
         return [f"estimated from the second of two steps of each kind on {here}; {judged}"]
     return [

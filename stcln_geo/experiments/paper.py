@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["PaperNumber", "paper_lines", "read_paper"]
+from ..train.protocol import Protocol
+
+__all__ = ["PaperNumber", "figure_lines", "paper_lines", "read_paper"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,34 @@ def read_paper() -> tuple[PaperNumber, ...]:
 
 def paper_lines(experiment: str) -> list[str]:
     """Return the numbers that stand beside an experiment's, as Markdown; nothing for none."""
-    known = [number for number in read_paper() if experiment in number.experiments]
+    return _lines([number for number in read_paper() if experiment in number.experiments])
+
+
+def figure_lines(protocol: Protocol) -> list[str]:
+    """Return the numbers that a protocol names, in the same form.
+
+    They are of all its rounds, whichever is given.
+    """
+    name = protocol.name.partition(":")[0]
+    return _lines(
+        [
+            PaperNumber(
+                experiments=("protocol",),
+                set=(protocol.dataset or "-").upper(),
+                what=figure.label,
+                protocol=", ".join(part for part in (name, figure.note) if part),
+                source=figure.source,
+                miou=figure.miou,
+                f1=figure.f1,
+                oa=figure.overall_accuracy,
+                gain_miou=None if figure.gain_miou is None else 100 * figure.gain_miou,
+            )
+            for figure in protocol.figures
+        ]
+    )
+
+
+def _lines(known: Sequence[PaperNumber]) -> list[str]:
     if not known:
         return []
     return [

@@ -12,10 +12,12 @@ from .carry_out import Step, carry_out_steps
 from .catalogue import Choices, make_design
 from .design import Design
 from .estimate import Cost, estimate_cost
+from .pool import make_tables
+from .rounds import seeds_of, with_pooling
 from .scores import Score, read_scores
 from .settings import Settings
 from .steps import Steps, plan_steps
-from .table import Table, make_table
+from .table import Table
 from .write import write_results
 
 __all__ = ["Experiment", "ExperimentResult", "plan_experiment", "run_experiment"]
@@ -31,17 +33,23 @@ class Experiment:
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text for people."""
+        design, parts = self.design, self.design.parts
+        rounds = ""
+        if len(parts) > 1:
+            said = "rounds" if self.steps.pooling == "none" else "folds"
+            rounds = f"{len(parts)} {said} ({', '.join(one.name for (one,) in parts)}) x "
         return [
-            f"{self.design.title}. {self.design.question}",
-            f"{len(self.design.arms)} arms ({', '.join(arm.name for arm in self.design.arms)}) x "
-            f"{self.settings.seeds} seeds x {len(self.settings.data)} data sets = "
+            f"{design.title}. {design.question}",
+            f"{len(design.arms)} arms ({', '.join(arm.name for arm in design.arms)}) x {rounds}"
+            f"{len(self.settings.run_seeds)} seeds x {len(self.settings.data)} data sets = "
             f"{len(self.steps.finetune)} fine-tuning runs, each judged "
-            f"{len(self.design.views)} times; {len(self.steps.pretrain)} pre-trainings",
+            f"{len(parts[0])} times; {len(self.steps.pretrain)} pre-trainings",
+            *self.steps.notes,
         ]
 
     def cost(self, *, named_device: str | None = None) -> Cost:
         """Estimate what is left to do; see `estimate_cost`."""
-        return estimate_cost(self.design, self.settings, self.steps, named_device=named_device)
+        return estimate_cost(self.settings, self.steps, named_device=named_device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,10 @@ class ExperimentResult:
 
     report: Path
     table: Table
+    """The first of ``tables``."""
+    tables: tuple[Table, ...]
+    """The strict reading, then the published one where there is one; of folds three of each: their
+    confusion matrices added up, the mean over them, and each."""
     scores: tuple[Score, ...]
 
 
@@ -70,12 +82,21 @@ def plan_experiment(name: str, settings: Settings, choices: Choices | None = Non
         If the name, the choices or the settings do not fit.
     """
     chosen = choices or Choices()
-    season = open_source(settings.data[0], settings.season).season
-    design = make_design(name, replace(chosen, season=season))
+    protocol = chosen.protocol
+    if protocol is not None:
+        chosen = replace(chosen, pretraining=chosen.pretraining or bool(settings.pretrain_data))
+        settings = replace(settings, season=settings.season or protocol.season)
+        if not settings.first_seed:
+            settings = replace(settings, named_seeds=seeds_of(protocol, settings.seeds))
+    else:
+        season = open_source(settings.data[0], settings.season).season
+        chosen = replace(chosen, season=season)
+    design = make_design(name, chosen)
     if name == "cross-year" and not (settings.pretrain_data or settings.pretrain_season):
         # The season to be tested on stays unseen, without labels too.
-        settings = replace(settings, pretrain_season=season)
-    return Experiment(design=design, settings=settings, steps=plan_steps(design, settings))
+        settings = replace(settings, pretrain_season=chosen.season)
+    steps = plan_steps(design, settings)
+    return Experiment(design=with_pooling(design, steps.pooling), settings=settings, steps=steps)
 
 
 def run_experiment(
@@ -96,7 +117,6 @@ def run_experiment(
     """
     carry_out_steps(experiment.steps, experiment.settings, progress=progress, on_done=on_done)
     scores = read_scores(experiment.steps)
-    report = write_results(experiment.design, experiment.settings, experiment.steps, scores)
-    return ExperimentResult(
-        report=report, table=make_table(experiment.design, scores), scores=tuple(scores)
-    )
+    tables = make_tables(experiment.design, scores, experiment.steps.pooling)
+    report = write_results(experiment.design, experiment.settings, experiment.steps, scores, tables)
+    return ExperimentResult(report=report, table=tables[0], tables=tables, scores=tuple(scores))

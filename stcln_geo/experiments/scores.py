@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import MissingFileError
-from ..report.published import PublishedRule, published_metrics
+from ..legend import Legend
+from ..model.checkpoint import find_checkpoint, read_metadata
+from ..report.published import PublishedRule, published_confusion, published_metrics
 from .carry_out import evaluation_file
-from .steps import Steps
+from .steps import FinetuneStep, Steps
 
-__all__ = ["PUBLISHED", "STRICT", "Score", "published_rule", "read_scores"]
+__all__ = [
+    "PUBLISHED",
+    "STRICT",
+    "Counts",
+    "Score",
+    "place_by_names",
+    "published_rule",
+    "read_published",
+    "read_scores",
+]
 
 STRICT = ("macro_miou", "macro_f1", "overall_accuracy", "kappa", "expected_calibration_error")
 """Our figures: every labelled pixel that was seen counts, and classes count alike."""
@@ -61,6 +72,20 @@ class Score:
     """Labelled pixels without a clear date, which have no prediction."""
     note: str
     """What the figures hold for."""
+    counts: Counts | None = field(default=None, compare=False)
+    """What the figures are derived from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Counts:
+    """What one run's figures are derived from, to be added up over folds."""
+
+    confusion: np.ndarray
+    """(K, K) int64, pixels; rows truth, columns prediction."""
+    placed: np.ndarray | None
+    """(P, P) int64: the same in the places of the published codes; None without a rule."""
+    bins: tuple[dict[str, float], ...]
+    """Pixels by confidence, as `Calibration.to_json` gives them."""
 
 
 def read_scores(steps: Steps) -> list[Score]:
@@ -81,8 +106,9 @@ def read_scores(steps: Steps) -> list[Score]:
                     "the same command again: it makes what is not there."
                 )
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            confusion = np.array(found["confusion"], dtype=np.int64)
             names = [str(record["name"]) for record in found["per_class"]]
-            rule, published = _read_published(np.array(found["confusion"]), names)
+            rule, placed = _place(step, confusion, names)
             scores.append(
                 Score(
                     data=step.data, arm=step.arm, view=view.name, seed=step.seed,
@@ -91,8 +117,12 @@ def read_scores(steps: Steps) -> list[Score]:
                         **{name: found[name] for name in STRICT[:-1]},
                         STRICT[-1]: found["calibration"][STRICT[-1]],
                     },
-                    rule=rule, published=published, fields=found["fields"],
+                    rule=rule, published=read_published(rule, placed), fields=found["fields"],
                     pixels=found["pixels"], unseen=found["unseen_pixels"], note=found["note"],
+                    counts=Counts(
+                        confusion=confusion, placed=placed,
+                        bins=tuple(found["calibration"]["bins"]),
+                    ),
                 )
             )  # fmt: skip
     return scores
@@ -110,20 +140,41 @@ def published_rule(names: Sequence[str]) -> PublishedRule | None:
     return None
 
 
-def _read_published(
+def _place(
+    step: FinetuneStep, confusion: np.ndarray, names: Sequence[str]
+) -> tuple[PublishedRule | None, np.ndarray | None]:
+    """Put a confusion matrix in the places of a published set: by its protocol, or by names."""
+    if step.protocol is None or step.protocol.evaluation.metric is None:
+        return place_by_names(confusion, names)
+    rule = step.protocol.evaluation.metric
+    legend = Legend.from_json(str(read_metadata(find_checkpoint(step.out)).legend))
+    values = [entry.value for entry in legend.classes]
+    return rule, published_confusion(confusion, values, rule=rule)
+
+
+def place_by_names(
     confusion: np.ndarray, names: Sequence[str]
-) -> tuple[PublishedRule | None, dict[str, float | None]]:
-    """Score a confusion matrix by the rule of its set, if it is of one."""
+) -> tuple[PublishedRule | None, np.ndarray | None]:
+    """Put a confusion matrix in the places of the set that has these classes, if one has."""
     rule = published_rule(names)
     if rule is None:
-        return None, {}
+        return None, None
     # Into the place that the source gives each class; what has no class here has no pixel.
     place = [_SETS[rule].index(name.casefold()) for name in names]
     whole = np.zeros((len(_SETS[rule]),) * 2, dtype=np.int64)
     whole[np.ix_(place, place)] = confusion
-    found = published_metrics(whole, rule=rule)
+    return rule, whole
+
+
+def read_published(
+    rule: PublishedRule | None, placed: np.ndarray | None
+) -> dict[str, float | None]:
+    """Score a confusion matrix by the rule of its set; nothing without one."""
+    if rule is None or placed is None:
+        return {}
+    found = published_metrics(placed, rule=rule)
     values = (found.miou, found.f1, found.overall_accuracy, found.kappa)
-    return rule, {
+    return {
         name: float(value) if np.isfinite(value) else None
         for name, value in zip(PUBLISHED, values, strict=True)
     }

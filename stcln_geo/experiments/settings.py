@@ -9,7 +9,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..model.device import Device
 from ..train.config import FinetuneConfig, PretrainConfig, load_config
+from ..train.protocol import Protocol
 from .design import Arm, Design
+from .rounds import pretraining_recipe
 
 __all__ = ["Settings"]
 
@@ -38,6 +40,8 @@ class Settings:
     """Season that pre-training sees; by default all."""
     seeds: int = 5
     first_seed: int = 0
+    named_seeds: tuple[int, ...] = ()
+    """Seeds in place of those counted from ``first_seed``, as a protocol names them."""
     pretrain_seeds: int = 1
     """Pre-trainings of each kind; fine-tuning runs take them in turn."""
     preset: str | None = None
@@ -81,9 +85,10 @@ class Settings:
         return self.pretrain_data or self.data
 
     @property
-    def run_seeds(self) -> range:
+    def run_seeds(self) -> tuple[int, ...]:
         """Seeds of the fine-tuning runs."""
-        return range(self.first_seed, self.first_seed + self.seeds)
+        counted = range(self.first_seed, self.first_seed + self.seeds)
+        return self.named_seeds or tuple(counted)
 
     def shared(self, part: str) -> tuple[str, ...]:
         """Return the assignments of ``pretrain`` or ``finetune``, as ``KEY=VALUE``."""
@@ -115,19 +120,34 @@ class Settings:
                         "command say which values are compared."
                     )
 
-    def pretrain_config(self, arm: Arm, *, seed: int) -> PretrainConfig:
-        """Return the recipe of an arm's pre-training."""
+    def pretrain_config(
+        self, arm: Arm, *, seed: int, protocol: Protocol | None = None
+    ) -> PretrainConfig:
+        """Return the recipe of an arm's pre-training; a protocol's settings lie below all others.
+
+        Raises
+        ------
+        InputError
+            If the data do not fit the protocol.
+        """
         own: Mapping[str, object] = arm.pretrain or {}
+        base = None
+        if protocol is not None:
+            base = pretraining_recipe(protocol, data=self.data, streamed=self.streamed)
         return load_config(
             PretrainConfig,
+            base=base,
             overrides={**self._common(), "season": self.pretrain_season, "seed": seed, **own},
             assignments=self.shared("pretrain"),
         )
 
-    def finetune_config(self, arm: Arm, *, seed: int, init: Path | None) -> FinetuneConfig:
-        """Return the recipe of one of an arm's fine-tuning runs."""
+    def finetune_config(
+        self, arm: Arm, *, seed: int, init: Path | None, protocol: Protocol | None = None
+    ) -> FinetuneConfig:
+        """Return the recipe of one of an arm's fine-tuning runs; a protocol's lies below it."""
         return load_config(
             FinetuneConfig,
+            base=None if protocol is None else protocol.recipe("finetune"),
             overrides={
                 **self._common(), "season": self.season, "seed": seed,
                 "init": None if init is None else str(init), **arm.finetune,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,21 @@ from .design import Design
 from .scores import PUBLISHED, STRICT, Score
 from .statistics import Estimate, estimate, estimate_difference
 
-__all__ = ["ALL_DATA", "Row", "Table", "make_table", "scores_csv", "table_csv", "table_markdown"]
+__all__ = [
+    "ALL_DATA",
+    "Row",
+    "Table",
+    "TableKind",
+    "make_table",
+    "mean_of_all",
+    "scores_csv",
+    "table_csv",
+    "table_markdown",
+]
+
+TableKind = Literal["whole", "summed", "averaged", "each"]
+"""What a table is of: ``whole`` of an experiment without folds; else of all folds with their
+confusion matrices ``summed``, of all with their figures ``averaged``, or of ``each`` fold."""
 
 ALL_DATA = "mean of all"
 """Name of the rows over several data sets."""
@@ -36,6 +51,8 @@ class Row:
     view_name: str
     estimates: dict[str, Estimate]
     """By figure."""
+    folds: dict[str, Estimate] = field(default_factory=dict)
+    """Of a mean over folds, by figure: over folds, each with its mean over seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +63,13 @@ class Table:
     """``strict``, or ``published`` with the name of its rule."""
     figures: tuple[str, ...]
     rows: tuple[Row, ...]
+    kind: TableKind = "whole"
+
+    @property
+    def file(self) -> str:
+        """Name of its CSV."""
+        stem = "table" if self.kind in ("whole", "each") else f"folds-{self.kind}"
+        return f"{stem}{'' if self.reading == 'strict' else '-published'}.csv"
 
     def row(self, arm: str, view: str, data: str | None = None) -> Row:
         """Return the row of an arm in a view; by default over all data."""
@@ -84,7 +108,7 @@ def make_table(design: Design, scores: Sequence[Score], *, published: bool = Fal
                     cell = cells.setdefault((score.arm, score.view), {})
                     cell.setdefault(score.seed, []).append(own.get(figure))
             values[figure] = {
-                key: {seed: _mean(found) for seed, found in cell.items()}
+                key: {seed: mean_of_all(found) for seed, found in cell.items()}
                 for key, cell in cells.items()
             }
         for view in design.views:
@@ -118,10 +142,16 @@ def make_table(design: Design, scores: Sequence[Score], *, published: bool = Fal
 
 
 def table_csv(table: Table) -> str:
-    """Write a table as CSV: for each figure count, mean, deviation and both ends."""
+    """Write a table as CSV: for each figure count, mean, deviation and both ends.
+
+    Of a mean over folds also the number of folds and the deviation between them.
+    """
     head = ["data", "row", "kind", "view"]
+    # Two ways to pool never share the name of a column.
+    way = "" if table.kind in ("whole", "each") else f"{table.kind}_"
     for figure in table.figures:
-        head += [f"{figure}_{part}" for part in ("n", "mean", "sd", "low95", "high95")]
+        head += [f"{way}{figure}_{part}" for part in ("n", "mean", "sd", "low95", "high95")]
+        head += [f"{figure}_{part}_over_folds" for part in ("n", "sd") if table.kind == "averaged"]
     lines = []
     for row in table.rows:
         cells: list[object] = [
@@ -133,6 +163,8 @@ def table_csv(table: Table) -> str:
                 found.count,
                 *(_number(v) for v in (found.mean, found.deviation, found.low, found.high)),
             ]
+            if table.kind == "averaged":
+                cells += [row.folds[figure].count, _number(row.folds[figure].deviation)]
         lines.append(cells)
     return _csv([head, *lines])
 
@@ -161,29 +193,36 @@ def scores_csv(scores: Sequence[Score]) -> str:
 def table_markdown(table: Table, *, differences: bool) -> str:
     """Write the means of a table, or its differences, as a Markdown table.
 
-    A cell holds the mean, the standard deviation between seeds, and the 95 % interval.
+    A cell holds the mean, the standard deviation between seeds, and the 95 % interval; of a mean
+    over folds also the standard deviation between folds.
     """
     rows = [row for row in table.rows if row.difference == differences]
     several = len({row.data for row in rows}) > 1
     viewed = not differences and len({row.view for row in rows}) > 1
     head = [*(["data"] if several else []), "difference" if differences else "arm"]
-    head += [*(["view"] if viewed else []), "seeds", *(name.replace("_", " ") for name in
-             table.figures)]  # fmt: skip
+    if viewed:
+        head.append("fold" if table.kind == "each" else "view")
+    head += ["seeds", *(name.replace("_", " ") for name in table.figures)]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [*([row.data] if several else []), row.what, *([row.view] if viewed else [])]
         cells.append(str(max(found.count for found in row.estimates.values())))
-        cells += [say_estimate(row.estimates[name], signed=differences) for name in table.figures]
+        cells += [
+            say_estimate(row.estimates[name], signed=differences, folds=row.folds.get(name))
+            for name in table.figures
+        ]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def say_estimate(found: Estimate, *, signed: bool = False) -> str:
+def say_estimate(found: Estimate, *, signed: bool = False, folds: Estimate | None = None) -> str:
     """Say a mean, with deviation and interval where there are any."""
     if found.mean is None:
         return "-"
     sign = "+" if signed else ""
     text = f"{found.mean:{sign}.{_DIGITS}f}"
+    if folds is not None and folds.deviation is not None:
+        text += f", sd over folds {folds.deviation:.{_DIGITS}f}"
     if found.low is None or found.high is None or found.deviation is None:
         return text
     return (
@@ -192,7 +231,7 @@ def say_estimate(found: Estimate, *, signed: bool = False) -> str:
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
     """Return the mean; None where one value is missing, so that all means are of the same data."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,48 @@ from ..report.arms import Dot, plot_dots, plot_levels
 from ..train.config import to_toml
 from ..train.run_directory import RunDirectory, write_text
 from .design import Design
-from .paper import paper_lines
+from .paper import figure_lines, paper_lines
+from .pool import add_up, average, pooled_design
 from .scores import Score
 from .settings import Settings
-from .steps import Steps
-from .table import Row, Table, by_seed, make_table, scores_csv, table_csv, table_markdown
+from .statistics import Estimate
+from .steps import FinetuneStep, Steps
+from .table import Row, Table, TableKind, by_seed, scores_csv, table_csv, table_markdown
 
 __all__ = ["write_results"]
 
 _AXIS = "macro mIoU on the test fields"
+_POOLED_AXIS = "macro mIoU on the test fields of all folds"
+
+_HEADINGS: dict[TableKind, str] = {
+    "whole": "",
+    "summed": " of all folds, confusion matrices added up",
+    "averaged": " of all folds, mean over folds",
+    "each": " of each fold",
+}
 
 
 def write_results(
-    design: Design, settings: Settings, steps: Steps, scores: Sequence[Score]
+    design: Design,
+    settings: Settings,
+    steps: Steps,
+    scores: Sequence[Score],
+    tables: Sequence[Table],
 ) -> Path:
     """Write all files into the experiment's folder and return the report's path."""
     out = settings.out
-    table = make_table(design, scores)
     write_text(out / "scores.csv", scores_csv(scores))
-    write_text(out / "table.csv", table_csv(table))
-    parts = ["## Figures, strict reading\n", table_markdown(table, differences=False)]
-    if table.differences:
-        parts += ["\n## Differences, strict reading\n", table_markdown(table, differences=True)]
-    if any(score.rule is not None for score in scores):
-        published = make_table(design, scores, published=True)
-        write_text(out / "table-published.csv", table_csv(published))
-        parts += [f"\n## Figures, {published.reading} reading\n",
-                  table_markdown(published, differences=False)]  # fmt: skip
-        if published.differences:
-            parts += [f"\n## Differences, {published.reading} reading\n",
-                      table_markdown(published, differences=True)]  # fmt: skip
-    tables = "".join(part if part.endswith("\n") else f"{part}\n" for part in _spaced(parts))
-    write_text(out / "table.md", tables)
-    pictures = _plot(design, table, scores, out)
+    parts = []
+    for table in tables:
+        write_text(out / table.file, table_csv(table))
+        told = f"{_HEADINGS[table.kind]}, {table.reading} reading"
+        parts.append(f"## Figures{told}\n\n{table_markdown(table, differences=False)}")
+        if table.differences:
+            parts.append(f"## Differences{told}\n\n{table_markdown(table, differences=True)}")
+    text = "\n".join(parts)
+    write_text(out / "table.md", text)
+    pictures = _plot_all(design, tables, scores, out)
+    protocol = design.views[0].protocol
     write_text(
         out / "report.md",
         "\n".join(
@@ -53,8 +63,8 @@ def write_results(
                 *_about(design, settings, steps, scores),
                 "",
                 *(line for name in pictures for line in (f"![{design.title}]({name})", "")),
-                tables,
-                *paper_lines(design.name),
+                text,
+                *(paper_lines(design.name) if protocol is None else figure_lines(protocol)),
                 *_recipes(steps),
                 "",
             ]
@@ -63,11 +73,31 @@ def write_results(
     return out / "report.md"
 
 
-def _spaced(parts: Sequence[str]) -> list[str]:
-    return [f"{part}\n" if part.lstrip("\n").startswith("##") else part for part in parts]
+def _plot_all(
+    design: Design, tables: Sequence[Table], scores: Sequence[Score], out: Path
+) -> list[str]:
+    """Draw the strict reading: of folds first all of them, then each; return the files' names."""
+    strict = [table for table in tables if table.reading == "strict"]
+    first = strict[0]
+    if first.kind == "whole":
+        return _plot(design, first, scores, out)
+    pooled = add_up(scores) if first.kind == "summed" else average(scores)
+    made = _plot(pooled_design(design), first, pooled, out, x_label=_POOLED_AXIS)
+    arms = [arm.name for arm in design.arms]
+    each = [
+        replace(dot, hue=arms.index(row.arm)) for row in strict[-1].rows
+        if not row.difference and row.data == first.rows[0].data
+        and (dot := _dot(row, scores, label=f"{row.view}, {row.what}")) is not None
+    ]  # fmt: skip
+    if each:
+        plot_dots(each, out / "folds.png", x_label=_AXIS, title=f"{design.title}: each fold")
+        made.append("folds.png")
+    return made
 
 
-def _plot(design: Design, table: Table, scores: Sequence[Score], out: Path) -> list[str]:
+def _plot(
+    design: Design, table: Table, scores: Sequence[Score], out: Path, *, x_label: str = _AXIS
+) -> list[str]:
     """Draw the arms, and the differences; return the files' names."""
     data = table.rows[0].data
     means = [row for row in table.rows if row.data == data and not row.difference]
@@ -96,7 +126,7 @@ def _plot(design: Design, table: Table, scores: Sequence[Score], out: Path) -> l
                             label=f"{row.what}, {row.view}" if several else row.what)) is not None
         ]  # fmt: skip
         if dots:
-            plot_dots(dots, out / "arms.png", x_label=_AXIS, title=design.title)
+            plot_dots(dots, out / "arms.png", x_label=x_label, title=design.title)
             made.append("arms.png")
     differences = [
         Dot(label=row.what, mean=found.mean, low=found.low, high=found.high)
@@ -139,8 +169,10 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
               "|---|---|---|---|---|"]  # fmt: skip
     for step in _one_each(steps):
         splits = summaries[step.out].get("splits", {})
+        also = f", {step.views[0].title}" if len(design.parts) > 1 else ""
         lines.append(
-            f"| {step.data}{' (simulated)' if is_simulated(step.cube) else ''} | {step.season} | "
+            f"| {step.data}{' (simulated)' if is_simulated(step.cube) else ''}{also} | "
+            f"{step.season} | "
             + " | ".join(
                 f"{splits[name]['fields']} fields, {splits[name]['pixels']} pixels"
                 for name in ("train", "validation", "test")
@@ -148,11 +180,13 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
             + " |"
         )
     trained = {
-        (step.data, step.arm): summaries[step.out].get("splits", {}).get("train_chosen", {})
+        (step.data, step.views[0].name, step.arm): summaries[step.out]
+        .get("splits", {})
+        .get("train_chosen", {})
         for step in steps.finetune
     }
-    chosen: dict[str, list[str]] = {arm: [] for _, arm in trained}
-    for (_, arm), count in trained.items():
+    chosen: dict[str, list[str]] = {arm: [] for _, _, arm in trained}
+    for (_, _, arm), count in trained.items():
         chosen[arm].append(str(count.get("fields")))
     lines += [
         "",
@@ -160,12 +194,15 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
             f"- {arm.title}: trained on {' and '.join(dict.fromkeys(chosen[arm.name]))} fields"
             for arm in design.arms
         ),
-        f"- {settings.seeds} seeds, from {settings.first_seed}: of fields chosen, first weights "
-        "and order. A seed chooses the same fields in all arms with as many, and the test fields "
-        "are always the same, so differences are paired by seed",
+        f"- {len(settings.run_seeds)} seeds ({', '.join(map(str, settings.run_seeds))}): of fields "
+        "chosen, first weights and order. A seed chooses the same fields in all arms with as many, "
+        f"and the test fields {'of a fold ' if steps.pooling != 'none' else ''}are always the "
+        "same, so differences are paired by seed",
+        *_say_pooling(steps),
         *_say_pretraining(steps, settings),
         "- weights are chosen by all validation fields, whatever the number of training fields",
-        *(f"- {note}" for note in design.notes),
+        *(f"- {note}" for note in (*steps.notes, *design.notes)),
+        *(f"- source of the protocol: {source}" for source in _sources(design)),
         *(f"- {note}" for note in dict.fromkeys(score.note for score in scores)),
         "- strict reading: every labelled test pixel that was seen counts; macro figures are means "
         "over classes",
@@ -188,15 +225,44 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
     return lines
 
 
+def _sources(design: Design) -> tuple[str, ...]:
+    protocol = design.views[0].protocol
+    return () if protocol is None else protocol.sources
+
+
+def _say_pooling(steps: Steps) -> list[str]:
+    """Say how folds come together."""
+    if steps.pooling == "none":
+        return []
+    summed = (
+        "- confusion matrices added up: of each seed those of all folds become one matrix, and "
+        "figures are derived from it. The authors of PASTIS score so"
+    )
+    if steps.pooling == "mean":
+        summed = (
+            "- confusion matrices are not added up: test parts of rounds overlap, so that pixels "
+            "would count twice, or rounds have other classes"
+        )
+    return [
+        summed,
+        "- mean over folds: of each seed the mean of the folds' figures. Sd over folds is between "
+        "folds, each with its mean over seeds; there is no interval over folds, as their training "
+        "parts overlap",
+    ]
+
+
 def _say_pretraining(steps: Steps, settings: Settings) -> list[str]:
     if not steps.pretrain:
         return []
     shown = RunDirectory(steps.pretrain[0].out).environment().get("cubes", [])
     places = {(cube["cube"], cube["season"]) for cube in shown}
+    kinds = dict.fromkeys(step.out.parent.name for step in steps.pretrain)
+    chosen = [f"sites of pre-training by round: {', '.join(kinds)}"] if len(kinds) > 1 else []
     return [
         "- pre-training, without labels, on the seasons of these cubes and stacks: "
         + ", ".join(f"{Path(cube).name} {season}" for cube, season in sorted(places))
-        + f"; {len(steps.pretrain)} in all, {settings.pretrain_seeds} of each kind"
+        + f"; {len(steps.pretrain)} in all, {settings.pretrain_seeds} of each kind",
+        *(f"- {told}" for told in chosen if steps.finetune[0].protocol is not None),
     ]
 
 
@@ -205,7 +271,12 @@ def _recipes(steps: Steps) -> list[str]:
     lines = ["## Options", "", "Of the first seed of each arm; each run's are in its config.toml."]
     seen: set[str] = set()
     runs: list[tuple[str, Any]] = [(f"{step.out.parent.name}", step) for step in steps.pretrain]
-    runs += [(step.arm, step) for step in steps.finetune]
+    # Folds differ in what they are shown; variants of one another in their options too.
+    named = steps.pooling == "none" and any(step.views[0].folder for step in steps.finetune)
+    runs += [
+        (f"{step.arm}, {step.views[0].title}" if named else step.arm, step)
+        for step in steps.finetune
+    ]
     for name, step in runs:
         kind = "pre-training" if step in steps.pretrain else "fine-tuning"
         if (key := f"{kind}, {name}") in seen:
@@ -217,9 +288,10 @@ def _recipes(steps: Steps) -> list[str]:
     return lines
 
 
-def _one_each(steps: Steps) -> list[Any]:
-    """Return the first step of each data set."""
-    return list({step.data: step for step in reversed(steps.finetune)}.values())[::-1]
+def _one_each(steps: Steps) -> list[FinetuneStep]:
+    """Return the first step of each data set, and of each round in it."""
+    found = {(step.data, step.views[0].name): step for step in reversed(steps.finetune)}
+    return list(found.values())[::-1]
 
 
 def is_simulated(cube: Path) -> bool:
@@ -234,15 +306,30 @@ def is_simulated(cube: Path) -> bool:
     return any(item.get("collection") == COLLECTION for item in items)
 
 
-def describe(table: Table) -> list[str]:
+def describe(tables: Sequence[Table]) -> list[str]:
     """Say the macro mIoU of each row in a line; of several data sets, the mean over them."""
-    figure = table.figures[0]
     lines = []
-    for row in table.rows:
-        found = row.estimates[figure]
-        if found.mean is None or row.data != table.rows[0].data:
+    for table in tables:
+        figure = table.figures[0]
+        if table.reading != "strict":
             continue
-        span = "" if found.low is None else f", 95 % interval {found.low:.4f} to {found.high:.4f}"
-        view = f", {row.view}" if row.view else ""
-        lines.append(f"{row.what}{view}: {figure} {found.mean:.4f}{span}")
+        for row in table.rows:
+            found = row.estimates[figure]
+            if found.mean is None or row.data != table.rows[0].data:
+                continue
+            if table.kind == "each" and row.difference:
+                continue
+            lines.append(f"{row.what}{_which(table, row)}: {figure} {found.mean:.4f}{_span(found)}")
     return lines
+
+
+def _which(table: Table, row: Row) -> str:
+    if table.kind == "summed":
+        return ", all folds, confusion matrices added up"
+    if table.kind == "averaged":
+        return ", all folds, mean over folds"
+    return f", {row.view}" if row.view else ""
+
+
+def _span(found: Estimate) -> str:
+    return "" if found.low is None else f", 95 % interval {found.low:.4f} to {found.high:.4f}"

@@ -24,6 +24,8 @@ class Dot:
     values: tuple[float, ...] = ()
     place: float | None = None
     """Where it lies on the horizontal axis of `plot_levels`; by default one after the other."""
+    hue: int | None = None
+    """Number of its colour in `plot_dots`; by default that of its row."""
 
 
 def plot_levels(
@@ -95,7 +97,8 @@ def plot_dots(
         if zero:
             axes.axvline(0.0, color=INK, linewidth=1.0)
         for row, dot in enumerate(dots):
-            color = LINES[0 if zero else row % len(LINES)]
+            hue = row if dot.hue is None else dot.hue
+            color = LINES[0 if zero else hue % len(LINES)]
             if dot.low is not None and dot.high is not None:
                 axes.plot([dot.low, dot.high], [row, row], color=color, linewidth=2.0)
             axes.plot(dot.values, [row] * len(dot.values), "o", color=color, markersize=3.5,

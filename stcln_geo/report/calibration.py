@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,24 @@ class Calibration:
         """
         bins = len(self.count)
         confidence = np.asarray(confidence, dtype=np.float64)
-        edges = np.linspace(0, 1, bins + 1)
-        place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+        place = self._place(confidence)
         self.count += np.bincount(place, minlength=bins)
         self.right += np.bincount(place[right], minlength=bins)
         self.confidence += np.bincount(place, weights=confidence, minlength=bins)
+
+    def add_bins(self, bins: Sequence[Mapping[str, float]]) -> None:
+        """Count the pixels of bins as `to_json` gave them, of as many bins as here."""
+        for row in bins:
+            place = self._place(np.array([row["confidence"]]))
+            self.count[place] += int(row["pixels"])
+            self.right[place] += round(row["pixels"] * row["right"])
+            self.confidence[place] += row["pixels"] * row["confidence"]
+
+    def _place(self, confidence: np.ndarray) -> np.ndarray:
+        """Return the bin of each confidence."""
+        bins = len(self.count)
+        edges = np.linspace(0, 1, bins + 1)
+        return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
 
     @property
     def error(self) -> float | None:

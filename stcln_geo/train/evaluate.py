@@ -54,7 +54,7 @@ _DEFAULT_HALO = 4
 
 def evaluate_run(
     run_or_checkpoint: str | Path,
-    cube: str | Path,
+    cube: str | Path | Source,
     *,
     season: str | None = None,
     split: SplitName = "test",
@@ -75,6 +75,8 @@ def evaluate_run(
 
     Parameters
     ----------
+    cube
+        A cube or stack with labels and a split; or a source that was opened with one.
     protocol
         Judge by its windows, and count by its rule besides ours; ``evaluation-<split>-<protocol>/``
         is then written.
@@ -122,6 +124,7 @@ def evaluate_run(
         hold_for=plan.hold_for,
         folder=_folder(plan),
         protocol=plan.protocol,
+        judged_by=plan.judged_by,
         published=_count_as_published(scores.confusion, plan),
     )
     if evaluation.folder is not None:
@@ -134,7 +137,7 @@ def evaluate_run(
 
 def plan_evaluation(
     run_or_checkpoint: str | Path,
-    cube: str | Path,
+    cube: str | Path | Source,
     *,
     season: str | None = None,
     split: SplitName = "test",
@@ -174,6 +177,7 @@ def plan_evaluation(
         hold_for=figures_hold_for(fields, split),
         protocol=None if protocol is None else protocol.name,
         metric=rule.metric,
+        judged_by=None if protocol is None else rule.model_dump(mode="json"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,8 @@ class EvaluationPlan:
     """The protocol by which it is judged."""
     metric: PublishedRule | None = None
     """A published rule of counting, besides ours."""
+    judged_by: Mapping[str, Any] | None = None
+    """The protocol's windows and rule as it names them."""
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text for people."""
@@ -111,6 +113,8 @@ class Evaluation:
     """What is not counted, in words."""
     protocol: str | None = None
     """The protocol by which it was judged."""
+    judged_by: Mapping[str, Any] | None = None
+    """The protocol's windows and rule as it names them."""
     published: PublishedMetrics | None = None
     """The same pixels, counted by a published rule."""
     dates: DateChoice | None = None
@@ -207,6 +211,7 @@ class Evaluation:
             },
             "ignored": self.ignored,
             "protocol": self.protocol,
+            "judged_by": None if self.judged_by is None else dict(self.judged_by),
             "published": None
             if self.published is None
             else {

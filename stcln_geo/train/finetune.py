@@ -75,7 +75,7 @@ class _Prepared:
 
 
 def finetune(
-    cube: str | Path,
+    cube: str | Path | Source,
     out: str | Path,
     config: FinetuneConfig,
     *,
@@ -95,7 +95,8 @@ def finetune(
     Parameters
     ----------
     cube
-        A cube or stack with labels and a split.
+        A cube or stack with labels and a split; or a source that was opened with one, as
+        `open_split` does.
     out
         The run directory.
     workers
@@ -124,7 +125,7 @@ def finetune(
 
 
 def _finetune(
-    cube: str | Path,
+    cube: str | Path | Source,
     run: RunDirectory,
     config: FinetuneConfig,
     *,
@@ -213,7 +214,7 @@ def _finetune(
 
 
 def plan_finetune(
-    cube: str | Path,
+    cube: str | Path | Source,
     config: FinetuneConfig,
     *,
     device: Device = "auto",
@@ -240,7 +241,7 @@ def plan_finetune(
 
 
 def _prepare(
-    cube: str | Path,
+    cube: str | Path | Source,
     config: FinetuneConfig,
     *,
     device: Device,

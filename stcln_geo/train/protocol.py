@@ -20,8 +20,8 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..cube.stack import Stack, is_stack, open_stack, published_list
-from ..cube.store import choose_season
+from ..cube.stack import is_stack, open_stack, published_list
+from ..cube.store import choose_season, list_seasons
 from ..data.site_split import SiteLists
 from ..data.split_labels import SplitRule, SplitSpec
 from ..errors import InputError, MissingFileError
@@ -199,9 +199,8 @@ class Protocol(_Table):
             If a published list is not there.
         """
         self._check_round()
+        self._check_dataset(data)
         season = choose_season(data, season or self.season)
-        stack = open_stack(data, season) if is_stack(data, season) else None
-        self._check_dataset(stack, data)
         split = self.split
         if split is None:
             return None
@@ -236,9 +235,12 @@ class Protocol(_Table):
                 f"Name one, as in {self.name}:{self.rounds[0].name}."
             )
 
-    def _check_dataset(self, stack: Stack | None, data: str | Path | Location) -> None:
+    def _check_dataset(self, data: str | Path | Location) -> None:
         if self.dataset is None:
             return
+        # Of any season: that it is another set says more than that it has other seasons.
+        seasons = list_seasons(data)
+        stack = open_stack(data, seasons[0]) if seasons and is_stack(data, seasons[0]) else None
         found = None if stack is None else stack.attrs.get("dataset")
         if found != self.dataset:
             what = "a cube" if stack is None else f"a stack of {found or 'no published set'}"

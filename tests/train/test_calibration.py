@@ -89,6 +89,20 @@ def test_the_error_is_that_of_torchmetrics() -> None:
     assert Calibration().error is None
 
 
+def test_parts_that_were_written_come_together_as_if_counted_at_once() -> None:
+    generator = np.random.default_rng(4)
+    confidence, right = generator.random(607) ** 0.5, generator.random(607) < 0.7
+    whole, summed = Calibration(), Calibration()
+    whole.add(confidence, right)
+    for part in np.split(np.arange(607), [100, 101, 350]):
+        one = Calibration()
+        one.add(confidence[part], right[part])
+        summed.add_bins(json.loads(json.dumps(one.to_json())))
+    assert summed.count.tolist() == whole.count.tolist()
+    assert summed.right.tolist() == whole.right.tolist()
+    assert summed.error == pytest.approx(whole.error, abs=1e-12)
+
+
 def test_a_run_fits_stores_and_reports(small_cube: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     finetune(small_cube, run, load_config(FinetuneConfig, overrides=SMALL))

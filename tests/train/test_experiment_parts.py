@@ -24,11 +24,19 @@ from stcln_geo.experiments import EXPERIMENTS, Choices, Settings, plan_experimen
 from stcln_geo.experiments.catalogue import STRATEGIES, make_design
 from stcln_geo.experiments.design import Arm, Design, Pair, View, cutoff
 from stcln_geo.experiments.paper import paper_lines, read_paper
-from stcln_geo.experiments.scores import PUBLISHED, STRICT, Score, _read_published, published_rule
+from stcln_geo.experiments.scores import (
+    PUBLISHED,
+    STRICT,
+    Score,
+    place_by_names,
+    published_rule,
+    read_published,
+)
 from stcln_geo.experiments.statistics import estimate, estimate_difference
 from stcln_geo.experiments.table import ALL_DATA, make_table, scores_csv, table_csv, table_markdown
 from stcln_geo.grid import Lattice
 from stcln_geo.report.published import published_metrics
+from stcln_geo.train.protocol import load_protocol
 
 SEASON = "2018-09-01"
 
@@ -132,8 +140,9 @@ def test_cut_offs_are_whole_months_after_the_first_day(season, months, expected)
 
 def test_every_experiment_compares_arms_that_differ_in_one_thing():
     choices = Choices(season=SEASON, test_season="2019-09-01", fields=(3,))
+    followed = replace(choices, protocol=load_protocol("pastis-official"), pretraining=True)
     for name in EXPERIMENTS:
-        design = make_design(name, choices)
+        design = make_design(name, followed if name == "protocol" else choices)
         assert design.name == name
         for pair in design.pairs:
             first, second = design.arm(pair.first[0]), design.arm(pair.second[0])
@@ -344,12 +353,13 @@ def test_a_stack_of_a_published_set_is_read_by_its_rule():
     confusion = generator.integers(0, 50, (19, 19))
     whole = np.zeros((20, 20), dtype=np.int64)
     whole[:19, :19] = confusion
-    rule, found = _read_published(confusion, names)
+    rule, placed = place_by_names(confusion, names)
+    found = read_published(rule, placed)
     expected = published_metrics(whole, rule="pastis")
     assert rule == "pastis"
     assert found["miou"] == pytest.approx(expected.miou)
     # Background left out of training: its class is missing, and stays without a pixel.
-    _, without = _read_published(confusion[1:, 1:], names[1:])
+    without = read_published(*place_by_names(confusion[1:, 1:], names[1:]))
     whole[0], whole[:, 0] = 0, 0
     assert without["f1"] == pytest.approx(published_metrics(whole, rule="pastis").f1)
 
