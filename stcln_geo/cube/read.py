@@ -74,6 +74,12 @@ _GDAL_OPTIONS = {
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
 }
+_ASK_AGAIN_SECONDS = 3600.0
+_MOST_KNOWN = 50_000
+_leads_to: dict[tuple[str, tuple[str, ...], tuple[str, ...]], tuple[float, str]] = {}
+"""When, and where, addresses were found to lead in this process: tasks read the same files and need
+not ask each time. Forgotten at a failure, and after an hour."""
+
 _failed: Counter[str] = Counter()
 """Failed reads of each address in this process: GDAL remembers failures, and must not."""
 
@@ -129,7 +135,6 @@ class AssetReader:
         self._access = access or Access()
         self._pause = pause
         self._tokens = Tokens(self._access)
-        self._final: dict[str, str] = {}
         self.reads = 0
         """Asset windows read so far."""
 
@@ -174,6 +179,7 @@ class AssetReader:
                 kind = _kind_of(reason)
                 failures[kind] += 1
                 _failed[href] += 1
+                _leads_to.pop(self._asked(href), None)
                 if failures[kind] >= _most_attempts(kind, href):
                     raise AssetReadError(href, kind, failures.total(), reason[:500]) from error
                 self._prepare_retry(href, kind, reason, failures.total())
@@ -187,13 +193,20 @@ class AssetReader:
         if signed != href:
             # Signed addresses change; where they lead is settled by their host.
             return follow_redirects(signed, self._access)
-        if href not in self._final:
-            self._final[href] = follow_redirects(href, self._access)
-        return self._final[href]
+        known = _leads_to.get(self._asked(href))
+        if known is None or time.monotonic() - known[0] > _ASK_AGAIN_SECONDS:
+            known = time.monotonic(), follow_redirects(href, self._access)
+            if len(_leads_to) >= _MOST_KNOWN:
+                _leads_to.clear()
+            _leads_to[self._asked(href)] = known
+        return known[1]
+
+    def _asked(self, href: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        """Return what the answer of `follow_redirects` depends on."""
+        return href, self._access.allow_hosts, self._access.direct_hosts
 
     def _prepare_retry(self, href: str, kind: FailureKind, reason: str, failed: int) -> None:
         """Wait as long as the host asks for, or a little longer each time; renew what is stale."""
-        self._final.pop(href, None)
         if kind == "denied":
             self._tokens.forget(href)
         pause = self._pause * 2 ** (failed - 1) * (1 + random.random() / 4)

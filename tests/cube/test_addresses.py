@@ -15,6 +15,7 @@ import yaml
 
 from stcln_geo.catalog import Access, Catalog, load_catalog
 from stcln_geo.cli.main import invoke
+from stcln_geo.cube import read
 from stcln_geo.cube.addresses import (
     asset_access,
     check_address,
@@ -134,6 +135,37 @@ def test_redirects_to_where_an_asset_may_not_be_are_not_followed(web: Any, targe
         reader.read(f"{url}/to?{target}", grid)
     assert (error.value.kind, error.value.attempts) == ("denied", 1)
     assert all(path.startswith("/to?") for path in asked)
+
+
+def test_a_process_asks_once_where_an_asset_leads(
+    planted: Any, web: Any, monkeypatch: pytest.MonkeyPatch
+):
+    url, _ = web
+    grid = geobox_from_window(Window(0, 0, 4, 4), crs="EPSG:32631", resolution=10)
+    asked = []
+
+    def follow(href: str, access: Access) -> str:
+        asked.append(href)
+        return follow_redirects(href, access)
+
+    monkeypatch.setattr(read, "follow_redirects", follow)
+    href, access = f"{url}/to?/archive/S2_1_red.tif", Access(allow_hosts=("127.0.0.1",))
+    for _ in range(2):
+        AssetReader(access, pause=0).read(href, grid)
+    assert asked == [href]
+    # Who allows less does not profit from what another was told.
+    with pytest.raises(AssetReadError, match="private host"):
+        AssetReader(FAR, pause=0).read(href, grid)
+    assert asked == [href] * 2
+    # A failure is a reason to ask again.
+    file = planted.folder / "S2_2_red.tif"
+    file.rename(planted.folder / "away.tif")
+    other = href.replace("S2_1", "S2_2")
+    with pytest.raises(AssetReadError, match="gone"):
+        AssetReader(access, pause=0).read(other, grid)
+    (planted.folder / "away.tif").rename(file)
+    AssetReader(access, pause=0).read(other, grid)
+    assert asked[2:] == [other] * 2
 
 
 def test_redirects_that_turn_in_circles_end(web: Any):
