@@ -6,7 +6,7 @@ Bands are matched by name, never by position. `model.transfer` does the same wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def choose_bands(
         band_indices(source, wanted, wanted_by="model.bands")
     if init is None:
         return BandChoice(bands=wanted or source.bands)
-    return _match(source.bands, wanted, init, data="cube")
+    return _match(source.bands, wanted, init, data="cube", lacking="The cube lacks")
 
 
 def choose_shared_bands(
@@ -81,13 +81,17 @@ def choose_shared_bands(
         If the checkpoint knows none of the bands.
     """
     shared_bands(sources, wanted)
-    common, said = shared_bands(sources)
-    choice = _match(common, wanted, init, data="data")
-    return replace(choice, notes=(*(said if wanted is None else ()), *choice.notes))
+    common, _ = shared_bands(sources)
+    return _match(common, wanted, init, data="data", lacking="Not all data have")
 
 
 def _match(
-    available: tuple[str, ...], wanted: tuple[str, ...] | None, init: CheckpointInfo, *, data: str
+    available: tuple[str, ...],
+    wanted: tuple[str, ...] | None,
+    init: CheckpointInfo,
+    *,
+    data: str,
+    lacking: str,
 ) -> BandChoice:
     """Choose among the bands of the ``data`` by those of a checkpoint."""
     bands = wanted or tuple(band for band in init.bands if band in available)
@@ -102,8 +106,8 @@ def _match(
     absent = [band for band in init.bands if band not in available]
     if absent:
         notes.append(
-            f"The {data} {'lacks' if data == 'cube' else 'lack'} {', '.join(absent)}, which the "
-            "checkpoint knows: the encoder begins as if these bands were always at their mean."
+            f"{lacking} {', '.join(absent)}, which the checkpoint knows: the encoder begins as if "
+            "these bands were always at their mean."
         )
     unused = [band for band in available if band not in (*bands, *init.bands)]
     if wanted is None and unused:
