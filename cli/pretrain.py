@@ -18,6 +18,10 @@ def pretrain(
         typer.Argument(metavar="CUBE_OR_ARCHIVE...", help="Cubes, stacks and archives, mixed."),
     ],
     out: Annotated[Path, typer.Option(help="The run directory.")],
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint or run to go on from. Default: random weights."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Size of the network: tiny, base (default) or large.")
     ] = None,
@@ -137,6 +141,7 @@ def pretrain(
                 season=season,
                 memory=memory,
             ),
+            "init": str(init) if init is not None else None,
             "data.bad_chunks": bad_chunks,
             "data.max_bad_fraction": max_bad_fraction,
             "data.allow_amplification": allow_amplification,

@@ -19,7 +19,7 @@ from .export import export_checkpoint
 from .masking import MaskStrategy, draw_mask, hideable, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
 from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for, probabilities
-from .transfer import load_encoder_into
+from .transfer import load_encoder_into, load_pretrainer_into
 
 __all__ = [
     "WAVELENGTH_GROUPS",
@@ -42,6 +42,7 @@ __all__ = [
     "hideable",
     "load_encoder_into",
     "load_model",
+    "load_pretrainer_into",
     "make_mask",
     "masked_loss",
     "positions_for",

@@ -189,9 +189,10 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         f"- {training['kind']}: {training['steps']} steps of {training['chips_per_step']} chips, "
         f"of {training['chips']}; these weights are those of step {training['best_step']}, "
         f"{training['weights']}",
-        f"- network: {network['mode']} mode, widths {network['widths']}, {network['layers']} "
-        f"layers, {network['heads']} heads, dropout {network['dropout']}",
-        f"- begun from: {begun['path'] if begun else 'random weights'}",
+        f"- network: {network['mode']} mode, positions as {network['positions']}, widths "
+        f"{network['widths']}, {network['layers']} layers, {network['heads']} heads, dropout "
+        f"{network['dropout']}",
+        f"- begun from: {_say_begun(begun) if begun else 'random weights'}",
         *(_masking_line(training["masking"]) if training["masking"] else ()),
         f"- {training['device']}, {training['precision']}, {training['seconds']:.0f} s; "
         + ", ".join(f"{key} {value}" for key, value in training["packages"].items() if value),
@@ -200,6 +201,14 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         "All options are in `config.toml`, the loss of each step in `steps.jsonl`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _say_begun(begun: dict[str, Any]) -> str:
+    """Name the checkpoint begun from; those of earlier versions tell less of it."""
+    told = [begun["kind"], f"sha256 `{begun['sha256'][:16]}`"]
+    if "positions" in begun:
+        told += [f"{begun['mode']} mode", f"positions as {begun['positions']}", begun["source"]]
+    return f"{begun['path']} ({', '.join(told)})"
 
 
 def _masking_line(masking: dict[str, Any]) -> tuple[str]:

@@ -64,8 +64,10 @@ class ModelSection(_Section):
     bands: tuple[str, ...] | None = None
     """Common STAC names; by default all bands of the cube, or those of the checkpoint."""
     mode: Mode | None = None
-    """By default ``geo``, or that of the checkpoint begun from."""
+    """By default ``geo``; fine-tuning takes that of the checkpoint begun from."""
     positions: Positions | None = None
+    """By default ``days`` in ``geo`` mode, else ``index``; fine-tuning takes those of the
+    checkpoint begun from."""
     sta: bool | None = None
     """False: without the spatiotemporal attention. By default with it, or as the checkpoint."""
     widths: tuple[int, int] | None = None
@@ -285,8 +287,10 @@ class TrainConfig(_Section):
 
 
 class PretrainConfig(TrainConfig):
-    """The recipe of masked pre-training."""
+    """The recipe of masked pre-training, from a checkpoint or from scratch."""
 
+    init: str | None = None
+    """Checkpoint whose encoder to begin from; of a pre-training, also its reconstruction."""
     masking: MaskingSection = MaskingSection()
     data: PretrainDataSection = PretrainDataSection()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
-from ..model.transfer import load_encoder_into
+from ..model.transfer import check_sizes, load_encoder_into
 from .classes import ClassChoice, choose_classes
 from .config import FinetuneConfig, LabelsSection, settle, to_toml
 from .finetune_task import FinetuneTask, make_lookup
@@ -44,7 +43,14 @@ from .plan import (
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
-from .start import check_freeze, choose_bands
+from .start import (
+    check_apart,
+    check_freeze,
+    choose_bands,
+    describe_init,
+    lacks_statistics,
+    say_season_start,
+)
 from .task import step_seed
 from .temperature import calibrate
 from .trackers import TrackerName, check_trackers
@@ -138,6 +144,8 @@ def _finetune(
     ranks: Ranks,
 ) -> RunResult:
     prepared = _prepare(cube, config, device=device, ranks=ranks, run=None if overwrite else run)
+    if overwrite:
+        check_apart(prepared.init, run.path)
     environment = describe_environment(
         [prepared.source], device=prepared.device, precision=prepared.precision, labels=True
     )
@@ -193,7 +201,7 @@ def _finetune(
                 "trained": "finetune",
                 "seed": prepared.config.seed,
                 "cubes": environment["cubes"],
-                "init": _describe_init(prepared.init),
+                "init": describe_init(prepared.init),
                 "splits": counts,
             },
         },
@@ -262,6 +270,8 @@ def _prepare(
         classes=len(classes.legend),
         base=init.config if init is not None else None,
     )
+    if init is not None:
+        check_sizes(init, network)
     chosen = few_label_fields(
         fields,
         fields_per_class=config.labels.fields_per_class,
@@ -312,11 +322,7 @@ def _prepare(
             "No validation fields: the last weights count as the best, nothing stops early, and "
             "confidence is not calibrated."
         )
-    if init is not None and init.season_start not in (None, source.season[5:]):
-        notes.append(
-            f"The checkpoint counts days from {init.season_start}, this season from "
-            f"{source.season[5:]}: what it learnt about dates is shifted."
-        )
+    notes += say_season_start(source.season, init)
     return _Prepared(
         source=source,
         fields=fields,
@@ -392,10 +398,8 @@ def _make_task(
         network = Stcln(prepared.network)
     report: tuple[str, ...] = ()
     if begin:
-        # The checkpoint brings its own mean and deviation, unless it was published without; a band
-        # that it never saw has none there.
         init = prepared.init
-        if init is None or init.published or set(prepared.network.bands) - set(init.bands):
+        if lacks_statistics(prepared.network.bands, init):
             statistics = band_statistics(prepared.dataset, seed=config.seed)
             network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
         if init is not None:
@@ -461,9 +465,3 @@ def _say_counts(prepared: _Prepared) -> str:
 
 def _names(legend: Legend | None) -> list[str]:
     return [] if legend is None else list(legend.names)
-
-
-def _describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:
-    if init is None:
-        return None
-    return {"path": str(init.path), "sha256": init.sha256, "kind": init.kind}

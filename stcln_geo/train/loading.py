@@ -17,7 +17,9 @@ from ..data.corpus import MOST_AMPLIFICATION, Corpus, open_sources, plan_corpus
 from ..data.stream import OrderedStream, ProblemLog, TrainingStream
 from ..data.weights import weigh_units
 from ..errors import InputError
+from ..model.checkpoint import CheckpointInfo
 from .config import PretrainConfig
+from .start import BandChoice, choose_shared_bands
 
 __all__ = ["Loading", "hold_out", "load_problems", "plan_loading", "read_problems"]
 
@@ -38,6 +40,8 @@ class Loading:
     """What is judged on."""
     weights: np.ndarray | None
     """(U,) how often an epoch shows each unit of ``dataset``; None for once each."""
+    choice: BandChoice | None = None
+    """How the bands were chosen by those of a checkpoint; None where the run begins from none."""
 
     @property
     def epoch_chips(self) -> int:
@@ -48,7 +52,7 @@ class Loading:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say of the data."""
-        return self.corpus.notes
+        return (*self.corpus.notes, *(self.choice.notes if self.choice is not None else ()))
 
     @property
     def trained_days(self) -> tuple[int, int]:
@@ -155,13 +159,18 @@ class Loading:
         return int((plan.chips_per_unit * pixel_bytes[plan.season]).max()) * plan.chip**2
 
 
-def plan_loading(cubes: Sequence[str | Path], config: PretrainConfig) -> Loading:
+def plan_loading(
+    cubes: Sequence[str | Path], config: PretrainConfig, *, init: CheckpointInfo | None = None
+) -> Loading:
     """Open what a run streams from and plan its chips; no pixel is read.
 
     Parameters
     ----------
     cubes
         Cubes, stacks and archives.
+    init
+        The checkpoint begun from: its bands are used, as far as all data have them, unless the
+        recipe names others.
     """
     if not cubes:
         raise InputError(
@@ -169,11 +178,15 @@ def plan_loading(cubes: Sequence[str | Path], config: PretrainConfig) -> Loading
             "with 'stcln-geo cube build', or an archive with 'stcln-geo archive create'."
         )
     options = config.data
+    sources = open_sources(cubes, season=config.season)
+    choice = None
+    if init is not None:
+        choice = choose_shared_bands(sources, config.model.bands, init)
     corpus = plan_corpus(
-        open_sources(cubes, season=config.season),
+        sources,
         chip=options.chip,
         memory=options.memory,
-        bands=config.model.bands,
+        bands=config.model.bands if choice is None else choice.bands,
         min_clear=options.min_clear,
         most_amplification=None if options.allow_amplification else MOST_AMPLIFICATION,
         choice=options.choice,
@@ -196,7 +209,14 @@ def plan_loading(cubes: Sequence[str | Path], config: PretrainConfig) -> Loading
         ChipDataset(corpus.sources, part, bands=corpus.bands, bad_chunks=options.bad_chunks)
         for part in (plan.choose(~held), plan.choose(held))
     )
-    return Loading(corpus=corpus, config=config, dataset=trained, held_out=judged, weights=weights)
+    return Loading(
+        corpus=corpus,
+        config=config,
+        dataset=trained,
+        held_out=judged,
+        weights=weights,
+        choice=choice,
+    )
 
 
 def hold_out(chips: int, *, most: int, seed: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Masked pre-training on any mix of cubes, stacks and archives, without labels."""
+"""Masked pre-training on any mix of cubes, stacks and archives, from any weights or from none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,10 +11,12 @@ import torch
 from ..data.chips import band_statistics
 from ..data.stream import ProblemLog
 from ..execution import ProgressHook
+from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
-from .config import PretrainConfig, settle, to_toml
+from ..model.transfer import check_sizes, load_pretrainer_into
+from .config import ModelSection, PretrainConfig, settle, to_toml
 from .loading import Loading, load_problems, plan_loading, read_problems
 from .masking import check_masking
 from .plan import (
@@ -31,6 +33,7 @@ from .pretrain_task import PretrainTask
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
+from .start import check_apart, describe_init, lacks_statistics, say_season_start
 from .task import step_seed
 from .trackers import TrackerName, check_trackers
 
@@ -46,6 +49,7 @@ class _Prepared:
     loading: Loading
     config: PretrainConfig
     network: StclnConfig
+    init: CheckpointInfo | None
     device: str
     precision: str
     notes: tuple[str, ...]
@@ -115,6 +119,8 @@ def _pretrain(
     ranks: Ranks,
 ) -> RunResult:
     prepared = _prepare(cubes, config, device=device, ranks=ranks, run=None if overwrite else run)
+    if overwrite:
+        check_apart(prepared.init, run.path)
     loading = prepared.loading
     environment = describe_environment(
         [], device=prepared.device, precision=prepared.precision, labels=False
@@ -128,6 +134,8 @@ def _pretrain(
             identity={
                 "pixels": [cube["fingerprint"] for cube in environment["cubes"]],
                 **loading.identity(),
+                # Not told of runs from random weights: those of earlier versions go on.
+                **({} if prepared.init is None else {"init": prepared.init.sha256}),
             },
             summary={
                 **loading.summary(),
@@ -142,14 +150,14 @@ def _pretrain(
         ranks.on_first(lambda: None if run.report_file.is_file() else _report(run))
         return ranks.on_first(lambda: finished_result(run, kind="pretrain", notes=prepared.notes))
     problems = load_problems(run.problems_file, loading)
+    task, report = _make_task(
+        prepared, workers=workers, begin=begun == "new", ranks=ranks, problems=problems
+    )
+    notes = (*prepared.notes, *report)
+    if begun == "new" and ranks.first:
+        run.update(notes=list(notes))
     result = carry_out(
-        _make_task(
-            prepared,
-            workers=workers,
-            measure=begun == "new",
-            ranks=ranks,
-            problems=problems,
-        ),
+        task,
         run,
         kind="pretrain",
         resume=begun == "resume",
@@ -166,10 +174,11 @@ def _pretrain(
                 "trained": "pretrain",
                 "seed": prepared.config.seed,
                 "cubes": environment["cubes"],
+                "init": describe_init(prepared.init),
                 "masking": prepared.config.masking.model_dump(mode="json", exclude_none=True),
             },
         },
-        notes=prepared.notes,
+        notes=notes,
         save_every=save_every,
         trackers=trackers,
         progress=progress,
@@ -203,12 +212,13 @@ def plan_pretrain(
     """
     share = Ranks(size=ranks, local_size=ranks)
     prepared = _prepare(cubes, config, device=device, ranks=share, run=None)
+    task, report = _make_task(prepared, workers=workers, begin=True, ranks=share, alone=True)
     return rehearse(
-        _make_task(prepared, workers=workers, measure=True, ranks=share, alone=True),
+        task,
         kind="pretrain",
         device=prepared.device,
         precision=prepared.precision,
-        notes=prepared.notes,
+        notes=(*prepared.notes, *report),
     )
 
 
@@ -220,16 +230,22 @@ def _prepare(
     ranks: Ranks,
     run: RunDirectory | None,
 ) -> _Prepared:
-    loading = plan_loading(cubes, config)
+    init = read_metadata(config.init) if config.init is not None else None
+    loading = plan_loading(cubes, config, init=init)
     bands = loading.corpus.bands
     said = check_masking(config.masking, bands=bands, chip=config.data.chip)
-    network, preset = network_config(config.model, bands=bands, classes=0)
+    network, preset = network_config(
+        config.model, bands=bands, classes=0, base=_base(init, config.model)
+    )
+    if init is not None:
+        check_sizes(init, network)
     where = choose_device(device)
     precision = choose_precision(config.precision, where)
     settled = settle(
         config,
         chips=loading.epoch_chips,
-        preset=preset,
+        # A checkpoint's sizes decide on the learning rate as the preset of these sizes would.
+        preset=preset or network.preset_name,
         default_steps=_DEFAULT_STEPS,
         batch_size=choose_batch_size(
             config,
@@ -249,22 +265,43 @@ def _prepare(
             update={"model": settled.model.model_copy(update={"bands": bands, "preset": preset})}
         ),
         network=network,
+        init=init,
         device=where,
         precision=precision,
-        notes=(*loading.notes, *said),
+        notes=(
+            *loading.notes,
+            *said,
+            *say_season_start(loading.corpus.sources[0].season, init),
+        ),
     )
+
+
+def _base(init: CheckpointInfo | None, section: ModelSection) -> StclnConfig | None:
+    """Return the network whose sizes a run takes; mode and positions are the run's own."""
+    if init is None:
+        return None
+    mode = section.mode or "geo"
+    return replace(init.config, mode=mode, positions="index" if mode == "reference" else "days")
 
 
 def _make_task(
     prepared: _Prepared,
     *,
     workers: int,
-    measure: bool,
+    begin: bool,
     ranks: Ranks,
     problems: ProblemLog | None = None,
     alone: bool = False,
-) -> PretrainTask:
-    """Build network and streams; ``alone`` makes steps without the other ranks."""
+) -> tuple[PretrainTask, tuple[str, ...]]:
+    """Build network and streams; return also what of a checkpoint was carried.
+
+    Parameters
+    ----------
+    begin
+        Give the network its first weights.
+    alone
+        Make steps without the other ranks.
+    """
     config = prepared.config
     with torch.random.fork_rng():
         torch.manual_seed(step_seed(config.seed, 0))
@@ -276,13 +313,19 @@ def _make_task(
         rank=ranks.rank,
         world_size=ranks.size,
     )
-    if measure:
-        statistics = band_statistics(prepared.loading.dataset, seed=config.seed)
-        network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
-    return PretrainTask(
+    report: tuple[str, ...] = ()
+    if begin:
+        init = prepared.init
+        if lacks_statistics(prepared.network.bands, init):
+            statistics = band_statistics(prepared.loading.dataset, seed=config.seed)
+            network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
+        if init is not None:
+            report = tuple(load_pretrainer_into(network, init.path))
+    task = PretrainTask(
         network,
         config,
         stream=stream,
         validation=validation,
         ranks=Ranks() if alone else ranks,
     )
+    return task, report

@@ -243,8 +243,9 @@ class RunDirectory:
             changed = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
             raise InputError(
                 f"Cannot go on in {self.path}: its data changed since it was begun "
-                f"({', '.join(sorted(changed))}). A run goes on only with the same pixels, labels "
-                "and split. Choose another --out, or --overwrite to begin anew."
+                f"({', '.join(sorted(changed))}). A run goes on only with the same pixels, labels, "
+                "split and checkpoint to begin from. Choose another --out, or --overwrite to begin "
+                "anew."
             )
 
     def _clear(self) -> None:

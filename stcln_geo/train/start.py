@@ -1,20 +1,33 @@
 """What a run begins from: the bands it shares with a checkpoint, and what of it is held still.
 
-Bands are matched by name, never by position. `model.transfer.load_encoder_into` does the same
-with the weights.
+Bands are matched by name, never by position. `model.transfer` does the same with the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from ..data.corpus import shared_bands
 from ..data.reader import band_indices
 from ..data.source import Source
 from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
+from ..model.transfer import brings_zscore
 from .config import FinetuneOptimiserSection
 
-__all__ = ["BandChoice", "check_freeze", "choose_bands"]
+__all__ = [
+    "BandChoice",
+    "check_apart",
+    "check_freeze",
+    "choose_bands",
+    "choose_shared_bands",
+    "describe_init",
+    "lacks_statistics",
+    "say_season_start",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +65,54 @@ def choose_bands(
         band_indices(source, wanted, wanted_by="model.bands")
     if init is None:
         return BandChoice(bands=wanted or source.bands)
-    bands = wanted or tuple(band for band in init.bands if band in source.bands)
+    return _match(source.bands, wanted, init, data="cube", lacking="The cube lacks")
+
+
+def choose_shared_bands(
+    sources: Sequence[Source], wanted: tuple[str, ...] | None, init: CheckpointInfo
+) -> BandChoice:
+    """Choose the bands of a run on many sources: as `choose_bands`, of those that all have.
+
+    Raises
+    ------
+    CubeError
+        If a source lacks a band that was named, or all have none in common.
+    CheckpointError
+        If the checkpoint knows none of the bands.
+    """
+    shared_bands(sources, wanted)
+    common, _ = shared_bands(sources)
+    return _match(common, wanted, init, data="data", lacking="Not all data have")
+
+
+def _match(
+    available: tuple[str, ...],
+    wanted: tuple[str, ...] | None,
+    init: CheckpointInfo,
+    *,
+    data: str,
+    lacking: str,
+) -> BandChoice:
+    """Choose among the bands of the ``data`` by those of a checkpoint."""
+    bands = wanted or tuple(band for band in init.bands if band in available)
     if not set(bands) & set(init.bands):
         raise CheckpointError(
             f"Cannot begin from {init.path}: it knows the bands {', '.join(init.bands)}, and the "
-            f"run has {', '.join(bands or source.bands)}. Bands are matched by name, and at least "
-            "one must be shared. Give the cube's bands their common names, or choose another "
-            "checkpoint."
+            f"run has {', '.join(bands or available)}. Bands are matched by name, and at least "
+            f"one must be shared. Give the bands of the {data} their common names, or choose "
+            "another checkpoint."
         )
     notes = []
-    absent = [band for band in init.bands if band not in source.bands]
+    absent = [band for band in init.bands if band not in available]
     if absent:
         notes.append(
-            f"The cube lacks {', '.join(absent)}, which the checkpoint knows: the encoder begins "
-            "as if these bands were always at their mean."
+            f"{lacking} {', '.join(absent)}, which the checkpoint knows: the encoder begins as if "
+            "these bands were always at their mean."
         )
-    unused = [band for band in source.bands if band not in (*bands, *init.bands)]
+    unused = [band for band in available if band not in (*bands, *init.bands)]
     if wanted is None and unused:
         notes.append(
-            f"The checkpoint does not know {', '.join(unused)} of the cube: not used. Name all "
+            f"The checkpoint does not know {', '.join(unused)} of the {data}: not used. Name all "
             "bands in model.bands to use them."
         )
     return BandChoice(
@@ -78,6 +120,55 @@ def choose_bands(
         fresh=tuple(band for band in bands if band not in init.bands),
         notes=tuple(notes),
     )
+
+
+def lacks_statistics(bands: tuple[str, ...], init: CheckpointInfo | None) -> bool:
+    """Tell whether the mean and deviation of a run's bands must be measured on its data.
+
+    A checkpoint brings its own, unless it was published without; a band that it never saw has none
+    there.
+    """
+    return init is None or not brings_zscore(init) or not set(bands) <= set(init.bands)
+
+
+def say_season_start(season: str, init: CheckpointInfo | None) -> tuple[str, ...]:
+    """Say whether a season, named by its first day, begins elsewhere than the checkpoint's days."""
+    if init is None or init.season_start in (None, season[5:]) or init.config.positions != "days":
+        return ()
+    return (
+        f"The checkpoint counts days from {init.season_start}, this season from {season[5:]}: what "
+        "it learnt about dates is shifted.",
+    )
+
+
+def describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:
+    """Return what a run's provenance tells of the checkpoint begun from; None of random weights."""
+    if init is None:
+        return None
+    return {
+        "path": str(init.path),
+        "sha256": init.sha256,
+        "kind": init.kind,
+        "source": "published" if init.published else "stcln-geo",
+        "mode": init.config.mode,
+        "positions": init.config.positions,
+    }
+
+
+def check_apart(init: CheckpointInfo | None, out: Path) -> None:
+    """Check that beginning anew in a folder does not delete what the run begins from.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint lies in the folder.
+    """
+    if init is not None and init.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"Cannot begin anew in {out}: --overwrite deletes the run in it, and {init.path}, from "
+            "which to begin, is part of that run. A run begins from another one. Choose another "
+            "--out."
+        )
 
 
 def check_freeze(

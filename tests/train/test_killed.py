@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from stcln_geo.model.checkpoint import save_checkpoint
+from stcln_geo.model.config import StclnConfig
+from stcln_geo.model.stcln import MaskedPretrainer
 
 COMMAND = "from stcln_geo.cli.main import run; run()"
 OPTIONS = [
@@ -59,6 +64,15 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
     time.sleep(random.Random(step).random() * 0.05)
 
 
+def kill_at(step: int, kind: str, cube: Path, out: Path, *more: str) -> None:
+    """Begin or go on, and kill the command at a step."""
+    process = start(kind, cube, out, *more)
+    wait_for_step(process, out, step)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert step <= len(lines(out / "steps.jsonl")) < 30
+
+
 def children(process: int) -> list[int]:
     """The processes that a process began."""
     found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
@@ -97,15 +111,31 @@ def test_sigkill_at_random_steps_and_resume(kind: str, small_cube: Path, tmp_pat
     steps = sorted(draw.sample(range(1, 28), 4))
 
     for step in steps:
-        process = start(kind, small_cube, tmp_path / "parts")
-        wait_for_step(process, tmp_path / "parts", step)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        saved = len(lines(tmp_path / "parts" / "steps.jsonl"))
-        assert step <= saved < 30
+        kill_at(step, kind, small_cube, tmp_path / "parts")
     finish(kind, small_cube, tmp_path / "parts")
 
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_continued_pretraining_is_killed_and_resumed(small_cube: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = StclnConfig(
+        bands=("nir", "red", "swir16"), widths=(8, 16), layers=1, heads=2, feedforward=32,
+        mode="reference", positions="index",
+    )  # fmt: skip
+    init = save_checkpoint(tmp_path / "init.safetensors", MaskedPretrainer(network))
+    begun = ("--init", str(init))
+    finish("pretrain", small_cube, tmp_path / "whole", *begun)
+
+    for step in (3, 17):
+        kill_at(step, "pretrain", small_cube, tmp_path / "parts", *begun)
+    finish("pretrain", small_cube, tmp_path / "parts", *begun)
+
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    told = [json.loads((tmp_path / run / "run.json").read_text()) for run in ("whole", "parts")]
+    assert told[0]["notes"] == told[1]["notes"]
+    assert any("positions='index', this has 'days'" in note for note in told[0]["notes"])
 
 
 @pytest.mark.slow

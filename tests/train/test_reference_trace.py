@@ -1,8 +1,8 @@
 """Fine-tuning in `reference` mode on imported PASTIS makes the losses of a plain published loop.
 
-The loop here is written from the description of the published system alone: convolutions and
-transformer of torch, frames and classes as they lie on disk, positions 0, 1, 2, ..., frames that
-are missing in a batch as zeros after normalisation, no masks, classes 0 and 19 with the weight 0.
+The loop here is written from the description of the published system alone: the plain network of
+`plain_network`, frames and classes as they lie on disk, frames that are missing in a batch as zeros
+after normalisation, no masks, classes 0 and 19 with the weight 0.
 Only the first weights, and which chips form a batch, are taken from our run.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stcln_geo.data.site_split import SiteLists
 from stcln_geo.data.split_labels import SplitSpec, split_labels
@@ -30,82 +30,9 @@ from stcln_geo.train.finetune import _make_task, _prepare, finetune
 from stcln_geo.train.ranks import Ranks
 
 from ..datasets.make_pastis import Square, make_square, write_pastis
+from .plain_network import FEEDFORWARD, HEADS, LAYERS, WIDTHS, PlainClassifier
 
-CHIP, WIDTHS, HEADS, LAYERS, STEPS = 8, (8, 32), 8, 2, 20
-
-
-class Plain(nn.Module):
-    """The published classifier, in small and without its dead parts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        narrow, wide = WIDTHS
-        sizes = [(10, narrow), (narrow, narrow), (narrow, wide), (wide, wide)]
-        self.convolutions = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in sizes
-        )
-        self.norm = nn.GroupNorm(8, wide)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(wide, HEADS, 64, dropout=0.0, batch_first=True)
-            for _ in range(LAYERS)
-        )
-        self.query, self.key, self.value = (nn.Linear(wide, wide, bias=False) for _ in range(3))
-        self.gate = nn.Parameter(torch.zeros(1))
-        self.out = nn.Linear(wide, 20)
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, dates, _, height, width = x.shape
-        maps = x.flatten(0, 1)
-        for block in self.convolutions:
-            maps = block(maps)
-        wide = maps.shape[1]
-        # (B*T, D, H, W) -> (B*H*W, T, D)
-        maps = maps.view(count, dates, wide, height, width)
-        series = maps.permute(0, 3, 4, 1, 2).reshape(-1, dates, wide)
-        series = self.norm(series.transpose(1, 2)).transpose(1, 2)
-        part = wide // HEADS
-        place = torch.arange(part)
-        angle = torch.arange(dates)[:, None] / 1000 ** (2 * (place // 2) / part)
-        table = torch.where(place % 2 == 0, angle.sin(), angle.cos()).repeat(1, HEADS)
-        series = series + table
-        for layer in self.layers:
-            series = layer(series)
-        series = series.view(count, height * width, dates, wide)
-        spatial = maps.permute(0, 3, 4, 1, 2).reshape(count, height * width, dates, wide)
-        query, key = self.query(series).flatten(2), self.key(spatial).flatten(2)
-        affinity = (query @ key.transpose(1, 2) / wide**0.5).softmax(dim=-1)
-        value = self.value(series.amax(dim=2))
-        logits = self.out(self.gate * (affinity @ value) + value)
-        return logits.transpose(1, 2).reshape(count, 20, height, width)
-
-    def take(self, state: dict[str, Tensor]) -> None:
-        """Begin from the first weights of our run."""
-        names = {"attention.gate": "gate"}
-        for number in range(4):
-            ours = f"encoder.convolutions.blocks.{number}."
-            names[f"{ours}convolution."] = f"convolutions.{number}.0."
-            names[f"{ours}norm."] = f"convolutions.{number}.1."
-        names["encoder.temporal.norm."] = "norm."
-        for number in range(LAYERS):
-            ours, theirs = f"encoder.temporal.layers.{number}.", f"layers.{number}."
-            names[f"{ours}attention.projection."] = f"{theirs}self_attn.in_proj_"
-            names[f"{ours}attention.output."] = f"{theirs}self_attn.out_proj."
-            names[f"{ours}expand."] = f"{theirs}linear1."
-            names[f"{ours}contract."] = f"{theirs}linear2."
-            names[f"{ours}attention_norm."] = f"{theirs}norm1."
-            names[f"{ours}feedforward_norm."] = f"{theirs}norm2."
-        for part in ("query", "key", "value"):
-            names[f"attention.{part}."] = f"{part}."
-        names["classifier."] = "out."
-        own = self.state_dict()
-        for name, tensor in state.items():
-            if name in ("encoder.mean", "encoder.std"):
-                continue
-            prefix = next(one for one in names if name.startswith(one))
-            theirs = names[prefix] + name.removeprefix(prefix)
-            own[theirs] = tensor.reshape(own[theirs].shape).clone()
-        self.load_state_dict(own)
+CHIP, STEPS = 8, 20
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +78,7 @@ def test_losses_are_those_of_the_published_loop(
     torch.manual_seed(4)
     encoder = Encoder(
         StclnConfig(
-            bands=PASTIS_BANDS, widths=WIDTHS, layers=LAYERS, heads=HEADS, feedforward=64,
+            bands=PASTIS_BANDS, widths=WIDTHS, layers=LAYERS, heads=HEADS, feedforward=FEEDFORWARD,
             dropout=0.0, mode="reference", positions="index",
         )
     )  # fmt: skip
@@ -165,7 +92,7 @@ def test_losses_are_those_of_the_published_loop(
 
     prepared = _prepare(imported, config, device="cpu", ranks=Ranks(), run=None)
     task, _ = _make_task(prepared, workers=1, begin=True, ranks=Ranks())
-    plain = Plain()
+    plain = PlainClassifier()
     plain.take(task.network.state_dict())
     optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3)
     weights = torch.ones(20)
