@@ -97,7 +97,9 @@ def test_what_is_held_stays_within_the_memory(new_cube: Callable[..., Path], sha
     assert validation is not None
     assert not stream.order.resident
 
+    most = 0
     for _ in stream.batches(0, 15):
+        # What is still being read is not counted: at some steps that may be all.
         held = sum(
             chip.nbytes
             for units in stream._groups.values()
@@ -105,8 +107,10 @@ def test_what_is_held_stays_within_the_memory(new_cube: Callable[..., Path], sha
             if future.done() and not future.cancelled()
             for chip in future.result()
         )
-        assert 0 < held <= memory - needed
+        assert held <= memory - needed
+        most = max(most, held)
     stream.close()
+    assert most > 0
 
 
 def test_weights_are_written_and_read_back() -> None:
