@@ -100,17 +100,11 @@ def carry_out(step: Step, settings: Settings, *, progress: ProgressHook | None =
             evaluate_run(
                 step.out, data, season=step.season_of(view),
                 dates=view.choice(step.season_of(view)), device=settings.device,
-                workers=settings.workers, batch_size=_at_once(step),
+                workers=settings.workers, batch_size=_JUDGED_AT_ONCE,
                 pictures=len(step.views) == 1, protocol=step.protocol,
             )  # fmt: skip
             worked = True
     return worked
-
-
-def _at_once(step: FinetuneStep) -> int:
-    """Return how many windows go through the network together when a run is judged."""
-    whole = step.protocol is not None and step.protocol.evaluation.window == "site"
-    return 1 if whole else _JUDGED_AT_ONCE
 
 
 def evaluation_file(step: FinetuneStep, view: View) -> Path:

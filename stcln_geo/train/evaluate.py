@@ -77,6 +77,10 @@ def evaluate_run(
     ----------
     cube
         A cube or stack with labels and a split; or a source that was opened with one.
+    batch_size
+        Windows of 32 px that are labelled together; of larger ones fewer. In `reference` mode it is
+        one, whatever is said: that network does not tell the dates of a window from those that
+        others in the batch have more.
     protocol
         Judge by its windows, and count by its rule besides ours; ``evaluation-<split>-<protocol>/``
         is then written.
@@ -96,7 +100,9 @@ def evaluate_run(
     plan = plan_evaluation(
         run_or_checkpoint, cube, season=season, split=split, protocol=protocol, dates=dates
     )
-    stream = OrderedStream(plan.dataset, batch_size=batch_size, memory=0, threads=workers)
+    stream = OrderedStream(
+        plan.dataset, batch_size=_at_once(plan, batch_size), memory=0, threads=workers
+    )
     network = load_model(plan.info.path)
     if not isinstance(network, Stcln):
         raise CheckpointError(_no_classifier(plan.info))
@@ -179,6 +185,13 @@ def plan_evaluation(
         metric=rule.metric,
         judged_by=None if protocol is None else rule.model_dump(mode="json"),
     )
+
+
+def _at_once(plan: EvaluationPlan, windows: int) -> int:
+    """Return how many windows are labelled together, where so many of the usual size are."""
+    if plan.info.config.mode == "reference":
+        return 1
+    return max(1, windows * Lattice().window ** 2 // plan.lattice.window**2)
 
 
 def _lattice_of(rule: EvaluationSection, info: CheckpointInfo, source: Source) -> Lattice:

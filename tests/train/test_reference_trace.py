@@ -26,6 +26,7 @@ from stcln_geo.model.config import StclnConfig
 from stcln_geo.model.reference import PASTIS_BANDS
 from stcln_geo.model.stcln import Encoder
 from stcln_geo.train.config import FinetuneConfig, load_config
+from stcln_geo.train.evaluate import evaluate_run
 from stcln_geo.train.finetune import _make_task, _prepare, finetune
 from stcln_geo.train.ranks import Ranks
 
@@ -149,3 +150,16 @@ def test_published_pretrained_weights_begin_a_run(
     assert min(info.mean) > 0.3
     said = "trained with positions='index', this has 'days'"
     assert any(said in note for note in result.notes) == (positions == "days")
+
+
+def test_a_window_is_judged_without_the_dates_of_others(imported: Path, tmp_path: Path) -> None:
+    """The published network has no mask for dates that a batch mate brings; the test had none."""
+    finetune(imported, tmp_path / "run", recipe(steps=1))
+    found = [
+        evaluate_run(
+            tmp_path / "run", imported, split="train", batch_size=size, pictures=False
+        ).metrics.confusion
+        for size in (1, 8)
+    ]
+    assert found[0].sum() > 0
+    assert (found[0] == found[1]).all()
