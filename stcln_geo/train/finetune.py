@@ -11,7 +11,7 @@ import torch
 
 from ..cube.contract import SPLITS
 from ..cube.store import FieldTable
-from ..data.chips import ChipDataset, band_statistics, plan_labelled_chips, plan_windows
+from ..data.chips import ChipDataset, plan_labelled_chips, plan_windows
 from ..data.dates import DateChoice
 from ..data.labelled import repeat_units
 from ..data.source import Source, open_source
@@ -26,7 +26,7 @@ from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
-from ..model.transfer import check_sizes, load_encoder_into
+from ..model.transfer import check_sizes
 from .classes import ClassChoice, choose_classes
 from .config import FinetuneConfig, LabelsSection, settle, to_toml
 from .finetune_task import FinetuneTask, make_lookup
@@ -48,7 +48,7 @@ from .start import (
     check_freeze,
     choose_bands,
     describe_init,
-    lacks_statistics,
+    give_first_weights,
     say_season_start,
 )
 from .task import step_seed
@@ -398,12 +398,7 @@ def _make_task(
         network = Stcln(prepared.network)
     report: tuple[str, ...] = ()
     if begin:
-        init = prepared.init
-        if lacks_statistics(prepared.network.bands, init):
-            statistics = band_statistics(prepared.dataset, seed=config.seed)
-            network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
-        if init is not None:
-            report = tuple(load_encoder_into(network, init.path))
+        report = give_first_weights(network, prepared.init, prepared.dataset, seed=config.seed)
     stream = TrainingStream(
         prepared.dataset,
         batch_size=config.rank_batch,

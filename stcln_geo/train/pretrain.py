@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ..data.chips import band_statistics
 from ..data.stream import ProblemLog
 from ..execution import ProgressHook
 from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
-from ..model.transfer import check_sizes, load_pretrainer_into
+from ..model.transfer import check_sizes
 from .config import ModelSection, PretrainConfig, settle, to_toml
 from .loading import Loading, load_problems, plan_loading, read_problems
 from .masking import check_masking
@@ -33,7 +32,7 @@ from .pretrain_task import PretrainTask
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
-from .start import check_apart, describe_init, lacks_statistics, say_season_start
+from .start import check_apart, describe_init, give_first_weights, say_season_start
 from .task import step_seed
 from .trackers import TrackerName, check_trackers
 
@@ -315,12 +314,9 @@ def _make_task(
     )
     report: tuple[str, ...] = ()
     if begin:
-        init = prepared.init
-        if lacks_statistics(prepared.network.bands, init):
-            statistics = band_statistics(prepared.loading.dataset, seed=config.seed)
-            network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
-        if init is not None:
-            report = tuple(load_pretrainer_into(network, init.path))
+        report = give_first_weights(
+            network, prepared.init, prepared.loading.dataset, seed=config.seed
+        )
     task = PretrainTask(
         network,
         config,

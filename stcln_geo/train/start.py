@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.chips import ChipDataset, band_statistics
 from ..data.corpus import shared_bands
 from ..data.reader import band_indices
 from ..data.source import Source
 from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
-from ..model.transfer import brings_zscore
+from ..model.stcln import MaskedPretrainer, Stcln
+from ..model.transfer import brings_zscore, load_encoder_into, load_pretrainer_into
 from .config import FinetuneOptimiserSection
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "choose_bands",
     "choose_shared_bands",
     "describe_init",
+    "give_first_weights",
     "lacks_statistics",
     "say_season_start",
 ]
@@ -129,6 +132,39 @@ def lacks_statistics(bands: tuple[str, ...], init: CheckpointInfo | None) -> boo
     there.
     """
     return init is None or not brings_zscore(init) or not set(bands) <= set(init.bands)
+
+
+def give_first_weights(
+    network: Stcln | MaskedPretrainer,
+    init: CheckpointInfo | None,
+    dataset: ChipDataset,
+    *,
+    seed: int,
+) -> tuple[str, ...]:
+    """Give a network of random weights those of a checkpoint, and the z-score of its bands.
+
+    Parameters
+    ----------
+    dataset
+        The chips on which mean and deviation are measured, where the checkpoint brings none.
+
+    Returns
+    -------
+    One sentence for each thing worth telling of what was carried.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint does not fit the network.
+    """
+    if lacks_statistics(network.config.bands, init):
+        statistics = band_statistics(dataset, seed=seed)
+        network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
+    if init is None:
+        return ()
+    if isinstance(network, Stcln):
+        return tuple(load_encoder_into(network, init.path))
+    return tuple(load_pretrainer_into(network, init.path))
 
 
 def say_season_start(season: str, init: CheckpointInfo | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ are random, so that no two frames, bands or squares can be mistaken for one anot
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -161,6 +162,18 @@ def write_radar(root: Path, square: Square, dates_as: str) -> dict[str, Any]:
         table = {str(frame): date for frame, date in enumerate(dates)}
         columns[f"dates-{name}"] = table if dates_as == "dict" else json.dumps(table)
     return columns
+
+
+def squares_of_folds(folds: Mapping[int, int], *, side: int, seed: int) -> list[Square]:
+    """Make squares with four to six dates, given the fold of each number, in all four tiles."""
+    rng, tiles = np.random.default_rng(seed), list(TILES)
+    return [
+        make_square(
+            number, fold=fold, tile=tiles[int(str(number)[0]) - 1], dates=4 + number % 3, side=side,
+            rng=rng,
+        )
+        for number, fold in folds.items()
+    ]  # fmt: skip
 
 
 def awkward_squares(side: int = 24, seed: int = 0) -> list[Square]:

@@ -30,7 +30,7 @@ from stcln_geo.report.published import published_metrics
 from stcln_geo.train.protocol import Protocol, list_protocols, load_protocol
 from stcln_geo.train.run_directory import fingerprint_labels
 
-from ..datasets.make_pastis import make_square, write_pastis
+from ..datasets.make_pastis import squares_of_folds, write_pastis
 
 SQUARES = {20153: 1, 10279: 1, 10127: 2, 40438: 2, 20777: 3, 40003: 4, 30005: 4, 10005: 5}
 """Fold of each; the published lists of `pastis-2` name those of folds 1 and 2."""
@@ -47,15 +47,8 @@ TOY = (
 @pytest.fixture(scope="module")
 def pastis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PASTIS in small, imported, with sites in all five folds; not to be changed."""
-    folder, rng = tmp_path_factory.mktemp("folds"), np.random.default_rng(11)
-    tiles = {"1": "t30uxv", "2": "t31tfj", "3": "T31TFM", "4": "t32ulu"}
-    squares = [
-        make_square(
-            number, fold=fold, tile=tiles[str(number)[0]], dates=4 + number % 3, side=SIDE, rng=rng
-        )
-        for number, fold in SQUARES.items()
-    ]
-    write_pastis(folder / "PASTIS", squares)
+    folder = tmp_path_factory.mktemp("folds")
+    write_pastis(folder / "PASTIS", squares_of_folds(SQUARES, side=SIDE, seed=11))
     import_dataset(plan_pastis(folder / "PASTIS"), folder / "pastis.zarr")
     return folder / "pastis.zarr"
 

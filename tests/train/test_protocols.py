@@ -22,7 +22,7 @@ from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config, 
 from stcln_geo.train.protocol import Protocol, list_protocols, load_protocol, read_protocol_text
 
 from ..datasets.make_mtlcc import make_tile, write_records
-from ..datasets.make_pastis import make_square, write_pastis
+from ..datasets.make_pastis import squares_of_folds, write_pastis
 
 CHIP = 8
 SMALL = {
@@ -48,16 +48,8 @@ def small(**more: Any) -> list[str]:
 @pytest.fixture(scope="module")
 def pastis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PASTIS in small, with squares that the published lists name, imported."""
-    folder, rng = tmp_path_factory.mktemp("pastis"), np.random.default_rng(8)
-    tiles = {"1": "t30uxv", "2": "t31tfj", "3": "T31TFM", "4": "t32ulu"}
-    squares = [
-        make_square(
-            number, fold=fold, tile=tiles[str(number)[0]], dates=4 + number % 3, side=4 * CHIP,
-            rng=rng,
-        )
-        for number, fold in SQUARES.items()
-    ]  # fmt: skip
-    write_pastis(folder / "PASTIS", squares)
+    folder = tmp_path_factory.mktemp("pastis")
+    write_pastis(folder / "PASTIS", squares_of_folds(SQUARES, side=4 * CHIP, seed=8))
     import_dataset(plan_pastis(folder / "PASTIS"), folder / "pastis.zarr")
     return folder / "pastis.zarr"
 
