@@ -174,7 +174,9 @@ def take_over_pretraining(name: str, study: dict[str, Any], out: Path) -> None:
     for other in EXPERIMENTS:
         source = out / other / "pretraining"
         alike = all(
-            text.startswith("finetune.") for key in (name, other) for text in study[key]["set"]
+            text.startswith("finetune.")
+            for key in (name, other)
+            for text in study[key].get("set", ())
         )
         if other != name and alike and source.is_dir() and not target.exists():
             part = target.with_name("pretraining.part")

@@ -135,7 +135,7 @@ class SpatioTemporalAttention(nn.Module):
         held: _Held | None = None,
     ) -> Tensor:
         query = (temporal @ mix.to(temporal.dtype)).flatten(2)  # (B, n, T, D) -> (B, n, T*D)
-        # Both None where gradients are wanted: a result is then a tensor of its own.
+        # Without held memory both are None, and each result is a tensor of its own.
         first, second = (None, None) if held is None else held.pair(query.shape[1], keys.shape[1])
         if narrow := query.dtype != value.dtype:
             value = value.to(query.dtype)
