@@ -6,8 +6,12 @@ peak memory against the memory given, and requests per COG block that lies under
 block is 1024 px of the file, as in the public archives), at 10 m and at 20 m. The side of a block
 is set here, so that larger cubes have more blocks of the same size.
 
+With --whole, instead: one cube over all of an archive, in blocks as a build makes them. Where the
+archive is small, its files have few COG blocks, and headers weigh more than anywhere else.
+
     python benchmarks/cube_scale.py --blocks 1 4 16 --side 1024 --dates 12 --memory 1.5GB
     python benchmarks/cube_scale.py --blocks 1 4 --side 2048 --dates 12 --memory 1.5GB
+    python benchmarks/cube_scale.py --whole 4096 --dates 4 --memory 2GB
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         folder = Path(scratch)
         archive = options.archive or simulate(folder / "archive", options)
-        rows = [measure(blocks, archive, folder, options) for blocks in options.blocks]
+        sizes = [0] if options.whole else [pixels_of(blocks, options) for blocks in options.blocks]
+        rows = [measure(pixels, archive, folder, options) for pixels in sizes]
     report(rows, options)
     return rows
 
@@ -46,6 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 4, 16], help="squares of n")
     parser.add_argument("--side", type=int, default=1024, help="pixels of a block")
+    parser.add_argument("--whole", type=int, metavar="PX", help="side of an archive to build whole")
     parser.add_argument("--dates", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="3GB", help="budget of all workers together")
@@ -61,7 +67,7 @@ def simulate(archive: Path, options: argparse.Namespace) -> Path:
     from stcln_geo.execution import Execution
     from stcln_geo.simulate import SimulationSpec, simulate_archive
 
-    side = pixels_of(max(options.blocks), options) + 2 * EDGE
+    side = options.whole or pixels_of(max(options.blocks), options) + 2 * EDGE
     spec = SimulationSpec(width=side, height=side, dates=options.dates)
     simulate_archive(archive, spec, execution=Execution(workers=options.workers))
     return archive
@@ -75,10 +81,10 @@ def pixels_of(blocks: int, options: argparse.Namespace) -> int:
 
 
 def measure(
-    blocks: int, archive: Path, folder: Path, options: argparse.Namespace
+    pixels: int, archive: Path, folder: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
-    pixels = pixels_of(blocks, options)
-    cube = folder / f"cube-{blocks}.zarr"
+    """Build a square of at most some pixels, or all of the archive for 0, and count."""
+    cube = folder / f"cube-{pixels}.zarr"
     with range_server(archive) as server:
         measured = measure_process([
             __file__, "--cube", cube, "--catalog", f"{server.url}/catalog.json",
@@ -94,7 +100,7 @@ def measure(
 
 
 def build(options: argparse.Namespace) -> dict[str, Any]:
-    """Build a square of some pixels in the archive's middle; tell what the scheduler saw."""
+    """Build what `measure` asks for, in the archive's middle; tell what the scheduler saw."""
     from stcln_geo.catalog import load_catalog
     from stcln_geo.cli._common import parse_memory
     from stcln_geo.cube import cost
@@ -105,9 +111,11 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     from stcln_geo.execution import Execution
 
     snapshot = search_items(load_catalog(options.catalog))
-    made = plan_cube(snapshot, middle(plan_cube(snapshot), options.pixels))
+    made = plan_cube(snapshot)
     memory = parse_memory(options.memory)
-    cost.WIDEST_BLOCK, cost._TASKS_PER_WORKER = options.side, 0
+    if options.pixels:
+        made = plan_cube(snapshot, middle(made, options.pixels))
+        cost.WIDEST_BLOCK, cost._TASKS_PER_WORKER = options.side, 0
     blocks = [
         block
         for season in made.seasons
@@ -115,7 +123,7 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     ]
     side = max(max(block.shape_yx) for block in blocks)
     expected = min(options.side, max(made.window.shape_yx))
-    if side != expected:
+    if options.pixels and side != expected:
         raise SystemExit(f"--memory {options.memory} gives blocks of {side} px, not {expected}.")
 
     with count_tasks() as counted:
@@ -124,7 +132,8 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
         )
     height, width = made.window.shape_yx
     return {
-        "pixels": f"{width} x {height}", "planned": len(blocks), "tasks": counted.total(),
+        "pixels": f"{width} x {height}", "planned": len(blocks), "side": side,
+        "tasks": counted.total(),
         "dates": built.dates, "windows": built.windows_read, "bounds": made.geobox.boundingbox.bbox,
         "cube_bytes": height * width * built.dates * (2 * len(made.bands) + 2),
     }  # fmt: skip
@@ -176,8 +185,8 @@ def per_block(server: RangeServer, archive: Path, bounds: list[float], *, fine: 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     print(
-        f"{options.workers} workers, {options.memory} of memory, blocks of {options.side} px, "
-        f"{rows[0]['dates']} dates"
+        f"{options.workers} workers, {options.memory} of memory, blocks of at most "
+        f"{max(row['side'] for row in rows)} px, {rows[0]['dates']} dates"
     )
     print(
         f"{'blocks':>6} {'tasks':>6} {'pixels':>12} {'seconds':>8} {'peak GB':>8} {'MB/s':>6} "

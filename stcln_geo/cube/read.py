@@ -29,6 +29,7 @@ from ..grid import Window
 from ..storage import Location, S3Path, write_file, writing
 from .addresses import follow_redirects
 from .hosts import asked_pause, hold_back, host_gate
+from .open_files import open_file
 from .pixels import Pixels
 from .signing import Tokens
 
@@ -262,12 +263,11 @@ def entries_since(before: list[LedgerEntry], now: list[LedgerEntry]) -> tuple[Le
 
 
 def _fetch_once(href: str, geobox: GeoBox, resampling: Resampling, nodata: int) -> Pixels:
-    import rasterio
     from rasterio.enums import Resampling as Method
     from rasterio.vrt import WarpedVRT
 
     height, width = (int(size) for size in geobox.shape)
-    with rasterio.open(href) as source:
+    with open_file(href) as source:
         place = _on_grid(source, geobox)
         if place is not None and _is_plain(place.step, resampling, nodata, source.dtypes[0]):
             return _read_own(source, place, (height, width), resampling, nodata)
