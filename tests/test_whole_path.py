@@ -138,6 +138,9 @@ class TestRealPixels:
         assert told["pixels"] > 0
         assert f"{100 * told['overall_accuracy']:.1f}" in page
         assert "imulated data" not in page
+        temperature = told["calibration"]["temperature"]
+        said = "uncalibrated" if temperature is None else f"by a temperature of {temperature:.2f}"
+        assert said in page
 
     def test_the_cube_holds_the_numbers_of_the_files(self, demo, flanders):
         season = open_season(demo / "cube.zarr", "2018-09-01")

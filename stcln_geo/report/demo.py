@@ -114,6 +114,10 @@ def _maps(
     colour, date, names = _colour(season, extent)
     labels = season.labels[extent.rows, extent.cols]  # type: ignore[index]
     share = float((labels != UNLABELLED).mean())
+    temperature = _evaluation(run.with_pretraining)["calibration"]["temperature"]
+    said = "uncalibrated"
+    if temperature is not None:
+        said = f"calibrated by a temperature of {temperature:.2f}"
     shown = "True colour" if names == ("red", "green", "blue") else " / ".join(names)
     return (
         Picture(
@@ -141,8 +145,8 @@ def _maps(
                 run.product / "confidence.tif", pictures / "confidence.png", with_bar=False
             ),
             title="Confidence",
-            alt="Map of the probability of the class given: light is unsure, dark is sure.",
-            caption="confidence.tif: the probability of the class chosen, uncalibrated.",
+            alt="Map of the probability of the class given: dark is unsure, yellow is sure.",
+            caption=f"confidence.tif: the probability of the class chosen, dark to yellow; {said}.",
         ),
     )
 
