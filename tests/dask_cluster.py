@@ -64,4 +64,4 @@ def wait_for_workers(cluster: Cluster, count: int) -> None:
     from distributed import Client
 
     with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(count, timeout=30)
+        client.wait_for_workers(count, timeout=120)

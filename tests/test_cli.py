@@ -241,11 +241,11 @@ def test_ctrl_c_says_one_line_even_within_the_demo(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Once the first file of the archive is begun, the demo is within a command.
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list((tmp_path / "demo").glob("archive/S2*/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert said.count("Interrupted. Run the same command again") == 1
     assert "Traceback" not in said

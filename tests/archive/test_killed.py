@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -55,28 +56,31 @@ def start(points: Path, catalog: str, out: str) -> Any:
     return process
 
 
-@pytest.fixture(scope="module")
-def duration(planted: Any, points: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Seconds of an undisturbed run, from its second time on."""
-    for attempt in range(2):
-        began = time.monotonic()
-        process = start(points, planted.location, str(tmp_path_factory.mktemp("t") / str(attempt)))
-        process.join(300)
-        assert process.exitcode == 0
-    return time.monotonic() - began
+def wait_for_files(process: Any, out: Path, count: int) -> None:
+    """Wait until an archive has so many files, or until who writes it has ended."""
+    deadline = time.monotonic() + 300
+    # Folders are renamed meanwhile, which os.walk does not mind.
+    while sum(len(files) for *_, files in os.walk(out)) < count and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(
-    whole_plan: ArchivePlan, planted: Any, points: Path, duration: float, tmp_path: Path
+    whole_plan: ArchivePlan, planted: Any, points: Path, tmp_path: Path
 ):
+    # A moment is a number of files, from none to all, and a little later. (A moment of a clock
+    # depends on the machine: where it starts slowly, all of them come before the first shard.)
     rng = np.random.default_rng(7)
+    total = len(list_files(whole_plan.path))
+    moments = rng.permutation(np.linspace(0, total - 1, 5 * _KILLS).astype(int))
     expected = open_archive(whole_plan.path).index
     killed = unfinished = kept = 0
     for number in range(5):
         out = tmp_path / str(number)
-        for _ in range(_KILLS):
+        for moment in moments[number * _KILLS : (number + 1) * _KILLS]:
             process = start(points, planted.location, str(out))
-            process.join(duration * rng.uniform(0.1, 0.9))
+            wait_for_files(process, out, moment)
+            time.sleep(rng.uniform(0, 0.05))
             process.kill()
             process.join()
             assert process.exitcode in {-signal.SIGKILL, 0}

@@ -549,9 +549,9 @@ def scratch_left(cube: Path) -> list[Path]:
 
 
 def wait_for_shards(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list((path / "manifests" / "2018-09-01").glob("*.json"))) < count:
-        assert time.monotonic() < deadline, "no shard in a minute"
+        assert time.monotonic() < deadline, "no shard in five minutes"
         time.sleep(0.02)
 
 
@@ -593,7 +593,7 @@ def test_a_killed_worker_and_a_killed_tree_go_on(
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         # Who dies holds its locks until the system has taken its memory back.
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=300)
         assert not alive
         assert list_seasons(path) == []
     else:

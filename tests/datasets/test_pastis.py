@@ -459,7 +459,14 @@ def test_a_bucket_gets_the_same(source: tuple[Path, Any], tmp_path: Path, s3: st
 def test_a_killed_command_goes_on_and_gives_the_same(source: tuple[Path, Any], tmp_path: Path):
     whole, out = tmp_path / "whole.zarr", tmp_path / "o.zarr"
     script = (
-        "import sys\nfrom stcln_geo.cube import stack\nfrom stcln_geo.cli.main import run\n"
+        "import sys, time\n"
+        "from stcln_geo.cube import stack\n"
+        "from stcln_geo.datasets import run as imports\n"
+        "from stcln_geo.cli.main import run\n"
+        "original = imports.write_sites\n"
+        "def slow(*args, **options):\n"
+        "    original(*args, **options); time.sleep(0.3)\n"
+        "imports.write_sites = slow\n"
         "stack._SHARD_BYTES = 1\nrun(['import', 'pastis', *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", script, str(source[0])]

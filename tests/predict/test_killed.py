@@ -165,7 +165,7 @@ class Game:
         self.struck[kind] += 1
         if kind != "worker":
             client.wait(PATIENCE)
-            _, alive = psutil.wait_procs(family, timeout=60)
+            _, alive = psutil.wait_procs(family, timeout=300)
             assert not alive, f"{alive} outlive their client"
         if kind == "scheduler":
             self.close_cluster()

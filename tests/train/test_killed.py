@@ -108,7 +108,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_sigkill_at_random_steps_and_resume(kind: str, small_cube: Path, tmp_path: Path) -> None:
     finish(kind, small_cube, tmp_path / "whole")
     draw = random.Random(f"steps of {kind}")
-    steps = sorted(draw.sample(range(1, 28), 4))
+    steps = sorted(draw.sample(range(1, 24), 4))
 
     for step in steps:
         kill_at(step, kind, small_cube, tmp_path / "parts")
@@ -151,14 +151,14 @@ def test_two_ranks_killed_and_resumed(victim: str, small_cube: Path, tmp_path: P
     assert len(ranks) == 2
     if victim == "a rank":
         os.kill(ranks[1], signal.SIGKILL)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
         assert process.returncode == 1
         assert "rank 1 of 2 was ended by signal 9" in told
         assert "it goes on from the last save" in told
     else:
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(is_alive(rank) for rank in ranks):
         assert time.monotonic() < deadline, "a rank outlived the others"
         time.sleep(0.05)
