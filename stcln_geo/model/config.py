@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ..errors import InputError
@@ -100,15 +100,14 @@ class StclnConfig:
 
         In `reference` mode the positions are indices, as published.
         """
-        if name not in _SIZES:
-            raise InputError(
-                f"Cannot choose the preset {name!r}: presets are {', '.join(_SIZES)}. "
-                "Pass one of these, or give the fields of StclnConfig one by one."
-            )
         positions: Positions = "index" if mode == "reference" else "days"
         return cls(
-            bands=tuple(bands), classes=classes, mode=mode, positions=positions, **_SIZES[name]
+            bands=tuple(bands), classes=classes, mode=mode, positions=positions, **_sizes_of(name)
         )
+
+    def resized(self, preset: PresetName) -> StclnConfig:
+        """Return the same network in a named size."""
+        return replace(self, **_sizes_of(preset))
 
     @property
     def preset_name(self) -> PresetName | None:
@@ -159,3 +158,12 @@ _SIZES: dict[PresetName, dict[str, Any]] = {
     "base": {"widths": (32, 256), "layers": 3, "heads": 8, "feedforward": 1024},
     "large": {"widths": (64, 512), "layers": 6, "heads": 16, "feedforward": 2048},
 }
+
+
+def _sizes_of(preset: PresetName) -> dict[str, Any]:
+    if preset not in _SIZES:
+        raise InputError(
+            f"Cannot choose the preset {preset!r}: presets are {', '.join(_SIZES)}. "
+            "Pass one of these, or give the fields of StclnConfig one by one."
+        )
+    return _SIZES[preset]

@@ -140,16 +140,14 @@ def network_config(
     base
         Network of the checkpoint begun from; its sizes hold unless a preset is named.
     """
-    preset: PresetName | None = section.preset
-    if preset is None and base is None:
-        preset = "base"
-    if preset is not None:
-        mode = section.mode or (base.mode if base is not None else "geo")
+    preset = section.preset
+    if base is None:
+        preset = preset or "base"
+        mode = section.mode or "geo"
         config = StclnConfig.preset(preset, bands=bands, classes=classes, mode=mode)
-        if base is not None:
-            config = replace(config, positions=base.positions)
     else:
-        config = replace(base or StclnConfig(bands=bands), bands=bands, classes=classes)
+        sized = base if preset is None else base.resized(preset)
+        config = replace(sized, bands=bands, classes=classes)
     wanted = section.model_dump(exclude={"preset", "bands"}, exclude_none=True)
     return replace(config, **wanted), preset
 

@@ -229,14 +229,13 @@ class RunDirectory:
         if before.get("kind") != kind:
             raise InputError(
                 f"Cannot go on in {self.path}: it holds a {before.get('kind')} run, and this is "
-                f"{kind}. A run directory holds one run. Choose another --out, or --overwrite."
+                f"{kind}. A run directory holds one run. {self._remedy}"
             )
         old = self._config.read_text(encoding="utf-8") if self._config.is_file() else ""
         if old != config:
             raise InputError(
                 f"Cannot go on in {self.path}: its options differ: {_difference(old, config)}. A "
-                "run goes on only with the options it was begun with. Choose another --out, or "
-                "--overwrite to begin anew."
+                f"run goes on only with the options it was begun with. {self._remedy}"
             )
         earlier, now = before.get("identity", {}), dict(identity)
         if earlier != now:
@@ -244,9 +243,16 @@ class RunDirectory:
             raise InputError(
                 f"Cannot go on in {self.path}: its data changed since it was begun "
                 f"({', '.join(sorted(changed))}). A run goes on only with the same pixels, labels, "
-                "split and checkpoint to begin from. Choose another --out, or --overwrite to begin "
-                "anew."
+                f"split and checkpoint to begin from. {self._remedy}"
             )
+
+    @property
+    def _remedy(self) -> str:
+        # A run of an experiment, which has no such option, meets the same.
+        return (
+            f"Choose another --out, or begin anew: with --overwrite where the command has it, else "
+            f"by deleting {self.path}."
+        )
 
     def _clear(self) -> None:
         try:

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from stcln_geo.errors import InputError, MissingFileError
-from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config, settle, to_toml
+from stcln_geo.model.config import StclnConfig
+from stcln_geo.train.config import (
+    FinetuneConfig,
+    ModelSection,
+    PretrainConfig,
+    load_config,
+    settle,
+    to_toml,
+)
+from stcln_geo.train.plan import network_config
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -51,6 +60,25 @@ def test_settling() -> None:
     assert settled.optimiser.learning_rate == 1e-3
     assert settled.validation.every == 10
     assert settle(settled, chips=9, preset="large", default_steps=1) == settled
+
+
+def test_a_preset_changes_only_the_sizes_of_the_checkpoint_begun_from() -> None:
+    base = StclnConfig(
+        bands=("red",), positions="index", position_base=2000.0, affinity_dates=12, sta=False
+    )
+    bands = ("red", "nir")
+
+    network, preset = network_config(ModelSection(preset="tiny"), bands=bands, classes=3, base=base)
+
+    tiny = StclnConfig.preset("tiny", bands=bands)
+    assert preset == "tiny"
+    assert network == StclnConfig(
+        bands=bands, classes=3, positions="index", position_base=2000.0, affinity_dates=12,
+        sta=False, widths=tiny.widths, layers=tiny.layers, heads=tiny.heads,
+        feedforward=tiny.feedforward, dropout=tiny.dropout,
+    )  # fmt: skip
+    plain, preset = network_config(ModelSection(), bands=bands, classes=3)
+    assert (plain, preset) == (StclnConfig.preset("base", bands=bands, classes=3), "base")
 
 
 def test_epochs_given_replace_the_steps_of_a_file(tmp_path: Path) -> None:

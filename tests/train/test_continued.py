@@ -164,6 +164,7 @@ def test_mode_and_positions_are_the_runs_own_and_that_is_said_everywhere(
     }  # fmt: skip
     card = (run / "model_card.md").read_text()
     assert told in card
+    assert f">{source}<" in (run / "report.html").read_text()
     assert "reference mode, positions as index, stcln-geo)" in card
     assert "geo mode, positions as days" in card
 
