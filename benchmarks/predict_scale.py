@@ -57,8 +57,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", default="1GB", help="what each worker may use")
     parser.add_argument(
-        "--shard-size", type=int, default=1024,
-        help="of the dense regions, px: equal, as a worker holds one shard; the sparse: usual",
+        "--shard-size", type=int, default=512,
+        help="of the dense regions, px: equal, and so small that each worker has several in the "
+        "smallest, as it reads the next while it labels one; the sparse: usual",
     )  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the data")
     parser.add_argument("--map", type=Path, help=argparse.SUPPRESS)
