@@ -10,247 +10,43 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from ..data.batch import Augmentation
-from ..data.chips import BadChunks
-from ..data.site_choice import SiteChoice
-from ..data.weights import Balance
 from ..errors import InputError, MissingFileError
-from ..model.config import Mode, Positions, PresetName
+from ..model.config import PresetName
 from ..model.device import Precision
-from .losses import ClassWeights, LossKind
 from .masking import MaskingSection
+from .sections import (
+    DataSection,
+    FinetuneOptimiserSection,
+    FinetuneValidationSection,
+    LabelsSection,
+    LossSection,
+    ModelSection,
+    OptimiserSection,
+    PretrainDataSection,
+    Section,
+    ValidationSection,
+)
 
 __all__ = [
-    "DataSection",
     "FinetuneConfig",
-    "FinetuneOptimiserSection",
-    "FinetuneValidationSection",
-    "LabelsSection",
-    "LossSection",
-    "MaskingSection",
-    "ModelSection",
-    "OptimiserSection",
     "PretrainConfig",
-    "PretrainDataSection",
     "TrainConfig",
-    "ValidationSection",
-    "WeightsSection",
     "load_config",
     "merge_values",
     "settle",
     "to_toml",
 ]
 
-ChooseBy = Literal["macro_miou", "macro_f1", "overall_accuracy"]
-Freeze = Literal["none", "convolutions", "encoder"]
-
 _LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
 _ROUNDS = 20
 _SHORTEST_ROUND = 10
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
-    """The network. Sizes left out are those of the preset, or of the checkpoint begun from."""
-
-    preset: PresetName | None = None
-    bands: tuple[str, ...] | None = None
-    """Common STAC names; by default all bands of the cube, or those of the checkpoint."""
-    mode: Mode | None = None
-    """By default ``geo``; fine-tuning takes that of the checkpoint begun from."""
-    positions: Positions | None = None
-    """By default ``days`` in ``geo`` mode, else ``index``; fine-tuning takes those of the
-    checkpoint begun from."""
-    sta: bool | None = None
-    """False: without the spatiotemporal attention. By default with it, or as the checkpoint."""
-    widths: tuple[int, int] | None = None
-    layers: int | None = Field(default=None, ge=1)
-    heads: int | None = Field(default=None, ge=1)
-    feedforward: int | None = Field(default=None, ge=1)
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-
-
-class DataSection(_Section):
-    """What the network is shown."""
-
-    chip: int = Field(default=32, ge=4)
-    """Side of a chip (pixels); also the window of validation and prediction."""
-    halo: int = Field(default=4, ge=0)
-    """Context pixels per side of a window that are not judged."""
-    max_dates: int = Field(default=30, ge=0)
-    """Training chips are thinned to so many random dates; 0 keeps all."""
-    augment: bool = True
-    """Turn and mirror training chips."""
-    drop_dates: float = Field(default=0.0, ge=0, lt=1)
-    """Leave out up to this share of a training chip's dates; how many and which is random."""
-    prefix: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training chips that end at a random date, as a season still going on does."""
-    min_dates: int = Field(default=4, ge=1)
-    """Dates that ``drop_dates`` and ``prefix`` leave."""
-    memory_gb: float = Field(default=2.0, gt=0)
-    """Chips held in memory; part of the recipe, as it sets how far chips are mixed."""
-
-    @property
-    def memory(self) -> int:
-        """Bytes for chips."""
-        return int(self.memory_gb * 1e9)
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """The random changes of training chips."""
-        return Augmentation(
-            max_dates=self.max_dates or None,
-            dihedral=self.augment,
-            prefix=self.prefix,
-            drop_dates=self.drop_dates,
-            min_dates=self.min_dates,
-        )
-
-
-class WeightsSection(_Section):
-    """How often an epoch shows a chip: 1 if nothing is said, 0 never. What fits is multiplied."""
-
-    cubes: dict[str, float] = {}
-    """By name, path or pattern of a cube or stack, as ``"alps*" = 2.0``."""
-    years: dict[str, float] = {}
-    """By the year in which a season begins, or its first day."""
-    regions: dict[str, float] = {}
-    """By polygon file, or ``"W,S,E,N"`` in degrees."""
-
-
-class PretrainDataSection(DataSection):
-    """What pre-training is shown."""
-
-    drop_dates: float = Field(default=0.3, ge=0, lt=1)
-    """Leave out up to this share of a training chip's dates; how many and which is random."""
-    prefix: float = Field(default=0.1, ge=0, le=1)
-    """Share of the training chips that end at a random date, as a season still going on does."""
-    min_clear: float = Field(default=3.0, ge=0)
-    """Leave out chips whose pixels have fewer clear dates, on average over the storage chunk."""
-    balance: Balance = "chips"
-    """``sources`` shows each season of a cube or stack as often as any other, whatever its size."""
-    bad_chunks: BadChunks = "fail"
-    """``skip`` shows nothing where stored bytes are damaged."""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Damaged chunks as a share of all reads of an epoch, above which ``skip`` stops too."""
-    allow_amplification: bool = False
-    """Accept layouts of which a chunk is decoded more than 8 times an epoch."""
-    weights: WeightsSection = WeightsSection()
-    folds: tuple[int, ...] = ()
-    """Show only sites of these folds; () shows all. As ``sites`` and ``lists``, for stacks only;
-    of several, all must hold."""
-    sites: tuple[str, ...] = ()
-    """Show only these sites, by id."""
-    lists: tuple[str, ...] = ()
-    """Show only sites of these lists that a set was published with, as ``train_fold0`` of MTLCC."""
-
-    @property
-    def choice(self) -> SiteChoice | None:
-        """The sites to show; None for all."""
-        choice = SiteChoice(folds=self.folds, sites=self.sites, lists=self.lists)
-        return None if choice == SiteChoice() else choice
-
-
-class OptimiserSection(_Section):
-    """How the weights move."""
-
-    name: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Highest learning rate; by default 1e-3 (tiny), 3e-4 (base), 1e-4 (large)."""
-    encoder_factor: float = Field(default=1.0, ge=0)
-    """The encoder's learning rate as a share of the others'; below 1 spares pre-trained weights."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    clip: float = Field(default=5.0, ge=0)
-    """Largest norm of the gradient; 0 does not clip."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of a moving average of the weights, such as 0.999; 0 keeps none. With an average, it is
-    what is judged, and what best.safetensors and last.safetensors hold."""
-
-
-class FinetuneOptimiserSection(OptimiserSection):
-    """How the weights move, of which the encoder's are pre-trained."""
-
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Factor of the learning rate from one layer of the encoder to the one before; 0.8, say, lets
-    the layers near the bands move least. 1 moves all layers alike."""
-    freeze: Freeze = "none"
-    """What does not move, statistics included: the ``encoder``, or only its ``convolutions``."""
-    freeze_steps: int = Field(default=0, ge=0)
-    """Steps after which what is frozen comes free; 0: never."""
-
-
-class ValidationSection(_Section):
-    """When to judge, save and stop."""
-
-    every: int | None = Field(default=None, ge=1)
-    """Steps between two validations, each of which saves; by default a 20th of all, at least 10."""
-    patience: int = Field(default=0, ge=0)
-    """Validations without improvement after which training stops; 0 never stops early."""
-    chips: int = Field(default=64, ge=0)
-    """Pre-training: chips held out (at most an eighth of all)."""
-    dates: int | None = Field(default=None, ge=1)
-    """Fine-tuning: judge windows by so many of their dates, spread evenly; by default by all."""
-
-
-class FinetuneValidationSection(ValidationSection):
-    """When to judge, save and stop, and by which figure."""
-
-    choose_by: ChooseBy = "macro_miou"
-    """The figure whose best weights are kept."""
-
-
-class LabelsSection(_Section):
-    """Which training fields are used; by default all of the train split."""
-
-    fields_per_class: int | None = Field(default=None, ge=1)
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    ignore: tuple[str | int, ...] = ()
-    """Classes left out, by name, source value or code: no output, no loss, no figures."""
-    silent: tuple[str, ...] = ()
-    """Classes that are outputs but no pixel's target, by name or source value: neither learnt nor
-    judged, as background and void in the published protocol of PASTIS. One that the cube's legend
-    lacks is an output after all others."""
-    chips: tuple[tuple[int, int], ...] | None = None
-    """Train, and choose weights, on these chips of each site alone: ``[[0, 0], [1, 1]]``, row and
-    column in the grid of ``data.chip`` that tiles a site from its first pixel."""
-
-
-class LossSection(_Section):
-    """What errors cost."""
-
-    kind: LossKind = "cross-entropy"
-    """``focal`` spares pixels that are right already; ``dice`` is about overlap, chip by chip."""
-    gamma: float = Field(default=2.0, ge=0)
-    """Of ``focal``: 0 is cross-entropy, more spares more."""
-    class_weights: ClassWeights = "inverse-sqrt"
-    """``inverse-sqrt`` weighs a class by 1 / sqrt(its training pixels), ``effective-number`` by
-    (1 - beta) / (1 - beta^pixels)."""
-    beta: float = Field(default=0.9999, ge=0, lt=1)
-    """Of ``effective-number``: beyond about 1 / (1 - beta) pixels, more are no more evidence."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Of cross-entropy, alone or beside dice."""
-
-    @model_validator(mode="after")
-    def _check_smoothing(self) -> Self:
-        if self.label_smoothing and not self.kind.startswith("cross-entropy"):
-            raise ValueError(
-                f"label_smoothing={self.label_smoothing} belongs to cross-entropy, and kind is "
-                f"{self.kind}; set label_smoothing to 0, or kind to cross-entropy"
-            )
-        return self
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """What both kinds of training share."""
 
     seed: int = Field(default=0, ge=0)

@@ -28,7 +28,7 @@ from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
 from ..model.transfer import check_sizes
 from .classes import ClassChoice, choose_classes
-from .config import FinetuneConfig, LabelsSection, settle, to_toml
+from .config import FinetuneConfig, settle, to_toml
 from .finetune_task import FinetuneTask, make_lookup
 from .plan import (
     RunResult,
@@ -43,6 +43,7 @@ from .plan import (
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
+from .sections import LabelsSection
 from .start import (
     check_apart,
     check_freeze,

@@ -21,11 +21,12 @@ from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
 from ..model.device import autocast_for
 from .card import write_model_card
-from .config import ModelSection, TrainConfig, to_toml
+from .config import TrainConfig, to_toml
 from .fit import FitOutcome, fit
 from .memory import blank_batch, find_batch_size, saved_bytes
 from .ranks import Ranks
 from .run_directory import RunDirectory
+from .sections import ModelSection
 from .task import TrainingTask
 from .trackers import TrackerName
 

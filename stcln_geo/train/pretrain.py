@@ -15,7 +15,7 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from ..model.transfer import check_sizes
-from .config import ModelSection, PretrainConfig, settle, to_toml
+from .config import PretrainConfig, settle, to_toml
 from .loading import Loading, load_problems, plan_loading, read_problems
 from .masking import check_masking
 from .plan import (
@@ -32,6 +32,7 @@ from .pretrain_task import PretrainTask
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
+from .sections import ModelSection
 from .start import check_apart, describe_init, give_first_weights, say_season_start
 from .task import step_seed
 from .trackers import TrackerName, check_trackers

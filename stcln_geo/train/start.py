@@ -18,7 +18,7 @@ from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
 from ..model.stcln import MaskedPretrainer, Stcln
 from ..model.transfer import brings_zscore, load_encoder_into, load_pretrainer_into
-from .config import FinetuneOptimiserSection
+from .sections import FinetuneOptimiserSection
 
 __all__ = [
     "BandChoice",

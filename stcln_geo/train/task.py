@@ -28,10 +28,11 @@ from ..data.stream import OrderedStream, TrainingStream
 from ..errors import InputError, TaskError
 from ..model.layers import MaskedBatchNorm2d, TemporalEncoder
 from ..model.stcln import MaskedPretrainer, Stcln
-from .config import OptimiserSection, TrainConfig
+from .config import TrainConfig
 from .memory import is_out_of_memory, too_big
 from .ranks import Ranks, sum_over_ranks
 from .run_directory import RunDirectory
+from .sections import OptimiserSection
 
 __all__ = ["TrainingTask", "rate_factor", "step_seed"]
 

@@ -10,13 +10,13 @@ from stcln_geo.errors import InputError, MissingFileError
 from stcln_geo.model.config import StclnConfig
 from stcln_geo.train.config import (
     FinetuneConfig,
-    ModelSection,
     PretrainConfig,
     load_config,
     settle,
     to_toml,
 )
 from stcln_geo.train.plan import network_config
+from stcln_geo.train.sections import ModelSection
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
