@@ -89,8 +89,10 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A Dask scheduler of its own process, without workers yet."""
+    # A busy machine takes longer to start one, which is no reason for a warning here.
+    monkeypatch.setattr("stcln_geo.workers._LONELY_SECONDS", 300.0)
     folder = tmp_path / "cluster"
     folder.mkdir()
     made = Cluster(folder)

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -21,6 +22,7 @@ class Cluster:
         self.scheduler = self._start(
             "distributed.cli.dask_scheduler", "--host", self.address, "--no-dashboard"
         )
+        wait_until_open(self.address, self.scheduler)
 
     def worker(
         self, *options: str, nanny: bool = False, first: str = ""
@@ -58,6 +60,20 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def wait_until_open(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until somebody answers: a client gives up sooner than a busy machine starts one."""
+    port = int(address.rpartition(":")[2])
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert process.poll() is None, f"the scheduler ended with {process.returncode}"
+            assert time.monotonic() < deadline, "the scheduler does not answer"
+            time.sleep(0.05)
 
 
 def wait_for_workers(cluster: Cluster, count: int) -> None:
