@@ -19,7 +19,8 @@ __all__ = ["close_files", "open_file"]
 MOST = 256
 """Files that a process keeps open while nobody reads them; each takes about 0.1 MB."""
 IDLE_SECONDS = 600.0
-"""After so long without a reader a file makes room for another."""
+"""After so long without a reader a file is opened anew, as a provider may have replaced it, and
+makes room for another."""
 
 _idle: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 """When it was last read, and the dataset, by address; the longest idle first."""
@@ -40,7 +41,10 @@ def open_file(address: str) -> Iterator[Any]:
     import rasterio
 
     with _lock:
-        _, source = _idle.pop(address, (0.0, None))
+        last, source = _idle.pop(address, (0.0, None))
+    if source is not None and time.monotonic() - last >= IDLE_SECONDS:
+        source.close()
+        source = None
     if source is None:
         source = rasterio.open(address)
     try:

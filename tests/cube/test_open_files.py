@@ -57,6 +57,18 @@ def test_a_file_of_this_machine_is_opened_anew(tile: Path) -> None:
     assert first.closed
 
 
+def test_a_file_that_nobody_read_for_long_is_opened_anew(
+    far: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_file(far[0]) as first:
+        pass
+    monkeypatch.setattr(open_files, "IDLE_SECONDS", 0.0)
+    with open_file(far[0]) as again:
+        assert again is not first
+        assert first.closed
+        assert again.read(1).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_a_file_that_failed_is_not_used_again(far: list[str]) -> None:
     with pytest.raises(ZeroDivisionError), open_file(far[0]) as first:
         raise ZeroDivisionError
