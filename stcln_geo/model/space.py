@@ -6,6 +6,7 @@ Shapes and `valid` as in `layers`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class SpatioTemporalAttention(nn.Module):
         affinity_bytes: int = self.affinity_bytes
         if runs_without_gradients(self) and value.device.type == "cpu":
             affinity_bytes = min(affinity_bytes, CPU_AFFINITY_BYTES)
-            held = _Held(value)
+            held = _Held()
         block = max(1, min(pixels, affinity_bytes // row_bytes))
         if block == pixels:
             return self._attend(temporal, keys, value, mix, shared, shared, held)
@@ -134,9 +135,17 @@ class SpatioTemporalAttention(nn.Module):
         shared: Tensor | None,
         held: _Held | None = None,
     ) -> Tensor:
-        query = (temporal @ mix.to(temporal.dtype)).flatten(2)  # (B, n, T, D) -> (B, n, T*D)
-        # Without held memory both are None, and each result is a tensor of its own.
-        first, second = (None, None) if held is None else held.pair(query.shape[1], keys.shape[1])
+        mix = mix.to(temporal.dtype)
+        if held is None:
+            query = (temporal @ mix).flatten(2)  # (B, n, T, D) -> (B, n, T*D)
+            first = second = third = None  # each result is a tensor of its own
+        else:
+            rows = temporal.flatten(0, 2)
+            query = torch.mm(rows, mix, out=held.get("query", rows.shape, rows.dtype))
+            query = query.view(*temporal.shape[:2], -1)
+            pairs = (*temporal.shape[:2], keys.shape[1])
+            first, second = (held.get(name, pairs, value.dtype) for name in ("logits", "dates"))
+            third = held.get("apart", pairs, torch.bool)
         if narrow := query.dtype != value.dtype:
             value = value.to(query.dtype)
             logits = fused.wide_product(query, keys.transpose(1, 2))  # (B, n, N)
@@ -149,7 +158,7 @@ class SpatioTemporalAttention(nn.Module):
         else:
             # Dates valid at both pixels, (B, n, N)
             dates = torch.matmul(shared_rows, shared.transpose(1, 2), out=second)
-            apart = dates == 0
+            apart = torch.eq(dates, 0, out=third)
             if self.affinity_dates is not None:
                 scale = torch.rsqrt(torch.clamp(dates, min=1, out=second), out=second)
                 logits = torch.mul(logits, scale, out=first)
@@ -163,22 +172,20 @@ class SpatioTemporalAttention(nn.Module):
 
 
 class _Held:
-    """Memory for the affinities of a pass, used again from block to block.
+    """Memory for the blocks of a pass, used again from block to block.
 
-    Blocks of this size, asked for and given back again and again, leave gaps that nothing fills.
+    Tensors of this size, asked for and given back again and again, leave gaps that nothing fills.
     """
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._pair: list[Tensor] = []
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
 
-    def pair(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Give two tensors (B, rows, columns); the first call must want the most."""
-        values = len(self._like) * rows * columns
-        if not self._pair:
-            self._pair = [self._like.new_empty(values) for _ in range(2)]
-        first, second = (held[:values].view(-1, rows, columns) for held in self._pair)
-        return first, second
+    def get(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Give a tensor (*shape) under a name; the first call under it must want the most."""
+        values = math.prod(shape)
+        if name not in self._held:
+            self._held[name] = torch.empty(values, dtype=dtype)
+        return self._held[name][:values].view(*shape)
 
 
 def _maximum_over_time(temporal: Tensor, valid: Tensor | None) -> Tensor:
