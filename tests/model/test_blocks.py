@@ -81,9 +81,11 @@ def test_no_attention_call_gets_more_sequences_than_kernels_take():
 
 _PATCH = """
 import resource, torch
+from dataclasses import replace
 from stcln_geo.model import Stcln, StclnConfig
 bands = tuple("abcdefghij")
-network = Stcln(StclnConfig.preset("base", bands=bands, classes=20)).eval()
+config = replace(StclnConfig.preset("base", bands=bands, classes=20), layers=1)
+network = Stcln(config).eval()
 torch.nn.init.constant_(network.attention.gate, 0.5)
 images = torch.rand(1, 61, 10, 128, 128)
 valid = torch.rand(1, 61, 128, 128) > 0.3
@@ -99,6 +101,7 @@ def test_a_whole_pastis_patch_fits_in_memory():
     """128 x 128 pixels and 61 dates through `base`, in a process of its own, torch included.
 
     Features before and after the transformer are 1 GB each: hardly anything else may be held.
+    Its layers run one after another in the same memory, so one of them shows what three take.
     """
     done = subprocess.run(
         [sys.executable, "-c", _PATCH], capture_output=True, text=True, check=False
