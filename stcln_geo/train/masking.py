@@ -25,7 +25,7 @@ class MaskingSection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
+    mask_ratio: float = Field(default=0.5, gt=0, lt=1)
     """Chance of each draw; with a schedule, that of the last step. Validation uses it throughout,
     so that its figures compare."""
     mask_ratio_start: float | None = Field(default=None, gt=0, lt=1)
@@ -33,17 +33,18 @@ class MaskingSection(BaseModel):
     schedule: RatioSchedule = "constant"
     """How the chance goes from ``mask_ratio_start`` to ``mask_ratio`` over the steps of the run:
     ``linear``, or ``cosine``, which leaves and arrives slowly."""
-    strategy: MaskStrategy = "space-time"
-    """What is hidden as a whole or not at all: a pixel on a date (``space-time``), a date
-    (``time``), a square on a date (``block``), a square on all dates (``tube``), a group of bands
-    in a square on a date (``band-group``)."""
+    strategy: MaskStrategy = "time"
+    """What is hidden as a whole or not at all: a date of a chip (``time``), a pixel on a date
+    (``space-time``, as published), a square on a date (``block``), a square on all dates
+    (``tube``), a group of bands in a square on a date (``band-group``)."""
     block: int = Field(default=4, ge=1)
     """Side of a square (pixels), of ``block``, ``tube`` and ``band-group``."""
     band_groups: dict[str, tuple[str, ...]] = {}
     """Bands by name of a group, of ``band-group``; bands in none are hidden by themselves. By
     default four groups by wavelength: visible, red edge, near and short-wave infrared."""
-    gate: bool = True
-    """Hide only on dates on which nearly the whole chip is green (needs red and nir)."""
+    gate: bool = False
+    """Hide only on dates on which nearly the whole chip is green (needs red and nir), as
+    published."""
 
     @model_validator(mode="after")
     def _agree(self) -> MaskingSection:

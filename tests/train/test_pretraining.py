@@ -40,7 +40,8 @@ SMALL: dict[str, Any] = {
     "data.chip": 16,
     "batch_size": 4,
     "seed": 5,
-    "masking.gate": False,
+    "masking.strategy": "space-time",
+    "masking.mask_ratio": 0.4,
 }
 
 
@@ -112,6 +113,20 @@ def test_a_step_hides_by_the_schedule_and_validation_by_its_end(dataset: ChipDat
     assert hidden / usable == pytest.approx(0.85, abs=0.02)
 
 
+def test_by_default_dates_are_hidden_whole_green_or_not(dataset: ChipDataset) -> None:
+    default = MaskingSection()
+    task = make_task(**{f"masking__{key}": value for key, value in default.model_dump().items()})
+    batch = next(iter(OrderedStream(dataset, batch_size=20, memory=0)))
+    made = task._hide(batch, 2, mask_ratio=default.mask_ratio)
+    assert batch.valid is not None
+    assert torch.equal(made.allowed, batch.valid)
+    hidden, usable = made.mask.flatten(2).sum(2), batch.valid.flatten(2).sum(2)
+    seen = usable > 0
+    assert (hidden[seen] == 0).any()
+    assert (hidden[seen] == usable[seen]).any()
+    assert ((hidden == 0) | (hidden == usable)).all()
+
+
 @pytest.mark.parametrize(
     ("assignments", "told"),
     [
@@ -151,7 +166,9 @@ def test_options_that_do_not_fit_a_run_are_refused_before_it_begins(
 def test_what_a_tube_cannot_see_is_said() -> None:
     options = MaskingSection(strategy="tube", block=9)
     assert "reaches 4 px" in check_masking(options, bands=("red", "nir"), chip=32)[0]
-    told = check_masking(MaskingSection(strategy="tube"), bands=("red", "green"), chip=32)
+    told = check_masking(
+        MaskingSection(strategy="tube", gate=True), bands=("red", "green"), chip=32
+    )
     assert len(told) == 1
     assert "No vegetation gate" in told[0]
 

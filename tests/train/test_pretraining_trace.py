@@ -75,7 +75,8 @@ def recipe(**more: Any) -> PretrainConfig:
         "seed": SEED, "steps": STEPS, "batch_size": 4, "precision": "float32",
         "model.mode": "reference", "data.folds": [5], "data.chip": CHIP, "data.halo": 0,
         "data.max_dates": 0, "data.augment": False, "data.drop_dates": 0.0, "data.prefix": 0.0,
-        "data.min_clear": 0.0, "masking.mask_ratio": 0.4, "validation.chips": 0,
+        "data.min_clear": 0.0, "masking.mask_ratio": 0.4, "masking.strategy": "space-time",
+        "masking.gate": True, "validation.chips": 0,
         "optimiser.name": "adam", "optimiser.learning_rate": RATE,
         "optimiser.schedule": "constant", "optimiser.warmup": 0.0, "optimiser.clip": CLIP,
     }  # fmt: skip
