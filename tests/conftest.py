@@ -17,10 +17,6 @@ import pytest
 
 from .dask_cluster import Cluster
 
-if not Path("/dev/nvidiactl").exists():
-    # Read when Triton is imported, which tests that run before those of the kernels may do.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -297,7 +298,7 @@ def rehearse(
         batches = [batch.to(device) for batch in stream]
         task.to(device)
         if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.resetpeak_memory_stats()
         seconds = 0.0
         # Twice: the first step pays for set-up that no other step pays for.
         for _ in range(2):
@@ -319,7 +320,7 @@ def rehearse(
         validation_chips=0 if task.validation is None else task.validation.dataset.chips,
         batch_shape=tuple(batches[0].reflectance.shape),
         seconds_per_step=seconds,
-        memory=_peak_memory(device),
+        memory=peak_memory(device),
         device=device,
         precision=precision,
         notes=(*notes, *task.notes),
@@ -360,9 +361,13 @@ def _draw_curves(run: RunDirectory, *, monitor: str) -> None:
         plots.plot_curves(drawn, run.curves_file, y_label="loss, share")
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Return the most that this process has held so far (bytes), on a GPU of the device."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    # Kilobytes on Linux, bytes on macOS.
+    status = Path("/proc/self/status")
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024
+    # This one begins with the peak of the process that started ours. Kilobytes, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,7 +1,6 @@
 """Kernels for GPUs against the plain parts: by the interpreter of Triton, and on a GPU."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from stcln_geo.model import Stcln, StclnConfig, fused, layers
 from stcln_geo.model.space import _maximum_over_time
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be tried")
 
 # Sequences, dates, width, heads: ragged, and one date; a width that is no power of two.
