@@ -298,7 +298,7 @@ def rehearse(
         batches = [batch.to(device) for batch in stream]
         task.to(device)
         if device == "cuda":
-            torch.cuda.resetpeak_memory_stats()
+            torch.cuda.reset_peak_memory_stats()
         seconds = 0.0
         # Twice: the first step pays for set-up that no other step pays for.
         for _ in range(2):
