@@ -19,6 +19,7 @@ from torch import distributed
 
 from ..errors import TaskError
 from ..execution import ProgressHook
+from ..model.device import without_tf32
 from .journal import Journal, read_resumable
 from .ranks import environment_of
 from .run_directory import RunDirectory
@@ -121,7 +122,8 @@ def _train(
             # Statistics are those of all ranks, so buffers agree without being sent.
             broadcast_buffers=False,
         )
-    with _quiet(), _deterministic(recipe.deterministic), torch.random.fork_rng():
+    repeatable = _deterministic(recipe.deterministic)
+    with _quiet(), without_tf32(), repeatable, torch.random.fork_rng():
         torch.manual_seed(step_seed(recipe.seed, 0))
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",

@@ -26,3 +26,13 @@ def test_autocast_multiplies_at_the_precision(precision, dtype):
     ones = torch.ones(3, 3)
     with autocast_for(precision, "cpu"):
         assert (ones @ ones).dtype == dtype
+
+
+def test_float32_on_a_gpu_keeps_its_digits_in_convolutions_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The switch, which is there without a GPU as well."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with autocast_for("float32", "cuda"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
