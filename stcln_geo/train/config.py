@@ -66,6 +66,8 @@ class TrainConfig(Section):
     """Use only operations that repeat bit for bit; slower on GPUs."""
     recompute: bool = False
     """Run the transformer again for the gradients, instead of keeping what it made: less memory."""
+    compile: bool = False
+    """Compile the network with `torch.compile`: minutes at the start, for each shape of a batch."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()

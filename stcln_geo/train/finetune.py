@@ -28,7 +28,8 @@ from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import Stcln
 from ..model.transfer import check_sizes
 from .classes import ClassChoice, choose_classes
-from .config import FinetuneConfig, settle, to_toml
+from .compiled import check_compiler
+from .config import FinetuneConfig, settle
 from .finetune_task import FinetuneTask, make_lookup
 from .plan import (
     RunResult,
@@ -155,7 +156,7 @@ def _finetune(
     begun = ranks.on_first(
         lambda: run.begin(
             kind="finetune",
-            config=to_toml(prepared.config),
+            config=prepared.config,
             environment=environment,
             identity={
                 "pixels": described["fingerprint"],
@@ -294,6 +295,8 @@ def _prepare(
         )
     where = choose_device(device)
     precision = choose_precision(config.precision, where)
+    if config.compile:
+        check_compiler(where)
     chips = sum(len(unit.chips) for unit in trained)
     settled = settle(
         config,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -72,7 +72,7 @@ class FinetuneTask(TrainingTask):
         """Return the weighted sum of the pixels' errors."""
         loss = self.recipe.loss
         return classification_error(
-            self.classify(self.network, batch),
+            self.classify(self.trained, batch),
             prepared,
             weights=self.class_weights,
             kind=loss.kind,
@@ -80,9 +80,9 @@ class FinetuneTask(TrainingTask):
             label_smoothing=loss.label_smoothing,
         )
 
-    def classify(self, network: Any, batch: Batch) -> Tensor:
+    def classify(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return a network's logits (B, K, H, W)."""
-        days = positions_for(network.config, batch.days)
+        days = positions_for(self.network.config, batch.days)
         logits: Tensor = network(batch.images(), days, batch.valid)
         return logits
 

@@ -263,6 +263,7 @@ def choose_batch_size(
 
     def find() -> int:
         task = make_task().to(device)
+        task.compiled = None  # sizes that are only tried are not worth compiling for
         bands = len(task.network.config.bands)
 
         def attempt(size: int) -> int:

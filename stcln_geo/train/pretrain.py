@@ -15,7 +15,8 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from ..model.transfer import check_sizes
-from .config import PretrainConfig, settle, to_toml
+from .compiled import check_compiler
+from .config import PretrainConfig, settle
 from .loading import Loading, load_problems, plan_loading, read_problems
 from .masking import check_masking
 from .plan import (
@@ -129,7 +130,7 @@ def _pretrain(
     begun = ranks.on_first(
         lambda: run.begin(
             kind="pretrain",
-            config=to_toml(prepared.config),
+            config=prepared.config,
             environment=environment,
             identity={
                 "pixels": [cube["fingerprint"] for cube in environment["cubes"]],
@@ -241,6 +242,8 @@ def _prepare(
         check_sizes(init, network)
     where = choose_device(device)
     precision = choose_precision(config.precision, where)
+    if config.compile:
+        check_compiler(where)
     settled = settle(
         config,
         chips=loading.epoch_chips,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class PretrainTask(TrainingTask):
 
     def error(self, batch: Batch, prepared: _Hidden) -> Tensor:
         """Return the sum of squared errors of the hidden values."""
-        made, target = self._reconstruct(self.network, batch, prepared)
+        made, target = self._reconstruct(self.trained, batch, prepared)
         mean = masked_loss(made, target, prepared.mask, batch.valid)
         return mean * self._count(batch, prepared)[0]
 
@@ -155,8 +156,10 @@ class PretrainTask(TrainingTask):
         masked = hidden.mask.sum() * (bands if hidden.mask.ndim == 4 else 1)
         return torch.stack([masked, batch.valid.sum() * bands, hidden.allowed.sum() * bands])
 
-    def _reconstruct(self, network: Any, batch: Batch, hidden: _Hidden) -> tuple[Tensor, Tensor]:
+    def _reconstruct(
+        self, network: Callable[..., Tensor], batch: Batch, hidden: _Hidden
+    ) -> tuple[Tensor, Tensor]:
         """Return what the network makes, and what it should: (B, T, C, H, W), normalised."""
-        days = positions_for(network.config, batch.days)
+        days = positions_for(self.network.config, batch.days)
         made = network(hidden.images, days, batch.valid, hidden.mask)
-        return made, network.normalise(hidden.images, batch.valid)
+        return made, self.network.normalise(hidden.images, batch.valid)

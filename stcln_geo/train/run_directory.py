@@ -38,7 +38,8 @@ from .. import __version__
 from ..cube.stack import Stack
 from ..cube.store import Season
 from ..data.source import Source, source_of
-from ..errors import InputError, OutputError
+from ..errors import InputError, MissingFileError, OutputError
+from .config import TrainConfig, load_config, to_toml
 
 __all__ = [
     "Begun",
@@ -134,7 +135,7 @@ class RunDirectory:
         self,
         *,
         kind: str,
-        config: str,
+        config: TrainConfig,
         environment: Mapping[str, Any],
         identity: Mapping[str, Any],
         summary: Mapping[str, Any],
@@ -145,7 +146,7 @@ class RunDirectory:
         Parameters
         ----------
         config
-            The settled recipe as TOML.
+            The settled recipe.
         identity
             What besides the recipe must be the same to go on: fingerprints of the data.
         summary
@@ -179,7 +180,7 @@ class RunDirectory:
                     f"Cannot write a run into {self.path}: it holds other files "
                     f"({', '.join(names)}). A run has a folder of its own. Choose another --out."
                 )
-        write_text(self._config, config)
+        write_text(self._config, to_toml(config))
         write_text(self._environment, json.dumps(dict(environment), indent=1) + "\n")
         self.problems_file.unlink(missing_ok=True)
         write_text(self._metrics, "")
@@ -224,17 +225,17 @@ class RunDirectory:
             kept = [record for record in _read_lines(path) if record["step"] <= step]
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def _check_same(self, *, kind: str, config: str, identity: Mapping[str, Any]) -> None:
+    def _check_same(self, *, kind: str, config: TrainConfig, identity: Mapping[str, Any]) -> None:
         before = self.summary()
         if before.get("kind") != kind:
             raise InputError(
                 f"Cannot go on in {self.path}: it holds a {before.get('kind')} run, and this is "
                 f"{kind}. A run directory holds one run. {self._remedy}"
             )
-        old = self._config.read_text(encoding="utf-8") if self._config.is_file() else ""
-        if old != config:
+        old, new = self._begun_with(type(config)), to_toml(config)
+        if old != new:
             raise InputError(
-                f"Cannot go on in {self.path}: its options differ: {_difference(old, config)}. A "
+                f"Cannot go on in {self.path}: its options differ: {_difference(old, new)}. A "
                 f"run goes on only with the options it was begun with. {self._remedy}"
             )
         earlier, now = before.get("identity", {}), dict(identity)
@@ -245,6 +246,15 @@ class RunDirectory:
                 f"({', '.join(sorted(changed))}). A run goes on only with the same pixels, labels, "
                 f"split and checkpoint to begin from. {self._remedy}"
             )
+
+    def _begun_with(self, kind: type[TrainConfig]) -> str:
+        """Return the recipe of the run; options that came with later versions at their defaults."""
+        try:
+            return to_toml(load_config(kind, file=self._config))
+        except MissingFileError:
+            return ""
+        except InputError:
+            return self._config.read_text(encoding="utf-8")
 
     @property
     def _remedy(self) -> str:

@@ -28,6 +28,7 @@ from ..data.stream import OrderedStream, TrainingStream
 from ..errors import InputError, TaskError
 from ..model.layers import MaskedBatchNorm2d, TemporalEncoder
 from ..model.stcln import MaskedPretrainer, Stcln
+from .compiled import CompiledNetwork
 from .config import TrainConfig
 from .memory import is_out_of_memory, too_big
 from .ranks import Ranks, sum_over_ranks
@@ -103,6 +104,11 @@ class TrainingTask(LightningModule):
         """The moving average of the network; None where the recipe asks for none."""
         if config.optimiser.ema > 0:
             self.average = copy.deepcopy(network).requires_grad_(False)
+        self.compiled: CompiledNetwork | None = None
+        """The network by `torch.compile`; None where the recipe does not ask for it."""
+        if config.compile:
+            fills_up = network.config.mode == "geo"
+            self.compiled = CompiledNetwork(network, fills_up=fills_up)
         self.step = 0
         """Steps done."""
         self.pieces = 1
@@ -181,6 +187,11 @@ class TrainingTask(LightningModule):
     def rounds(self) -> int:
         """Rounds left, with the one that is begun."""
         return math.ceil(self.steps / self.round_steps) - self.step // self.round_steps
+
+    @property
+    def trained(self) -> Callable[..., Tensor]:
+        """What steps call: the network, plain or compiled."""
+        return self.network if self.compiled is None else self.compiled
 
     @property
     def judged(self) -> Stcln | MaskedPretrainer:
@@ -352,8 +363,9 @@ class TrainingTask(LightningModule):
     def _find_not_finite(self, part: Batch) -> list[str]:
         """Describe the chips of a batch whose error, judged alone, is no number."""
         found = []
-        training = self.network.training
+        training, compiled = self.network.training, self.compiled
         self.network.eval()
+        self.compiled = None  # not worth compiling for
         with torch.no_grad():
             for chip in range(len(part)):
                 alone = part.part(chip, chip + 1)
@@ -361,6 +373,7 @@ class TrainingTask(LightningModule):
                 if not bool(torch.isfinite(self.error(alone, prepared))):
                     found.append(part.describe(chip))
         self.network.train(training)
+        self.compiled = compiled
         return found
 
     # A resumption.

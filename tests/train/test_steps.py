@@ -51,10 +51,12 @@ def recipe(kind: type[TrainConfig] = FinetuneConfig, **options: Any) -> Any:
     return load_config(kind, overrides={**SMALL, **named})
 
 
-def make_task(kind: str, *, dropout: float = 0.0, **options: Any) -> TrainingTask:
+def make_task(
+    kind: str, *, dropout: float = 0.0, mode: str = "geo", **options: Any
+) -> TrainingTask:
     """A small network whose attention counts, with running statistics of its own."""
     torch.manual_seed(2)
-    network = dataclasses.replace(RECIPE, dropout=dropout)
+    network = dataclasses.replace(RECIPE, dropout=dropout, mode=mode)
     if kind == "pretrain":
         config = recipe(PretrainConfig, masking__gate=False, **options)
         return PretrainTask(MaskedPretrainer(network), config)

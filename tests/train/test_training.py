@@ -194,6 +194,29 @@ def test_resumed_pretraining_equals_uninterrupted(
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
+def test_a_run_of_an_earlier_version_goes_on_where_new_options_are_at_their_defaults(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finetune_config(steps=5)
+    finetune(small_cube, tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 4)
+        with pytest.raises(RuntimeError, match="killed"):
+            finetune(small_cube, tmp_path / "parts", config)
+    file = tmp_path / "parts" / "config.toml"
+    # As before these options came.
+    newer = ("compile = ", "gamma = ")
+    written = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in written if not line.startswith(newer)))
+    assert len(file.read_text().splitlines()) == len(written) - 2
+
+    with pytest.raises(InputError, match=r"options differ: loss\.gamma was 2\.0, is 3\.0\."):
+        finetune(small_cube, tmp_path / "parts", finetune_config(steps=5, loss__gamma=3.0))
+    finetune(small_cube, tmp_path / "parts", config)
+
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
 _CHILD = """
 import sys
 import torch
