@@ -37,6 +37,8 @@ RUN apt-get update \
 
 COPY --from=build /opt/stcln-geo /opt/stcln-geo
 ENV PATH=/opt/stcln-geo/bin:$PATH PYTHONUNBUFFERED=1
+# As local workers have it: fewer gaps in memory, and no profile that nobody reads.
+ENV MALLOC_ARENA_MAX=2 DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False
 RUN test "$(stcln-geo --version)" = "stcln-geo ${VERSION}"
 
 # Shared volumes must be writable for this user or its group.

@@ -33,6 +33,16 @@ def _fail_on_three(task: tuple[int, str]) -> int:
     return number
 
 
+def _say_what_memory_depends_on(number: int) -> tuple[str | None, bool]:
+    import dask
+    from distributed import get_worker
+
+    collected = get_worker().profile_history or dask.config.get(
+        "distributed.worker.profile.enabled"
+    )
+    return os.environ.get("MALLOC_ARENA_MAX"), bool(collected)
+
+
 def _refuse(number: int) -> int:
     raise CubeError(f"Cannot use {number}.")
 
@@ -149,3 +159,12 @@ def test_scheduler_that_does_not_answer():
 def test_workers_and_scheduler_exclude_each_other():
     with pytest.raises(InputError, match="--workers or --scheduler"):
         Execution(workers=2, scheduler="tcp://127.0.0.1:8786")
+
+
+def test_local_workers_have_few_heaps_and_collect_no_profile():
+    """What made a worker grow with its tasks; here and afterwards, this process has neither."""
+    told = run_tasks(
+        _say_what_memory_depends_on, [1], execution=Execution(workers=1), label="memory"
+    )
+    assert told == [("2", False)]
+    assert "MALLOC_ARENA_MAX" not in os.environ
