@@ -3,12 +3,13 @@
 A step is forward, cross-entropy, backward and Adam, with dropout. The published network runs
 eagerly in float32 (benchmarks/_published.py), with the weights of ours; ours in `reference` and in
 `geo` mode, each in float32, and under bfloat16 autocast where the hardware has it; on a GPU forward
-and backward also as a CUDA graph. Before they are timed, the published network and ours in
+and backward also as a CUDA graph; with --compiled also as the commands run them with compile=true,
+the minutes of compiling left out. Before they are timed, the published network and ours in
 `reference` mode must give one loss without dropout, and equal gradients. Printed as in forward.py,
 and on a GPU the peak memory of a step (of a graph, only what lies outside of it).
 
     python benchmarks/train_step.py
-    python benchmarks/train_step.py --dates 30 --side 32 --batch 1
+    python benchmarks/train_step.py --dates 30 --side 32 --batch 1 --compiled
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from torch import Tensor, nn
 
 from stcln_geo.model.device import autocast_for
 from stcln_geo.model.reference import our_name
+from stcln_geo.train.compiled import CompiledNetwork
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
+    parser.add_argument("--compiled", action="store_true", help="ours by torch.compile, too")
     parser.set_defaults(dates=[12, 30], side=[32], batch=[1, 4], seconds=60)
     options = parser.parse_args(arguments)
     device = start(options)
@@ -52,7 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
             contenders[f"geo {precision}"] = step(geo, chips, (chips.valid,), precision)
             if device == "cuda":
                 contenders[f"geo-graph {precision}"] = step(
-                    geo, chips, (chips.valid,), precision, graphs=True
+                    geo, chips, (chips.valid,), precision, wrap=Graph
+                )
+            if options.compiled:
+                contenders[f"geo-compiled {precision}"] = step(
+                    geo, chips, (chips.valid,), precision, wrap=compiled
                 )
         peaks = peak_memory(contenders, device)
         rates = MatrixRates(geo, chips, options)
@@ -73,11 +80,11 @@ def step(
     extra: tuple[Tensor, ...] | None,
     precision: str,
     *,
-    graphs: bool = False,
+    wrap: Callable[[nn.Module], Callable[..., Tensor]] = lambda network: network,
 ) -> Callable[[], None]:
     """Make a step of a copy of a network, with an optimiser of its own."""
     network = copy.deepcopy(network).train()
-    call = Graph(network) if graphs else network
+    call = wrap(network)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
 
     def run() -> None:
@@ -88,6 +95,11 @@ def step(
         optimiser.zero_grad()
 
     return run
+
+
+def compiled(network: nn.Module) -> CompiledNetwork:
+    """Compile a network as training does."""
+    return CompiledNetwork(network, fills_up=True)
 
 
 def check_gradients(published: nn.Module, reference: nn.Module, chips: Chips) -> None:

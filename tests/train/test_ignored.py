@@ -22,7 +22,8 @@ from stcln_geo.model.export import export_checkpoint
 from stcln_geo.train.classes import choose_classes
 from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
-from stcln_geo.train.finetune import _make_task, _prepare, finetune, plan_finetune
+from stcln_geo.train.finetune import finetune, plan_finetune
+from stcln_geo.train.finetune_setup import make_finetune_task, prepare_finetune
 from stcln_geo.train.finetune_task import make_lookup
 from stcln_geo.train.ranks import Ranks
 
@@ -158,8 +159,8 @@ def test_a_silent_class_is_an_output_with_the_weight_nought(
 ) -> None:
     cube = new_cube()
     recipe_of = recipe(labels__silent=["crop 1", "void"], loss__class_weights="none", steps=3)
-    prepared = _prepare(cube, recipe_of, device="cpu", ranks=Ranks(), run=None)
-    task, _ = _make_task(prepared, workers=1, begin=True, ranks=Ranks())
+    prepared = prepare_finetune(cube, recipe_of, device="cpu", ranks=Ranks(), run=None)
+    task, _ = make_finetune_task(prepared, workers=1, begin=True, ranks=Ranks())
     assert task.network.config.classes == 4
     with closing(task.stream), closing(task.stream.batches(0, 3)) as batches:
         for batch in batches:

@@ -23,7 +23,8 @@ from stcln_geo.grid import Window
 from stcln_geo.model.checkpoint import read_metadata
 from stcln_geo.train.config import FinetuneConfig, load_config, to_toml
 from stcln_geo.train.evaluate import evaluate_run
-from stcln_geo.train.finetune import _make_task, _prepare, finetune, plan_finetune
+from stcln_geo.train.finetune import finetune, plan_finetune
+from stcln_geo.train.finetune_setup import make_finetune_task, prepare_finetune
 from stcln_geo.train.plan import SITES_APART, TRANSDUCTIVE, figures_hold_for
 from stcln_geo.train.ranks import Ranks
 
@@ -89,8 +90,8 @@ def test_a_stack_trains_on_the_pixels_of_its_cube(pair: tuple[Path, Path]) -> No
     options: dict[str, Any] = {"device": "cpu", "ranks": Ranks(), "run": None}
     tasks = []
     for one in pair:
-        prepared = _prepare(one, config(), **options)
-        task, _ = _make_task(prepared, workers=1, begin=True, ranks=Ranks())
+        prepared = prepare_finetune(one, config(), **options)
+        task, _ = make_finetune_task(prepared, workers=1, begin=True, ranks=Ranks())
         task.stream.close()
         tasks.append(task)
     ours, theirs = tasks
@@ -100,7 +101,9 @@ def test_a_stack_trains_on_the_pixels_of_its_cube(pair: tuple[Path, Path]) -> No
     # First weights, and the bands' mean and deviation over the training chips.
     for name, value in ours.network.state_dict().items():
         assert bool((value == theirs.network.state_dict()[name]).all()), name
-    chosen = [_prepare(one, config(**{"labels.fields_per_class": 2}), **options) for one in pair]
+    chosen = [
+        prepare_finetune(one, config(**{"labels.fields_per_class": 2}), **options) for one in pair
+    ]
     for one in chosen:
         assert np.bincount(one.fields.code[one.chosen]).tolist() == [2, 2, 2]
 
@@ -167,13 +170,13 @@ def test_how_often_sites_are_shown_is_part_of_the_run(
     path, run = tmp_path / "own.zarr", tmp_path / "run"
     shutil.copytree(pair[1], path)
     finetune(path, run, config(steps=1))
-    before = _prepare(path, config(), device="cpu", ranks=Ranks(), run=None)
+    before = prepare_finetune(path, config(), device="cpu", ranks=Ranks(), run=None)
     stack = open_stack(path, mode="r+")
     assert stack.fields is not None
 
     write_stack_split(stack, stack.fields.split, np.array([1, 3, 1, 1]))
 
-    after = _prepare(path, config(), device="cpu", ranks=Ranks(), run=None)
+    after = prepare_finetune(path, config(), device="cpu", ranks=Ranks(), run=None)
     for old, new in ((before.dataset, after.dataset), (before.held_out, after.held_out)):
         counts = [
             np.bincount([unit.site for unit in one.units], weights=one.chips_per_unit, minlength=4)
@@ -194,7 +197,7 @@ def test_chips_of_the_recipe_are_all_that_is_trained_and_chosen_on(
     recipe = config(**{"labels.chips": [[0, 0], [1, 1]]})
     assert "chips = [[0, 0], [1, 1]]" in to_toml(recipe)
 
-    prepared = _prepare(path, recipe, device="cpu", ranks=Ranks(), run=None)
+    prepared = prepare_finetune(path, recipe, device="cpu", ranks=Ranks(), run=None)
 
     for dataset in (prepared.dataset, prepared.held_out):
         places = {

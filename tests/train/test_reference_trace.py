@@ -27,7 +27,8 @@ from stcln_geo.model.reference import PASTIS_BANDS
 from stcln_geo.model.stcln import Encoder
 from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run
-from stcln_geo.train.finetune import _make_task, _prepare, finetune
+from stcln_geo.train.finetune import finetune
+from stcln_geo.train.finetune_setup import make_finetune_task, prepare_finetune
 from stcln_geo.train.ranks import Ranks
 
 from ..datasets.make_pastis import Square, make_square, write_pastis
@@ -91,8 +92,8 @@ def test_losses_are_those_of_the_published_loop(
     lines = (tmp_path / "run" / "steps.jsonl").read_text().splitlines()
     ours = [json.loads(line)["loss"] for line in lines]
 
-    prepared = _prepare(imported, config, device="cpu", ranks=Ranks(), run=None)
-    task, _ = _make_task(prepared, workers=1, begin=True, ranks=Ranks())
+    prepared = prepare_finetune(imported, config, device="cpu", ranks=Ranks(), run=None)
+    task, _ = make_finetune_task(prepared, workers=1, begin=True, ranks=Ranks())
     plain = PlainClassifier()
     plain.take(task.network.state_dict())
     optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3)
