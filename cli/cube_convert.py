@@ -101,7 +101,8 @@ def rechunk(
     same command runs again.
     """
     from ..cube.layout import Codec
-    from ..cube.rechunk import plan_rechunk, rechunk_cube
+    from ..cube.rechunk import rechunk_cube
+    from ..cube.rechunk_plan import plan_rechunk
 
     chosen = cast("Codec", codec)
     if dry_run:

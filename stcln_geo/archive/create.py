@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import __version__
 from ..cube.audit import SUSPECT, merge_audits
-from ..cube.build import date_provenance
+from ..cube.begin import date_provenance
 from ..cube.cost import DEFAULT_MEMORY
 from ..cube.lock import cube_lock
 from ..cube.replace import recover_swaps, stored_fingerprint
