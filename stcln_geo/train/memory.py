@@ -1,7 +1,10 @@
-"""How many chips fit: trials on a GPU, arithmetic on a CPU, and what to say when they do not."""
+"""How many chips fit: trials on a GPU, arithmetic on a CPU; and what a process has taken so far."""
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,9 @@ from ..data.batch import Batch
 from ..errors import InputError, TaskError
 from .config import TrainConfig
 
-__all__ = ["blank_batch", "find_batch_size", "is_out_of_memory", "saved_bytes", "too_big"]
+__all__ = [
+    "blank_batch", "find_batch_size", "is_out_of_memory", "peak_memory", "saved_bytes", "too_big",
+]  # fmt: skip
 
 _MOST = 256
 _SHARE = 0.8
@@ -76,6 +81,18 @@ def find_batch_size(try_batch: Callable[[int], int], *, device: str, chips: int)
             "smaller chips (--chip), fewer dates (--max-dates) or --preset tiny."
         )
     return size
+
+
+def peak_memory(device: str) -> int:
+    """Return the most that this process has held so far (bytes), on a GPU of the device."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024
+    # This one begins with the peak of the process that started ours. Kilobytes, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def saved_bytes(network: nn.Module, work: Callable[[], Tensor]) -> int:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +21,7 @@ from ..model.device import autocast_for
 from .card import write_model_card
 from .config import TrainConfig, to_toml
 from .fit import FitOutcome, fit
-from .memory import blank_batch, find_batch_size, saved_bytes
+from .memory import blank_batch, find_batch_size, peak_memory, saved_bytes
 from .ranks import Ranks
 from .run_directory import RunDirectory
 from .sections import ModelSection
@@ -360,15 +357,3 @@ def _draw_curves(run: RunDirectory, *, monitor: str) -> None:
     drawn = {name: curve for name, curve in curves.items() if curve}
     if drawn:
         plots.plot_curves(drawn, run.curves_file, y_label="loss, share")
-
-
-def peak_memory(device: str) -> int:
-    """Return the most that this process has held so far (bytes), on a GPU of the device."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(peak[1]) * 1024
-    # This one begins with the peak of the process that started ours. Kilobytes, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

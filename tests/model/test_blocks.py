@@ -84,7 +84,7 @@ _PATCH = """
 import torch
 from dataclasses import replace
 from stcln_geo.model import Stcln, StclnConfig
-from stcln_geo.train.plan import peak_memory
+from stcln_geo.train.memory import peak_memory
 bands = tuple("abcdefghij")
 config = replace(StclnConfig.preset("base", bands=bands, classes=20), layers=1)
 network = Stcln(config).eval()
