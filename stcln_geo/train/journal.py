@@ -95,7 +95,10 @@ class Journal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the time."""
+        task = cast(TrainingTask, pl_module)
         self._counted_from = self._saved_at = time.perf_counter()
+        if self._progress is not None and task.compiled is not None:
+            self._progress(task.step, task.steps, "compiling the network: the first step is slow")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a round, or go on with one."""
