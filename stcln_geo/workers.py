@@ -359,7 +359,7 @@ def _connect(scheduler: str | None, workers: int) -> Iterator[Client]:
             "MKL_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             # Each thread has a heap of its own otherwise, and each of them gaps of its own: a
-            # worker grew by 60 MB over its first 30 shards.
+            # worker grew by 60 MB over its first 40 shards.
             "MALLOC_ARENA_MAX": "2",
         },
     }

@@ -161,8 +161,9 @@ def test_workers_and_scheduler_exclude_each_other():
         Execution(workers=2, scheduler="tcp://127.0.0.1:8786")
 
 
-def test_local_workers_have_few_heaps_and_collect_no_profile():
-    """What made a worker grow with its tasks; here and afterwards, this process has neither."""
+def test_local_workers_have_few_heaps_and_collect_no_profile(monkeypatch):
+    """What made a worker grow with its tasks; this process is left as it is."""
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     told = run_tasks(
         _say_what_memory_depends_on, [1], execution=Execution(workers=1), label="memory"
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from stcln_geo.data.chips import ChipDataset
 
 BANDS = ("green", "red", "nir", "swir16")
 ORIGIN = (-123457, 51234)
@@ -121,6 +125,20 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled and split cube of 59 x 66 px with 20 fields; not to be changed."""
     return make_cube(tmp_path_factory.mktemp("cube") / "small.zarr", shape_yx=(59, 66), dates=6)
+
+
+@pytest.fixture(scope="session")
+def dataset(small_cube: Path) -> ChipDataset:
+    """All chips of ``small_cube``, with the targets of all its fields."""
+    from stcln_geo.cube.store import open_season
+    from stcln_geo.data.chips import ChipDataset, plan_chips
+
+    season = open_season(small_cube)
+    assert season.fields is not None
+    return ChipDataset(
+        [season], plan_chips(season, chip=16), bands=season.bands,
+        wanted=[season.fields.split >= 0],
+    )  # fmt: skip
 
 
 @pytest.fixture

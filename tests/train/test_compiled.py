@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from stcln_geo.cube.store import open_season
-from stcln_geo.data.chips import ChipDataset, plan_chips
+from stcln_geo.data.chips import ChipDataset
 from stcln_geo.data.stream import OrderedStream
 from stcln_geo.errors import InputError, TaskError
 from stcln_geo.train.compiled import DATE_BUCKETS
@@ -18,16 +17,6 @@ from stcln_geo.train.finetune import finetune
 
 from .test_killed import assert_same_run, finish, kill_at
 from .test_steps import gradients, make_task, recipe
-
-
-@pytest.fixture(scope="module")
-def dataset(small_cube: Path) -> ChipDataset:
-    season = open_season(small_cube)
-    assert season.fields is not None
-    return ChipDataset(
-        [season], plan_chips(season, chip=16), bands=season.bands,
-        wanted=[season.fields.split >= 0],
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -46,17 +35,19 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
-@pytest.mark.parametrize("mode", ["geo", "reference"])
+@pytest.mark.parametrize(
+    ("mode", "recompute"), [("geo", False), ("geo", True), ("reference", False)]
+)
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_one_graph_gives_the_steps_of_the_plain_network(
-    kind: str, mode: str, dataset: ChipDataset, captured: list[int]
+    kind: str, mode: str, recompute: bool, dataset: ChipDataset, captured: list[int]
 ) -> None:
     batch = next(iter(OrderedStream(dataset, batch_size=5, memory=0)))
     dates = batch.days.shape[1]
     assert dates not in DATE_BUCKETS  # or nothing is filled up
 
-    plain = make_task(kind, mode=mode)
-    compiled = make_task(kind, mode=mode, compile=True)
+    plain = make_task(kind, mode=mode, recompute=recompute)
+    compiled = make_task(kind, mode=mode, recompute=recompute, compile=True)
     expected, found = gradients(plain, [batch]), gradients(compiled, [batch])
 
     assert found[0] == pytest.approx(expected[0], rel=1e-5)

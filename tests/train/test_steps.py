@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import open_season
 from stcln_geo.data.batch import Batch
-from stcln_geo.data.chips import ChipDataset, plan_chips, plan_labelled_chips
+from stcln_geo.data.chips import ChipDataset, plan_labelled_chips
 from stcln_geo.data.stream import OrderedStream
 from stcln_geo.errors import InputError, TaskError
 from stcln_geo.model.config import StclnConfig
@@ -64,16 +64,6 @@ def make_task(
     with torch.no_grad():
         classifier.attention.gate.fill_(0.7)
     return FinetuneTask(classifier, recipe(**options), class_pixels=[900, 100, 30])
-
-
-@pytest.fixture(scope="module")
-def dataset(small_cube: Path) -> ChipDataset:
-    season = open_season(small_cube)
-    assert season.fields is not None
-    return ChipDataset(
-        [season], plan_chips(season, chip=16), bands=season.bands,
-        wanted=[season.fields.split >= 0],
-    )  # fmt: skip
 
 
 def gradients(
