@@ -66,9 +66,15 @@ def progress_bar(label: str) -> Iterator[ProgressHook]:
     )
     with Progress(*columns, console=target, transient=False) as bars:
         task = bars.add_task(label, total=None, what="")
+        told = False
 
         def advance(done: int, total: int, what: str) -> None:
+            nonlocal told
+            if not told and done > 1:
+                # Done by an earlier call: it says nothing about the speed of this one.
+                bars.reset(task, completed=done, total=total, what=what)
             bars.update(task, completed=done, total=total, what=what)
+            told = True
 
         yield advance
 
@@ -79,17 +85,24 @@ def _line_progress(label: str, *, every_s: float = 5.0) -> ProgressHook:
 
     started = time.monotonic()
     last = started
+    begun: tuple[int, float] | None = None
 
     def advance(done: int, total: int, what: str) -> None:
-        nonlocal last
+        nonlocal last, begun
         now = time.monotonic()
+        if begun is None:
+            # What an earlier call has done says nothing about the speed of this one.
+            begun = (0, started) if done <= 1 else (done, now)
         if now - last < every_s and done != total:
             return
         if done == total and now - started < every_s:
             return
         last = now
         elapsed = now - started
-        left = f", eta {elapsed / done * (total - done):.0f} s" if done else ""
+        since, then = begun
+        left = ""
+        if done > since:
+            left = f", eta {(now - then) / (done - since) * (total - done):.0f} s"
         console(stderr=True).print(
             f"{label}: {done}/{total} {what} ({elapsed:.0f} s{left})", markup=False
         )

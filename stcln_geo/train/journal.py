@@ -97,8 +97,9 @@ class Journal(Callback):
         """Begin to count the time."""
         task = cast(TrainingTask, pl_module)
         self._counted_from = self._saved_at = time.perf_counter()
-        if self._progress is not None and task.compiled is not None:
-            self._progress(task.step, task.steps, "compiling the network: the first step is slow")
+        if self._progress is not None:
+            slow = "compiling the network: the first step is slow"
+            self._progress(task.step, task.steps, "starting" if task.compiled is None else slow)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a round, or go on with one."""
