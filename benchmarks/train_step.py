@@ -4,9 +4,11 @@ A step is forward, cross-entropy, backward and Adam, with dropout. The published
 eagerly in float32 (benchmarks/_published.py), with the weights of ours; ours in `reference` and in
 `geo` mode, each in float32, and under bfloat16 autocast where the hardware has it; on a GPU forward
 and backward also as a CUDA graph; with --compiled also as the commands run them with compile=true,
-the minutes of compiling left out. Before they are timed, the published network and ours in
-`reference` mode must give one loss without dropout, and equal gradients. Printed as in forward.py,
-and on a GPU the peak memory of a step (of a graph, only what lies outside of it).
+the minutes of compiling left out. On a CPU all of them keep freed memory for the next step, as the
+commands do; --usual-memory leaves it to the C library, as a script of one's own would. Before they
+are timed, the published network and ours in `reference` mode must give one loss without dropout,
+and equal gradients. Printed as in forward.py, and on a GPU the peak memory of a step (of a graph,
+only what lies outside of it).
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --dates 30 --side 32 --batch 1 --compiled
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from _graphs import Graph
@@ -33,45 +36,61 @@ from _network import (
 )
 from torch import Tensor, nn
 
+from stcln_geo.model import Stcln
 from stcln_geo.model.device import autocast_for
 from stcln_geo.model.reference import our_name
 from stcln_geo.train.compiled import CompiledNetwork
+from stcln_geo.train.memory import memory_kept
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--compiled", action="store_true", help="ours by torch.compile, too")
+    parser.add_argument("--usual-memory", action="store_true", help="leave it to the C library")
     parser.set_defaults(dates=[12, 30], side=[32], batch=[1, 4], seconds=60)
     options = parser.parse_args(arguments)
     device = start(options)
     published, reference, geo = networks(options.preset, device)
-    for index, chips in enumerate(shapes(options, device)):
-        if index == 0:
-            check_gradients(published, reference, chips)
-        contenders = {"published float32": step(published, chips, None, "float32")}
-        for precision in options.precision:
-            contenders[f"reference {precision}"] = step(reference, chips, None, precision)
-            contenders[f"geo {precision}"] = step(geo, chips, (chips.valid,), precision)
-            if device == "cuda":
-                contenders[f"geo-graph {precision}"] = step(
-                    geo, chips, (chips.valid,), precision, wrap=Graph
-                )
-            if options.compiled:
-                contenders[f"geo-compiled {precision}"] = step(
-                    geo, chips, (chips.valid,), precision, wrap=compiled
-                )
-        peaks = peak_memory(contenders, device)
-        rates = MatrixRates(geo, chips, options)
-        times = medians({**contenders, **rates.turns()}, options, device)
-        # Of a product, the backward pass makes two.
-        operations = 3 * forward_operations(geo.config, chips)
-        print(f"\n{chips.label}   {rates}", flush=True)
-        for name in contenders:
-            speed = times["published float32"] / times[name]
-            share = operations / times[name] / rates.median(name.split()[1])
-            memory = f"   peak {peaks[name] / 1e9:.2f} GB" if peaks else ""
-            print(f"  {name:20} {speed:5.2f} x   {share:4.0%} of the matrix rate{memory}")
+    with nullcontext() if options.usual_memory else memory_kept(device):
+        for index, chips in enumerate(shapes(options, device)):
+            if index == 0:
+                check_gradients(published, reference, chips)
+            compare(published, reference, geo, chips, options, device)
+
+
+def compare(
+    published: nn.Module,
+    reference: nn.Module,
+    geo: Stcln,
+    chips: Chips,
+    options: argparse.Namespace,
+    device: str,
+) -> None:
+    """Time the steps on chips of one shape, and print what came out."""
+    contenders = {"published float32": step(published, chips, None, "float32")}
+    for precision in options.precision:
+        contenders[f"reference {precision}"] = step(reference, chips, None, precision)
+        contenders[f"geo {precision}"] = step(geo, chips, (chips.valid,), precision)
+        if device == "cuda":
+            contenders[f"geo-graph {precision}"] = step(
+                geo, chips, (chips.valid,), precision, wrap=Graph
+            )
+        if options.compiled:
+            contenders[f"geo-compiled {precision}"] = step(
+                geo, chips, (chips.valid,), precision, wrap=compiled
+            )
+    peaks = peak_memory(contenders, device)
+    rates = MatrixRates(geo, chips, options)
+    times = medians({**contenders, **rates.turns()}, options, device)
+    # Of a product, the backward pass makes two.
+    operations = 3 * forward_operations(geo.config, chips)
+    print(f"\n{chips.label}   {rates}", flush=True)
+    for name in contenders:
+        speed = times["published float32"] / times[name]
+        share = operations / times[name] / rates.median(name.split()[1])
+        memory = f"   peak {peaks[name] / 1e9:.2f} GB" if peaks else ""
+        print(f"  {name:20} {speed:5.2f} x   {share:4.0%} of the matrix rate{memory}")
 
 
 def step(

@@ -9,8 +9,6 @@ folder or a checkpoint that it does not see) is sent away before it has touched 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import logging
 import os
 import time
@@ -32,11 +30,12 @@ from .errors import (
     UnfitWorkerError,
     stops_all,
 )
+from .heap import give_back_memory
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
-__all__ = ["Assignment", "give_back_memory", "run_on_dask"]
+__all__ = ["Assignment", "run_on_dask"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -114,26 +113,6 @@ class Assignment:
 
 _fit: set[str] = set()
 """Runs that this worker process has been found fit for."""
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Return glibc's ``malloc_trim``; None on other systems."""
-    try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
-        return None
-    return trim
-
-
-def give_back_memory() -> None:
-    """Give freed memory back to the system, so that one task's leavings are not in the next's way.
-
-    Arrays below 32 MB otherwise stay in the heaps of the threads that made them.
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
 
 
 def run_on_dask(

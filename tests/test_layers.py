@@ -22,6 +22,7 @@ LAYERS = {
     "bucket": 0,
     "errors": 0,
     "grid": 0,
+    "heap": 0,
     "web": 0,
     "documents": 1,
     "catalog": 1,

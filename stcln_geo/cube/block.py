@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import CubeError
 from ..grid import Window, tiles
+from ..heap import give_back_memory
 from ..storage import Location, location
-from ..workers import give_back_memory
 from .audit import audit_scene
 from .fuse import harmonise_scene
 from .merge import BlockArrays, make_merger

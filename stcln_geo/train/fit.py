@@ -21,6 +21,7 @@ from ..errors import TaskError
 from ..execution import ProgressHook
 from ..model.device import without_tf32
 from .journal import Journal, read_resumable
+from .memory import memory_kept
 from .ranks import environment_of
 from .run_directory import RunDirectory
 from .task import TrainingTask, step_seed
@@ -123,7 +124,13 @@ def _train(
             broadcast_buffers=False,
         )
     repeatable = _deterministic(recipe.deterministic)
-    with _quiet(), without_tf32(), repeatable, torch.random.fork_rng():
+    with (
+        _quiet(),
+        without_tf32(),
+        repeatable,
+        memory_kept(device),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(step_seed(recipe.seed, 0))
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",

@@ -21,7 +21,7 @@ from ..model.device import autocast_for
 from .card import write_model_card
 from .config import TrainConfig, to_toml
 from .fit import FitOutcome, fit
-from .memory import blank_batch, find_batch_size, peak_memory, saved_bytes
+from .memory import blank_batch, find_batch_size, memory_kept, peak_memory, saved_bytes
 from .ranks import Ranks
 from .run_directory import RunDirectory
 from .sections import ModelSection
@@ -299,14 +299,14 @@ def rehearse(
             torch.cuda.reset_peak_memory_stats()
         seconds = 0.0
         # Twice: the first step pays for set-up that no other step pays for.
-        for _ in range(2):
-            begun = time.perf_counter()
-            with autocast_for(precision, device), torch.random.fork_rng():
+        with memory_kept(device), autocast_for(precision, device), torch.random.fork_rng():
+            for _ in range(2):
+                begun = time.perf_counter()
                 task.try_step(batches, backward=torch.Tensor.backward)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - begun
-            task.zero_grad()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - begun
+                task.zero_grad()
     return TrainingPlan(
         kind=kind,
         config=task.recipe,
