@@ -10,6 +10,7 @@ import geopandas
 import numpy as np
 import pytest
 import zarr
+from shapely.geometry import box
 
 from stcln_geo.archive.index import list_members, open_archive, write_index
 from stcln_geo.archive.members import add_members
@@ -18,6 +19,7 @@ from stcln_geo.archive.summary import describe_archive
 from stcln_geo.archive.validate import validate_archive
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cube.build import build_cube
+from stcln_geo.cube.labels import burn_labels
 from stcln_geo.cube.plan import CubeSpec, plan_cube
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.store import open_season
@@ -127,6 +129,28 @@ def test_damage_is_told(copied: Path, damage: str):
     if damage in {"row", "unknown row", "member"}:
         add_members(copied, [])
         assert validate_archive(copied)[0] == []
+
+
+def test_fields_are_counted_by_season(copied: Path, planted: Any, tmp_path: Path):
+    region = cube_of(planted.location, tmp_path / "region.zarr")
+    left, bottom, right, top = open_season(region).geobox.boundingbox.bbox
+    width, height = (right - left) / 4, (top - bottom) / 4
+    frame = geopandas.GeoDataFrame(
+        {"crop": ["wheat", "maize", "wheat"]},
+        geometry=[
+            box(left + n * width, bottom, left + (n + 0.8) * width, bottom + height)
+            for n in range(3)
+        ],
+        crs=WEST,
+    )
+    frame.to_file(tmp_path / "fields.gpkg")
+    burn_labels(region, tmp_path / "fields.gpkg", column="crop", min_fields=1)
+    add_members(copied, [region])
+
+    lines = [line.split() for line in describe_archive(copied).splitlines()]
+    place = next(words for words in lines if words[0] == "season").index("fields")
+    counts = {words[0]: words[place] for words in lines if words[0] in SEASONS}
+    assert counts == {SEASONS[0]: "3", **dict.fromkeys(SEASONS[1:], "-")}
 
 
 def test_what_is_unfinished_is_said(copied: Path):
