@@ -15,7 +15,7 @@ from stcln_geo.errors import InputError, TaskError
 from stcln_geo.train.compiled import DATE_BUCKETS
 from stcln_geo.train.finetune import finetune
 
-from .test_killed import assert_same_run, finish, kill_at
+from .test_killed import assert_same_run, finish, kill_at, lines
 from .test_steps import gradients, make_task, recipe
 
 
@@ -123,3 +123,19 @@ def test_a_compiled_run_is_killed_and_resumed(small_cube: Path, tmp_path: Path) 
     finish("finetune", small_cube, tmp_path / "parts", *compiled)
 
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_two_compiled_ranks_take_the_steps_of_plain_ones(small_cube: Path, tmp_path: Path) -> None:
+    """Without dropout, which draws other places in a compiled step."""
+    two = ("--devices", "2", "--set", "model.dropout=0")
+    finish("finetune", small_cube, tmp_path / "plain", *two)
+    finish("finetune", small_cube, tmp_path / "compiled", *two, "--set", "compile=true")
+
+    plain, compiled = (
+        [line["loss"] for line in lines(tmp_path / run / "steps.jsonl")]
+        for run in ("plain", "compiled")
+    )
+    assert len(plain) == 30
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    assert max(plain) - min(plain) > 0.01
