@@ -128,7 +128,7 @@ def test_a_compiled_run_is_killed_and_resumed(small_cube: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_two_compiled_ranks_take_the_steps_of_plain_ones(small_cube: Path, tmp_path: Path) -> None:
     """Without dropout, which draws other places in a compiled step."""
-    two = ("--devices", "2", "--set", "model.dropout=0")
+    two = ("--devices", "2", "--set", "model.dropout=0", "--max-dates", "4")  # one length
     finish("finetune", small_cube, tmp_path / "plain", *two)
     finish("finetune", small_cube, tmp_path / "compiled", *two, "--set", "compile=true")
 
