@@ -75,6 +75,17 @@ def test_train_step_compares_equal_gradients():
 
 
 @pytest.mark.slow
+def test_train_memory_compares_equal_losses(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "train_memory.py", "--steps", "2", "--batch", "2", "--side",
+         "96", "--dates", "4", "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"kept: [\d.]+ x as fast, peak [\d.]+ GB beside [\d.]+ GB", finished.stdout)
+
+
+@pytest.mark.slow
 def test_predict_scale_counts_tasks_and_measures_memory(tmp_path):
     finished = subprocess.run(
         [sys.executable, BENCHMARKS / "predict_scale.py", "--dense", "60", "101", "--sparse",

@@ -145,8 +145,7 @@ def _plain_attention(
 ) -> Tensor:
     """Attend by two products and a softmax; parts are (S, heads, T, d).
 
-    The fused kernel for CPUs takes 1.5 (61 dates) to 2.7 times (12 dates) as long for such short
-    sequences in float32, and twice as long in bfloat16.
+    The fused kernel for CPUs takes longer for such short sequences, most of all in bfloat16.
     """
     sequences, heads, dates, width = parts[0].shape
     query, key, value = (part.flatten(0, 1) for part in parts)

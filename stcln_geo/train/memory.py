@@ -101,7 +101,7 @@ def peak_memory(device: str) -> int:
 def memory_kept(device: str) -> AbstractContextManager[None]:
     """Return the context in which steps use the memory of earlier ones; on a GPU torch sees to it.
 
-    Steps of the preset ``base`` took 0.6 of the time in it, and a fifth more memory.
+    Measured by benchmarks/train_memory.py.
     """
     return nullcontext() if device == "cuda" else keep_memory()
 
