@@ -36,7 +36,10 @@ def demo(
     size: Annotated[
         str, typer.Option(metavar="WxH", help="Size of the simulated region in pixels.")
     ] = "301x203",
-    steps: Annotated[int | None, typer.Option(help="Steps of pre-training. Default: 400.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of pre-training.")] = 400,
+    finetune_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of each of the two fine-tunings.")
+    ] = 200,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the commands and run none.")
     ] = False,
@@ -82,17 +85,20 @@ def demo(
     pretrained, better, plain = out / "pretrain", out / "finetune", out / "finetune-scratch"
     story.run(
         "Pre-train",
-        ["pretrain", cube, "--out", pretrained, *_TRAINING, "--steps", steps or 400, *season],
-        note=f"{steps or 400} steps, no label seen",
+        ["pretrain", cube, "--out", pretrained, *_TRAINING, "--steps", steps, *season],
+        note=f"{steps} steps, no label seen",
     )
-    tuning = [*few, *_TRAINING, "--steps", "200", "--set", "validation.every=40", *season]
+    tuning = [*few, *_TRAINING, "--steps", finetune_steps]
+    tuning += ["--set", f"validation.every={max(finetune_steps // 5, 1)}", *season]
     story.run(
         "Fine-tune",
         ["finetune", cube, "--out", better, "--init", pretrained, *tuning],
-        note="200 steps, from the pre-training",
+        note=f"{finetune_steps} steps, from the pre-training",
     )
     story.run(
-        "Fine-tune from scratch", ["finetune", cube, "--out", plain, *tuning], note="200 steps"
+        "Fine-tune from scratch",
+        ["finetune", cube, "--out", plain, *tuning],
+        note=f"{finetune_steps} steps",
     )
     story.run("Evaluate", ["evaluate", better, cube, *season], note="held-out fields")
     story.run("Evaluate from scratch", ["evaluate", plain, cube, *season], note="held-out fields")
