@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from stcln_geo.cli._common import progress_bar
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import list_seasons, open_season
 
@@ -250,19 +249,3 @@ def test_ctrl_c_says_one_line_even_within_the_demo(tmp_path):
     assert process.returncode == 130
     assert said.count("Interrupted. Run the same command again") == 1
     assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("first", [0, 1, 147])
-def test_what_an_earlier_call_has_done_does_not_shorten_the_eta(first, monkeypatch, capsys):
-    """Ten a second, whatever was there before."""
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    with progress_bar("pretrain") as advance:
-        for done in range(first, 400):
-            now += 0.1
-            advance(done, 400, "loss")
-    lines = [line for line in capsys.readouterr().err.splitlines() if "eta" in line]
-    assert len(lines) > 3
-    for line in lines:
-        done, left = int(line.split("/")[0].split()[-1]), int(line.split("eta ")[1].split()[0])
-        assert left == pytest.approx((400 - done) / 10, abs=1)

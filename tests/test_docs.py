@@ -221,3 +221,44 @@ def test_the_own_dataset_example_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, band in (("B02", "blue"), ("B08", "nir")):
         np.testing.assert_allclose(inside.sel(band=band), images[name], atol=6e-5)
     assert bool(cube["valid"].sel(y=images["y"], x=images["x"]).all())
+
+
+@pytest.mark.slow
+def test_the_path_in_python_runs_and_goes_on(tmp_path: Path) -> None:
+    """The blocks of the page, as one script: its areas are those of the map; again, all is kept."""
+    import numpy as np
+    import rasterio
+
+    page = (ROOT / "docs" / "tutorials" / "in-python.md").read_text()
+    examples = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "path.py").write_text("\n".join(examples))
+    command = [sys.executable, "-W", "error::RuntimeWarning", "path.py"]
+
+    def run() -> list[str]:
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    first = run()
+    weights = tmp_path / "runs" / "finetune" / "checkpoints" / "best.safetensors"
+    trained = weights.stat().st_mtime_ns
+    with rasterio.open(tmp_path / "map" / "classes.tif") as made:
+        pixels = np.bincount(made.read(1).ravel(), minlength=256)
+    told = {
+        name: float(hectares)
+        for name, hectares in re.findall(
+            r"^([A-Z][a-z ]+?) +([\d.]+)$", "\n".join(first), flags=re.M
+        )
+    }
+    assert len(told) >= 2
+    assert sum(told.values()) == pytest.approx(pixels[:255].sum() / 100, abs=0.05 * len(told))
+    assert sorted(told.values()) == pytest.approx(
+        sorted(n / 100 for n in pixels[:255] if n), abs=0.051
+    )
+    again = run()
+    assert any("is complete" in line for line in again)
+    assert weights.stat().st_mtime_ns == trained
+    assert [line for line in again if line.split()[0] == "[["] == [
+        line for line in first if line.split()[0] == "[["
+    ]
+    assert again[-len(told) - 1 :] == first[-len(told) - 1 :]

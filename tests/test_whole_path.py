@@ -121,7 +121,18 @@ def demo(flanders, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("real") / "demo"
     command = Path(sys.executable).with_name("stcln-geo")
     finished = subprocess.run(
-        [command, "demo", "--data", flanders, "--out", out, "--steps", "12", "--finetune-steps", "40"],
+        [
+            command,
+            "demo",
+            "--data",
+            flanders,
+            "--out",
+            out,
+            "--steps",
+            "12",
+            "--finetune-steps",
+            "40",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,94 @@
+"""How far a long call is: a bar where one can be drawn, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .execution import ProgressHook
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[ProgressHook]:
+    """Give a hook for ``progress=`` that shows what is done and what time is left.
+
+    On a terminal, and in a notebook that has ipywidgets, it is a bar; elsewhere a line every few
+    seconds. All of it goes to standard error.
+
+    Parameters
+    ----------
+    label
+        What stands before the bar.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    target = Console(stderr=True, highlight=False, soft_wrap=True)
+    redraws = target.is_terminal or (target.is_jupyter and find_spec("ipywidgets") is not None)
+    if not redraws:
+        yield _line_progress(label, target)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Progress(*columns, console=target, transient=False) as bars:
+        task = bars.add_task(label, total=None, what="")
+        told = False
+
+        def advance(done: int, total: int, what: str) -> None:
+            nonlocal told
+            if not told and done > 1:
+                # Done by an earlier call: it says nothing about the speed of this one.
+                bars.reset(task, completed=done, total=total, what=what)
+            bars.update(task, completed=done, total=total, what=what)
+            told = True
+
+        yield advance
+
+
+def _line_progress(label: str, target: Console, *, every_s: float = 5.0) -> ProgressHook:
+    """Return a hook that prints a line now and then: for logs."""
+    started = time.monotonic()
+    last = started
+    begun: tuple[int, float] | None = None
+
+    def advance(done: int, total: int, what: str) -> None:
+        nonlocal last, begun
+        now = time.monotonic()
+        if begun is None:
+            # What an earlier call has done says nothing about the speed of this one.
+            begun = (0, started) if done <= 1 else (done, now)
+        if now - last < every_s and done != total:
+            return
+        if done == total and now - started < every_s:
+            return
+        last = now
+        elapsed = now - started
+        since, then = begun
+        left = ""
+        if done > since:
+            left = f", eta {(now - then) / (done - since) * (total - done):.0f} s"
+        target.print(f"{label}: {done}/{total} {what} ({elapsed:.0f} s{left})", markup=False)
+
+    return advance
