@@ -305,7 +305,8 @@ def test_scratch_is_bounded_and_gone(maps: Maps, monkeypatch: pytest.MonkeyPatch
     )  # fmt: skip
     most = max(sum(files.values()) for files in held)
     assert most <= plan.fetching.scratch_bytes
-    assert 0 < maps.run("direct")["source"]["scratch_bytes"] == most
+    # Counted after a block is written: another one may have been removed in between.
+    assert most / 2 < maps.run("direct")["source"]["scratch_bytes"] <= most
     assert list(maps.scratch.iterdir()) == []
 
 
