@@ -130,7 +130,7 @@ def export_cube(
             for group in groups:
                 for file in _write_group(plan, group, folder, threads, tick):
                     record.add(file)
-        collection = write_stac(plan, record.files)
+        collection = write_stac(plan, record.by_date())
     return ExportReport(
         out=out,
         written=tuple(file.name for file in plan.todo),
@@ -163,6 +163,20 @@ class _Record:
         self.files[file.name] = entry
         todo = [other.name for other in self._plan.todo]
         self._store(begun=todo[todo.index(file.name) + 1 :])
+
+    def by_date(self) -> dict[str, dict[str, Any]]:
+        """Return the files of dates that the cube has, with the position of each date now.
+
+        It may have been another when the file was written: an append puts dates between others.
+        """
+        places = {stem: date for date, stem in enumerate(self._plan.stems)}
+        found = {}
+        for name, entry in self.files.items():
+            if entry["date"] is None:
+                found[name] = entry
+            elif (stem := name.removesuffix(f"_{entry['what']}.tif")) in places:
+                found[name] = {**entry, "date": places[stem]}
+        return found
 
     def _store(self, *, begun: list[str]) -> None:
         write_json(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,17 @@ SHAPE = (101, 203)
 ITEMS = ("A1 A2", "B", "C", "D")
 
 
-def make_cube(path: Path) -> Path:
+def make_cube(path: Path, *, times: Sequence[str] = TIMES, items: Sequence[str] = ITEMS) -> Path:
     """A cube of random numbers with its extremes; no chunk or shard fits the grid."""
     geobox = geobox_from_window(Window(-563000, 57000, *SHAPE), crs="EPSG:32631", resolution=10)
     rng = np.random.default_rng(11)
     season = create_season(
-        path, "2018-09-01", geobox=geobox, time=np.array(TIMES, "datetime64[s]"), bands=BANDS,
+        path, "2018-09-01", geobox=geobox, time=np.array(times, "datetime64[s]"), bands=BANDS,
         aoi=box(*geobox.boundingbox.bbox), layout=Layout(chunk=32, shard=96), with_scl=True,
-        date_attrs={"platform": ["sentinel-2a"] * 4, "item_ids": list(ITEMS)},
+        date_attrs={"platform": ["sentinel-2a"] * len(times), "item_ids": list(items)},
     )  # fmt: skip
     for shard in shards_of(season):
-        shape = (len(TIMES), *shard.shape_yx)
+        shape = (len(times), *shard.shape_yx)
         values = rng.integers(-32768, 32768, (shape[0], 3, *shape[1:])).astype("int16")
         valid = (rng.random(shape) < 0.7) & (values != -32768).all(axis=1)
         scl = rng.integers(0, 12, shape).astype("uint8")
@@ -244,6 +245,35 @@ def test_a_second_run_writes_nothing_and_a_changed_date_only_itself(cube: Path, 
     assert set(json.loads((out / "2018-09-08.json").read_text())["assets"]) == {
         "reflectance", "valid",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dates", "written"),
+    [((0, 1, 2, 3), ("2018-09-08_reflectance.tif",)), ((0, 3), ())],
+    ids=["a date between others", "dates that are gone"],
+)
+def test_items_keep_their_files_when_dates_move(
+    tmp_path: Path, dates: tuple[int, ...], written: tuple[str, ...]
+):
+    out = tmp_path / "o"
+    places = [0, 2, 3]
+    for path, kept in ((tmp_path / "1" / "own.zarr", places), (tmp_path / "2" / "own.zarr", dates)):
+        path.parent.mkdir()
+        times, items = ([values[place] for place in kept] for values in (TIMES, ITEMS))
+        report = export_cube(make_cube(path, times=times, items=items), out)
+
+    assert report.written == written
+    content = json.loads((out / "collection.json").read_text())
+    items = [link["href"] for link in content["links"] if link["rel"] == "item"]
+    assert items == [f"./{TIMES[place][:10]}.json" for place in dates]
+    for place in dates:
+        day = TIMES[place][:10]
+        item = json.loads((out / f"{day}.json").read_text())
+        assert item["properties"]["datetime"] == f"{TIMES[place]}Z"
+        (asset,) = item["assets"].values()
+        assert asset["href"] == f"./{day}_reflectance.tif"
+        with rasterio.open(out / asset["href"]) as source:
+            assert source.tags()["ACQUISITION_TIME"] == f"{TIMES[place]}Z"
 
 
 def test_a_killed_export_goes_on(cube: Path, folder: Path, tmp_path: Path):
