@@ -49,11 +49,22 @@ class ClassChoice:
         counts[list(self.outputs)] = found[list(self.codes)]
         return counts
 
-    def pixels(self, fields: FieldTable, part: np.ndarray) -> list[int]:
-        """Return the labelled pixels of each output, of the fields in ``part``; 0 if silent."""
+    def pixels(
+        self, fields: FieldTable, part: np.ndarray, *, shown: np.ndarray | None = None
+    ) -> list[int]:
+        """Return the labelled pixels of each output, of the fields in ``part``; 0 if silent.
+
+        Parameters
+        ----------
+        part : (F,) bool.
+        shown : (S,) int, how often each pixel of a site counts; None: once.
+        """
+        pixels = fields.pixels.astype(np.int64)
+        if shown is not None:
+            pixels *= shown[fields.site]
         counts = [0] * len(self.legend)
         for code, output in zip(self.codes, self.outputs, strict=True):
-            counts[output] = int(fields.pixels[part & (fields.code == code)].sum())
+            counts[output] = int(pixels[part & (fields.code == code)].sum())
         return counts
 
     def describe_ignored(self, fields: FieldTable) -> str | None:

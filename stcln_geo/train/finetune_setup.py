@@ -223,7 +223,7 @@ def make_finetune_task(
         config,
         stream=stream,
         validation=validation,
-        class_pixels=classes.pixels(prepared.fields, prepared.chosen),
+        class_pixels=classes.pixels(prepared.fields, prepared.chosen, shown=prepared.source.weight),
         lookup=make_lookup(classes),
         ranks=Ranks() if alone else ranks,
     )

@@ -27,7 +27,8 @@ class FinetuneTask(TrainingTask):
 
     Parameters
     ----------
-    class_pixels : (K,) training pixels of each output, for the weights.
+    class_pixels : (K,) training pixels of each output, as often as an epoch shows them, for the
+        weights.
     lookup : (L,) int64, the output of each code of the cube's legend, -100 where it has none; None
         where codes and outputs are the same. See `make_lookup`.
     """

@@ -214,7 +214,7 @@ class LossSection(Section):
     """Of ``focal``: 0 is cross-entropy, more spares more."""
     class_weights: ClassWeights = "inverse-sqrt"
     """``inverse-sqrt`` weighs a class by 1 / sqrt(its training pixels), ``effective-number`` by
-    (1 - beta) / (1 - beta^pixels)."""
+    (1 - beta) / (1 - beta^pixels); pixels of a site that is shown twice count twice."""
     beta: float = Field(default=0.9999, ge=0, lt=1)
     """Of ``effective-number``: beyond about 1 / (1 - beta) pixels, more are no more evidence."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

@@ -16,6 +16,7 @@ from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.stack import open_stack
 from stcln_geo.cube.stack_fields import write_stack_split
 from stcln_geo.cube.store import open_season, write_split
+from stcln_geo.data.chips import ChipDataset
 from stcln_geo.data.source import open_source
 from stcln_geo.data.targets import ChipChoice, fields_within
 from stcln_geo.errors import InputError, LabelError
@@ -25,6 +26,7 @@ from stcln_geo.train.config import FinetuneConfig, load_config, to_toml
 from stcln_geo.train.evaluate import evaluate_run
 from stcln_geo.train.finetune import finetune, plan_finetune
 from stcln_geo.train.finetune_setup import make_finetune_task, prepare_finetune
+from stcln_geo.train.losses import make_class_weights
 from stcln_geo.train.plan import SITES_APART, TRANSDUCTIVE, figures_hold_for
 from stcln_geo.train.ranks import Ranks
 
@@ -69,6 +71,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     kept = np.concatenate([whole_fields(season, Window(*place, *SHAPE)) for place in PLACES])
     write_split(season, np.where(np.isin(season.fields.number, kept), season.fields.split, 0))
     return cube, stack
+
+
+def pixels_drawn(dataset: ChipDataset, *, classes: int) -> list[int]:
+    """Count the pixels of each class in all chips that an epoch shows."""
+    counts = np.zeros(256, dtype=np.int64)
+    for unit in range(len(dataset.units)):
+        for chip in dataset.read(unit):
+            assert chip.target is not None
+            counts += np.bincount(chip.target.ravel(), minlength=256)
+    return counts[:classes].tolist()
 
 
 def test_a_stack_is_judged_as_its_cube(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -183,6 +195,10 @@ def test_how_often_sites_are_shown_is_part_of_the_run(
             for one in (old, new)
         ]
         assert counts[1].tolist() == (counts[0] * [1, 3, 1, 1]).tolist()
+    for prepared in (before, after):
+        weighed = make_finetune_task(prepared, workers=1, begin=False, ranks=Ranks())[0]
+        drawn = pixels_drawn(prepared.dataset, classes=len(prepared.classes.legend))
+        assert weighed.class_weights.tolist() == make_class_weights("inverse-sqrt", drawn).tolist()
     with pytest.raises(InputError, match=r"its data changed since it was begun \(labels\)"):
         finetune(path, run, config(steps=1))
     with pytest.raises(LabelError, match="burnt or split again since"):
