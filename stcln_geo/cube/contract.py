@@ -4,7 +4,8 @@ A season is an ``xr.Dataset`` with the dimensions ``time``, ``band``, ``y``, ``x
 
 - ``reflectance (time, band, y, x)`` int16, reflectance / 0.0001, -32768 where there is none;
 - ``valid (time, y, x)`` bool, True where every band was measured and the sky is clear;
-- ``coverage (time, chunk_y, chunk_x)`` uint16, clear pixels per chunk;
+- ``coverage (time, chunk_y, chunk_x)`` uint16, of chunks of 256 px or more uint32, clear pixels per
+  chunk;
 - ``overview (time, rgb, overview_y, overview_x)`` uint8, a picture to look at;
 - optional ``observations (time, y, x)`` uint8, the clear observations a composite is made of;
 - optional ``day_offset (time, y, x)`` int8, the day a composite's pixel was acquired on, counted
@@ -158,7 +159,7 @@ _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "day_offset": (("time", "y", "x"), ("int8",)),
     "labels": (("y", "x"), ("uint8",)),
     "parcels": (("y", "x"), ("int32",)),
-    "coverage": (("time", "chunk_y", "chunk_x"), ("uint16",)),
+    "coverage": (("time", "chunk_y", "chunk_x"), ("uint16", "uint32")),
     "overview": (("time", "rgb", "overview_y", "overview_x"), ("uint8",)),
 }
 

@@ -21,6 +21,7 @@ __all__ = [
     "Codec",
     "Layout",
     "block_sum",
+    "coverage_dtype",
     "create_array",
     "create_arrays",
     "geozarr_attrs",
@@ -175,7 +176,7 @@ def create_arrays(
     per_shard = shard // chunk
     create_array(
         group, "coverage", (dates, -(-height // chunk), -(-width // chunk)),
-        (dates, per_shard, per_shard), None, dtype="uint16", fill=0,
+        (dates, per_shard, per_shard), None, dtype=coverage_dtype(chunk), fill=0,
         dims=("time", "chunk_y", "chunk_x"), attrs={"units": "valid pixels per chunk"},
     )  # fmt: skip
     small = shard // OVERVIEW_STEP
@@ -282,6 +283,11 @@ def geozarr_attrs(geobox: GeoBox) -> dict[str, Any]:
         "spatial:transform": [float(value) for value in tuple(geobox.affine)[:6]],
         "spatial:bbox": [float(value) for value in (box.left, box.bottom, box.right, box.top)],
     }  # fmt: skip
+
+
+def coverage_dtype(chunk: int) -> str:
+    """Return the type that counts the pixels of a chunk: uint16, or uint32 from 256 px on."""
+    return "uint16" if chunk * chunk <= np.iinfo(np.uint16).max else "uint32"
 
 
 def block_sum(values: np.ndarray, chunk: int) -> np.ndarray:

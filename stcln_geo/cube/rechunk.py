@@ -32,7 +32,7 @@ from ..storage import (
 )
 from .audit import merge_audits
 from .cost import DEFAULT_MEMORY
-from .layout import Codec, block_sum, create_array
+from .layout import Codec, block_sum, coverage_dtype, create_array
 from .lock import cube_lock
 from .planned import CubePlan, SeasonPlan
 from .read import append_ledger, read_ledger
@@ -282,19 +282,21 @@ def _create(plan: RechunkPlan, season: Season, fingerprint: str | None) -> None:
         for name, array in sorted(old.arrays()):
             dims = tuple(array.metadata.dimension_names or ())
             shape, chunks, shards = array.shape, array.chunks, None
+            dtype = array.dtype.name
             if dims[-2:] == ("y", "x"):
                 chunks = layout.chunks(shape[:-2], dims[:-2])
                 shards = layout.shards(shape[:-2], dims[:-2])
             elif name == "coverage":
                 shape = (shape[0], -(-height // layout.chunk), -(-width // layout.chunk))
                 chunks = (shape[0], per_shard, per_shard)
+                dtype = coverage_dtype(layout.chunk)
             elif name == "overview":
                 chunks = (*shape[:2], layout.shard // 16, layout.shard // 16)
             else:
                 _copy_small(new, name, array)
                 continue
             create_array(
-                new, name, shape, chunks, shards, dtype=array.dtype.name,
+                new, name, shape, chunks, shards, dtype=dtype,
                 fill=array.fill_value, dims=dims, attrs=dict(array.attrs), codec=layout.codec,
             )  # fmt: skip
         attributes = {**dict(old.attrs), "layout": layout.to_json()}
@@ -333,9 +335,7 @@ def _copy_shard(task: _CopyTask) -> None:
             pixels = array[..., window.rows, window.cols]
             new[name][..., window.rows, window.cols] = pixels
             if name == "valid" and "coverage" in new:
-                new["coverage"][(..., *_cells(window, chunk))] = block_sum(pixels, chunk).astype(
-                    np.uint16
-                )
+                new["coverage"][(..., *_cells(window, chunk))] = block_sum(pixels, chunk)
         if "overview" in new:
             small = (..., *_cells(window, 16))
             new["overview"][small] = old["overview"][small]

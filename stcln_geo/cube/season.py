@@ -96,7 +96,7 @@ class Season:
     valid: Any
     """(T, Y, X) bool zarr array; True where usable."""
     coverage: Any
-    """(T, chunk_y, chunk_x) uint16 zarr array; valid pixels per chunk."""
+    """(T, chunk_y, chunk_x) uint16 or uint32 zarr array; valid pixels per chunk."""
     overview: Any
     """(T, 3, Y/16, X/16) uint8 zarr array; 0 = no data."""
     scl: Any | None

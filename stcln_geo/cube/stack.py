@@ -99,7 +99,7 @@ class Stack:
     valid: Any
     """(S, T, Y, X) bool zarr array; True where usable."""
     coverage: Any
-    """(S, T, chunk_y, chunk_x) uint16 zarr array; valid pixels per chunk."""
+    """(S, T, chunk_y, chunk_x) uint16 or uint32 zarr array; valid pixels per chunk."""
     scl: Any | None
     """(S, T, Y, X) uint8 zarr array of scene classes, if kept."""
     observations: Any | None

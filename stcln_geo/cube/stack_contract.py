@@ -8,7 +8,7 @@ A stack's season is an ``xr.Dataset`` with the dimensions ``site``, ``time``, ``
 - ``time (site, time)`` datetime64, increasing per site, NaT after its last date, where ``valid`` is
   False; ``days`` likewise, whole days since the season's first, -1 after the last date;
 - ``site_id``, ``crs``, ``footprint (site)`` text and ``transform (site, affine)``;
-- ``coverage (site, time, chunk_y, chunk_x)`` uint16, clear pixels per chunk;
+- ``coverage (site, time, chunk_y, chunk_x)`` uint16 or uint32, clear pixels per chunk;
 - optional ``scl``, ``observations (site, time, y, x)`` uint8, and ``fold (site)``;
 - optional ``labels (site, y, x)`` uint8, codes of the legend, 255 = unlabelled, and
   ``parcels (site, y, x)`` int32, the number of the field, 0 = none: numbers are unique over the
@@ -45,7 +45,7 @@ _VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "valid": (("site", "time", "y", "x"), ("bool",)),
 }
 _OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "coverage": (("site", "time", "chunk_y", "chunk_x"), ("uint16",)),
+    "coverage": (("site", "time", "chunk_y", "chunk_x"), ("uint16", "uint32")),
     "scl": (("site", "time", "y", "x"), ("uint8",)),
     "observations": (("site", "time", "y", "x"), ("uint8",)),
     "labels": (("site", "y", "x"), ("uint8",)),

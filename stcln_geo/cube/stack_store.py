@@ -23,7 +23,7 @@ from ..storage import (
     writing,
 )
 from .contract import FILL, SCALE, check_bands, days_since
-from .layout import STANDARD_NAMES, block_sum, create_array
+from .layout import STANDARD_NAMES, block_sum, coverage_dtype, create_array
 from .publish import recover_publications
 from .stack import (
     NO_DAY,
@@ -203,7 +203,7 @@ def write_sites(
     with writing(stack.path):
         stack.reflectance[here] = reflectance
         stack.valid[here] = valid
-        stack.coverage[here] = sums.reshape(*valid.shape[:2], *sums.shape[1:]).astype(np.uint16)
+        stack.coverage[here] = sums.reshape(*valid.shape[:2], *sums.shape[1:])
         for array, values in (
             (stack.scl, scl), (stack.observations, observations), (stack.labels, labels),
             (stack.parcels, parcels),
@@ -313,7 +313,7 @@ def _create_arrays(
             )  # fmt: skip
     create_array(
         group, "coverage", (sites, dates, down, across), (several, dates, down, across), None,
-        dtype="uint16", fill=0, dims=("site", "time", "chunk_y", "chunk_x"),
+        dtype=coverage_dtype(chunk), fill=0, dims=("site", "time", "chunk_y", "chunk_x"),
         attrs={"units": "valid pixels per chunk"},
     )  # fmt: skip
     for name, dtype, fill in (("labels", "uint8", 255), ("parcels", "int32", 0)):

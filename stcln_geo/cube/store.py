@@ -211,7 +211,7 @@ def write_shard(
             season.observations[:, window.rows, window.cols] = observations
         if season.day_offset is not None and day_offset is not None:
             season.day_offset[:, window.rows, window.cols] = day_offset
-        season.coverage[:, rows, cols] = block_sum(valid, chunk).astype(np.uint16)
+        season.coverage[:, rows, cols] = block_sum(valid, chunk)
         season.overview[:, :, small_rows, small_cols] = overview_of(reflectance, season.bands)
 
 

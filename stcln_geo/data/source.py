@@ -107,7 +107,7 @@ class Source:
     reflectance: BlockReader
     valid: BlockReader
     coverage: Any
-    """(T, cy, cx) or (S, T, cy, cx) uint16 zarr array: clear pixels per chunk."""
+    """(T, cy, cx) or (S, T, cy, cx) uint16 or uint32 zarr array: clear pixels per chunk."""
     origin_yx: tuple[int, int] = (0, 0)
     """Absolute row and column of the first pixel of a cube. Of a stack (0, 0): there the lattice
     of windows begins at the first pixel of each site, which is a map of its own."""

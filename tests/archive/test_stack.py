@@ -114,6 +114,21 @@ def test_what_is_written_is_read(written: tuple[Path, dict[str, np.ndarray]]):
     assert stack.reflectance.shards == (2, TIMES, 2, 32, 32)
 
 
+def test_chunks_of_256_px_that_are_all_clear_are_counted(tmp_path: Path):
+    side = 277
+    stack = create_stack(
+        tmp_path / "s.zarr", SEASON, site_id=["s0"], crs=["EPSG:32631"], bands=("red",),
+        transform=np.array([[10, 0, 600000, 0, -10, 5600040]]), shape_yx=(side, side),
+        time=np.array([["2019-05-01T10:50:00"]], "datetime64[s]"),
+        layout=StackLayout(chunk=256, sites=1),
+    )  # fmt: skip
+    values = np.full((1, 1, 1, side, side), 500, dtype=np.int16)
+    write_sites(stack, 0, reflectance=values, valid=np.ones((1, 1, side, side), dtype=bool))
+    finish_stack(stack.path, SEASON)
+    assert open_stack(stack.path).coverage[0, 0].tolist() == [[65536, 5376], [5376, 441]]
+    assert validate_stack(stack_dataset(stack.path, SEASON))[0] == []
+
+
 def test_it_opens_as_a_dataset_that_keeps_the_contract(written: tuple[Path, Any]):
     path, content = written
     dataset = stack_dataset(path)

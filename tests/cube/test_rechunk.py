@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from shapely.geometry import box
 
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import invoke
@@ -29,10 +30,19 @@ from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
 from stcln_geo.cube.rechunk import rechunk_cube
 from stcln_geo.cube.repair import find_left_out, repair_cube
 from stcln_geo.cube.search import search_items
-from stcln_geo.cube.store import FieldTable, open_season, write_fields
+from stcln_geo.cube.store import (
+    FieldTable,
+    create_season,
+    finish_season,
+    open_season,
+    shards_of,
+    write_fields,
+    write_shard,
+)
 from stcln_geo.cube.stored import manifest_paths, read_manifest
 from stcln_geo.errors import CubeError
 from stcln_geo.execution import Execution
+from stcln_geo.grid import Window, geobox_from_window
 from stcln_geo.legend import Legend
 
 OLD = Layout(chunk=16, shard=48)
@@ -127,6 +137,33 @@ def test_the_content_is_the_same_array_for_array(
     )
     assert not (out / "rechunk.shards").exists()
     assert "nothing to do" in str(rechunk_cube(cube, out, **options))
+
+
+@pytest.mark.parametrize("begun", [64, 256], ids=["rechunked", "written so"])
+def test_chunks_of_256_px_that_are_all_clear_are_counted(tmp_path: Path, begun: int):
+    out = tmp_path / "new.zarr"
+    made = write_clear(tmp_path / "old.zarr", Layout(chunk=begun, shard=512))
+    if begun != 256:
+        rechunk_cube(made, out, chunk=256, shard=512)
+    new = open_season(out if out.exists() else made)
+    assert new.coverage[:].tolist() == [[[65536, 65536, 11520], [9984, 9984, 1755]]]
+    errors, _ = validate_cube(open_cube(new.cube, mask_and_scale=False))
+    assert errors == []
+
+
+def write_clear(path: Path, layout: Layout) -> Path:
+    """Write a cube of 295 x 557 px with one date, clear everywhere."""
+    window = Window(-563000, 57000, 295, 557)
+    geobox = geobox_from_window(window, crs="EPSG:32631", resolution=10)
+    season = create_season(
+        path, SEASON, geobox=geobox, time=np.array(["2019-05-01T10:50:00"], "datetime64[s]"),
+        bands=("red",), aoi=box(*geobox.boundingbox.bbox), layout=layout,
+    )  # fmt: skip
+    for shard in shards_of(season):
+        values = np.full((1, 1, *shard.shape_yx), 500, dtype=np.int16)
+        write_shard(season, shard, reflectance=values, valid=np.ones(values.shape[1:], dtype=bool))
+    finish_season(path, SEASON)
+    return path
 
 
 def test_what_the_manifests_count_is_kept(cube: Path, tmp_path: Path):
