@@ -288,6 +288,8 @@ def _identity(
         content["legend"] = season.legend.to_json()
         content["fields"] = [season.fields.code.tolist(), season.fields.pixels.tolist()]
         content["unlabelled"] = UNLABELLED
+        # Fields that were burnt elsewhere may have as many pixels as before.
+        content["written"] = version_of(season.cube / season.folder / "labels" / "zarr.json")
     elif not items:
         # A cube made with write_cube does not say what its dates are from.
         array = season.cube / season.folder / "time" / "zarr.json"

@@ -30,6 +30,7 @@ from stcln_geo.cube.store import (
     shards_of,
     write_fields,
     write_shard,
+    write_split,
 )
 from stcln_geo.export import files as files_module
 from stcln_geo.export import plan_export
@@ -245,6 +246,23 @@ def test_a_second_run_writes_nothing_and_a_changed_date_only_itself(cube: Path, 
     assert set(json.loads((out / "2018-09-08.json").read_text())["assets"]) == {
         "reflectance", "valid",
     }  # fmt: skip
+
+
+def test_labels_that_are_burnt_again_are_written_again(tmp_path: Path):
+    mine, out = make_cube(tmp_path / "own.zarr"), tmp_path / "o"
+    export_cube(mine, out, what=("labels",))
+    season = open_season(mine, mode="r+")
+    assert season.fields is not None
+    assert season.legend is not None
+    write_split(season, np.ones(2, dtype=np.uint8))
+    assert export_cube(mine, out, what=("labels",)).written == ()
+
+    # The same fields, each a pixel further down: as many pixels as before.
+    labels, parcels = (np.roll(array[:], 1, axis=0) for array in (season.labels, season.parcels))
+    write_fields(season, labels=labels, parcels=parcels, fields=season.fields, legend=season.legend)
+    assert export_cube(mine, out, what=("labels",)).written == ("labels_2018-09-01.tif",)
+    with rasterio.open(out / "labels_2018-09-01.tif") as source:
+        np.testing.assert_array_equal(source.read(1), labels)
 
 
 @pytest.mark.parametrize(
