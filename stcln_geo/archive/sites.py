@@ -228,7 +228,8 @@ def _from_csv(path: Path) -> Any:
     import pandas
 
     try:
-        table = pandas.read_csv(path)
+        # As text: an id may be 0012, or NA for Namibia.
+        table = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     except pandas.errors.EmptyDataError:
         table = pandas.DataFrame(columns=["lon", "lat"])
     names = {str(name).strip().lower(): name for name in table.columns}

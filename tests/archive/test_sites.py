@@ -79,6 +79,9 @@ def test_tables_of_all_forms_give_the_same_sites(tmp_path: Path):
         found = read_sites(tmp_path / name, size=64)
         assert [(site.id, site.window) for site in found] == [(s.id, s.window) for s in first]
     assert [s.id for s in read_sites(tmp_path / "p.csv", size=64, id_column="other")] == ["x", "y"]
+    (tmp_path / "i.csv").write_text("id,lon,lat\n0012,4,50\n12, 5.5,51\nNA,17,-22\n1.0,7,8\n")
+    kept = read_sites(tmp_path / "i.csv", size=64)
+    assert [(s.id, s.lon) for s in kept] == [("0012", 4), ("12", 5.5), ("NA", 17), ("1.0", 7)]
     (tmp_path / "n.csv").write_text("x,y\n4,50\n5,51\n")
     numbered = read_sites(tmp_path / "n.csv", size=64)
     assert [site.id for site in numbered] == ["site-0001", "site-0002"]
