@@ -220,9 +220,15 @@ def check_freeze(
     Raises
     ------
     InputError
-        If what is frozen would never learn what it has to.
+        If what is frozen would never learn what it has to, or nothing is to be freed.
     """
     if options.freeze == "none":
+        if options.freeze_steps:
+            raise InputError(
+                f"Cannot freeze for optimiser.freeze_steps={options.freeze_steps}: "
+                "optimiser.freeze is none, so nothing would be frozen. Set optimiser.freeze to "
+                "encoder or convolutions, or leave optimiser.freeze_steps out."
+            )
         return None
     if init is None:
         raise InputError(

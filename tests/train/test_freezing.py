@@ -131,6 +131,8 @@ def test_freezing_what_must_learn_is_refused(small_cube: Path, start: Path, tmp_
     with pytest.raises(InputError, match=r"does not know green.*freeze_steps"):
         finetune(small_cube, tmp_path / "b", recipe(**options))
     finetune(small_cube, tmp_path / "b", recipe(**options, optimiser__freeze_steps=1))
+    with pytest.raises(InputError, match=r"freeze_steps=2: optimiser\.freeze is none"):
+        finetune(small_cube, tmp_path / "c", recipe(steps=1, optimiser__freeze_steps=2))
 
 
 def test_layers_near_the_bands_move_more_slowly() -> None:
