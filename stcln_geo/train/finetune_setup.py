@@ -211,7 +211,8 @@ def make_finetune_task(
     if prepared.held_out.chips:
         validation = OrderedStream(
             prepared.held_out,
-            batch_size=config.rank_batch,
+            # As `evaluate` does: a window of this mode must not be filled up with others' dates.
+            batch_size=1 if prepared.network.mode == "reference" else config.rank_batch,
             memory=config.data.memory // 4,
             threads=workers,
             rank=ranks.rank,

@@ -130,6 +130,21 @@ def test_validation_figures_are_those_of_training(small_cube: Path, run: Path) -
     assert evaluation.metrics.macro_miou == pytest.approx(last["validation_macro_miou"], abs=0.02)
 
 
+def test_validation_figures_hold_in_reference_mode(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    # On some dates one window of 8 px is cloudy all over, another is not: series differ in length.
+    cube = new_cube(dates=12)
+    recipe = {**SMALL, "data.chip": 8, "data.halo": 1, "steps": 4, "validation.every": 4}
+    recipe |= {"model.mode": "reference", "validation.choose_by": "overall_accuracy"}
+    result = finetune(cube, tmp_path / "run", load_config(FinetuneConfig, overrides=recipe))
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["calibration"]
+    evaluation = evaluate_run(tmp_path / "run", cube, split="validation")
+    assert evaluation.metrics.overall_accuracy == pytest.approx(result.best)
+    assert evaluation.uncalibrated.error == pytest.approx(told["error_before"], rel=1e-6)
+    assert evaluation.calibration.error == pytest.approx(told["error_after"], rel=1e-6)
+
+
 def test_pixels_without_a_clear_date_are_told_apart(
     new_cube: Callable[..., Path], run: Path
 ) -> None:
