@@ -215,7 +215,7 @@ class Legend:
                 "with the columns value, name, color."
             )
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             rows = (
                 json.loads(text)
                 if path.suffix == ".json"

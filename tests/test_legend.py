@@ -23,6 +23,11 @@ def test_read_csv_and_json(tmp_path):
     assert Legend.read(tmp_path / "legend.json") == legend
 
 
+def test_a_csv_of_excel_begins_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "legend.csv").write_text("value,name\n7,wheat\n9,maize\n", encoding="utf-8-sig")
+    assert Legend.read(tmp_path / "legend.csv").names == ("wheat", "maize")
+
+
 def test_keep_makes_codes_dense_again():
     legend = Legend.from_values(["a", "b", "c"]).keep({"a", "c"})
     assert [(entry.code, entry.value) for entry in legend.classes] == [(0, "a"), (1, "c")]

@@ -114,7 +114,7 @@ def read_site_ids(path: str | Path) -> tuple[str, ...]:
             "a line, or a .csv with the column site_id."
         )
     try:
-        ids = _read_ids(path.read_text(encoding="utf-8"), path.suffix)
+        ids = _read_ids(path.read_text(encoding="utf-8-sig"), path.suffix)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise InputError(
             f"Cannot read the site ids {path}: {error}. It must be a text file with one id a line, "

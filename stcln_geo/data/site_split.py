@@ -212,7 +212,7 @@ def read_site_lists(path: str | Path) -> SiteLists:
             "site_id,split."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         found = _from_csv(text) if path.suffix == ".csv" else _from_document(text, path.suffix)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise InputError(

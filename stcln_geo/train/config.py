@@ -247,7 +247,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             "for example the config.toml of an earlier run."
         )
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"Cannot read the training options {path}: {error}. The file must be TOML. "

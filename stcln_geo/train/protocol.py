@@ -321,7 +321,7 @@ def read_protocol_text(name_or_path: str | Path) -> str:
         text: str = (_folder() / f"{place}.toml").read_text(encoding="utf-8")
         return text
     try:
-        return Path(place).read_text(encoding="utf-8")
+        return Path(place).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise _unreadable(place, str(error)) from error
 

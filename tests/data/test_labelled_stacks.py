@@ -334,7 +334,8 @@ def test_lists_name_sites_and_how_often(own: Callable[..., Path], tmp_path: Path
     (tmp_path / "l.json").write_text(json.dumps(listed))
     (tmp_path / "l.toml").write_text('train = ["s2", "s0", "s2", "s9"]\ntest = ["s3", "gone"]\n')
     (tmp_path / "l.csv").write_text(
-        "site_id, split\ns2,train\ns0,train\ns2,train\ns9,train\ns3,test\ngone,test\n"
+        "site_id, split\ns2,train\ns0,train\ns2,train\ns9,train\ns3,test\ngone,test\n",
+        encoding="utf-8-sig",  # as Excel writes them
     )
     json_lists, toml_lists, csv_lists = (
         read_site_lists(tmp_path / f"l.{kind}") for kind in ("json", "toml", "csv")

@@ -114,8 +114,11 @@ def test_sites_without_folds_and_cubes_are_refused(tmp_path: Path) -> None:
         ("a.toml", 'sites = [7, "12"]'),
     ],
 )
-def test_ids_are_read_from_files_of_many_kinds(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"], ids=["plain", "byte order mark"])
+def test_ids_are_read_from_files_of_many_kinds(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding=encoding)
     assert read_site_ids(tmp_path / name) == ("7", "12")
 
 

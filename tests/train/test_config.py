@@ -21,7 +21,9 @@ from stcln_geo.train.sections import ModelSection
 
 def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
-    file.write_text('steps = 5\nbatch_size = 3\n[model]\nmode = "reference"\n[data]\nchip = 48\n')
+    text = 'steps = 5\nbatch_size = 3\n[model]\nmode = "reference"\n[data]\nchip = 48\n'
+    # With the byte order mark that editors on Windows put first.
+    file.write_text(text, encoding="utf-8-sig")
 
     config = load_config(
         FinetuneConfig,
