@@ -177,6 +177,15 @@ class Source:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def label_pixels(self) -> str:
+        """A hash of class and field number of each pixel; reads all labels."""
+        digest = hashlib.sha256()
+        for tile in self.label_tiles():
+            for values in (tile.labels, tile.parcels):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
     def describe(self) -> dict[str, Any]:
         """Return what a run's records tell of the source."""
         systems = sorted(set(self.crs))

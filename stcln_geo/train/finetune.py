@@ -110,6 +110,7 @@ def _finetune(
             identity={
                 "pixels": described["fingerprint"],
                 "labels": described["labels"],
+                "label_pixels": prepared.source.label_pixels,
                 "init": prepared.init.sha256 if prepared.init is not None else None,
             },
             summary={

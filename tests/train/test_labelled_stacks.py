@@ -15,7 +15,7 @@ from stcln_geo.cli.main import invoke
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.stack import open_stack
 from stcln_geo.cube.stack_fields import write_stack_split
-from stcln_geo.cube.store import open_season, write_split
+from stcln_geo.cube.store import open_season, write_fields, write_split
 from stcln_geo.data.chips import ChipDataset
 from stcln_geo.data.source import open_source
 from stcln_geo.data.targets import ChipChoice, fields_within
@@ -204,6 +204,29 @@ def test_how_often_sites_are_shown_is_part_of_the_run(
     with pytest.raises(LabelError, match="burnt or split again since"):
         evaluate_run(run, path)
     assert plan_finetune(path, config(steps=1)).chips == after.dataset.chips
+
+
+def test_labels_that_lie_elsewhere_are_other_labels(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, run = tmp_path / "own.zarr", tmp_path / "run"
+    shutil.copytree(pair[0], path)
+    finetune(path, run, config(steps=1))
+    told = json.loads((run / "run.json").read_text())
+    season = open_season(path, mode="r+")
+    assert season.fields is not None
+    assert season.legend is not None
+
+    # A pixel to the left: as many pixels of each field as before, if not the same ones.
+    labels, parcels = (np.roll(array[:], -1, axis=1) for array in (season.labels, season.parcels))
+    write_fields(season, labels=labels, parcels=parcels, fields=season.fields, legend=season.legend)
+
+    with pytest.raises(InputError, match=r"its data changed since it was begun \(label_pixels\)"):
+        finetune(path, run, config(steps=1))
+    # A run of an earlier version does not tell where its fields lie, and still is known.
+    del told["identity"]["label_pixels"]
+    (run / "run.json").write_text(json.dumps(told))
+    assert finetune(path, run, config(steps=1)).already
 
 
 def test_chips_of_the_recipe_are_all_that_is_trained_and_chosen_on(
