@@ -144,6 +144,7 @@ def validate_cube(dataset: xr.Dataset) -> tuple[list[str], list[str]]:
     warnings: list[str] = []
     errors += check_variables(dataset, _VARIABLES, _OPTIONAL, what="a cube", writer="write_cube")
     _check_coordinates(dataset, errors, warnings)
+    _check_coverage(dataset, errors)
     if not errors:
         _check_content(dataset, errors, warnings)
     return errors, warnings
@@ -236,6 +237,19 @@ def _check_coordinates(dataset: xr.Dataset, errors: list[str], warnings: list[st
         gap = int(np.diff(dataset["time"].to_numpy()).max() / np.timedelta64(1, "D"))
         if gap > 45:
             warnings.append(f"The longest gap between dates is {gap} days.")
+
+
+def _check_coverage(dataset: xr.Dataset, errors: list[str]) -> None:
+    """Cubes of chunks of 256 px that early versions wrote count a clear chunk as 0."""
+    chunk = (dataset.attrs.get("layout") or {}).get("chunk")
+    if "coverage" not in dataset or chunk is None:
+        return
+    most = np.iinfo(dataset["coverage"].dtype).max
+    if chunk * chunk > most:
+        errors.append(
+            f"'coverage' counts to {most}; a chunk of {chunk} x {chunk} px has more pixels, so "
+            "that clear ones count as cloudy. Write the cube anew with cube rechunk."
+        )
 
 
 def _check_content(dataset: xr.Dataset, errors: list[str], warnings: list[str]) -> None:
