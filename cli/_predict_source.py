@@ -58,6 +58,7 @@ def plan_source(
     out: Path,
     region: Path | None,
     season: str | None,
+    scratch: Path | None,
     new: bool,
 ) -> PredictionPlan:
     """Search, or take the search that a folder keeps, and plan the map; say what was found."""
@@ -77,7 +78,7 @@ def plan_source(
     recipe["season_start"] = recipe["season_start"] or checkpoint.season_start or "09-01"
     lattice = lattice_of(spec, checkpoint)
     plan = plan_search(
-        search, checkpoint, spec, out=out, season=season, scratch=options["scratch"], overwrite=new,
+        search, checkpoint, spec, out=out, season=season, scratch=scratch, overwrite=new,
         cube=make_spec(window=lattice.window, halo=lattice.halo, **recipe),
     )  # fmt: skip
     say(describe_source(plan))

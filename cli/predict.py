@@ -269,7 +269,7 @@ def predict(
             place.recall()
         plan = plan_source(
             context.params, read_metadata(checkpoint), spec,
-            out=place.folder, region=region, season=season, new=overwrite,
+            out=place.folder, region=region, season=season, scratch=scratch, new=overwrite,
         )  # fmt: skip
     say(str(plan))
     say_place(place)
