@@ -76,7 +76,8 @@ class SkipMask:
                 ) as warped,
             ):
                 found = warped.read(1)
-                known = warped.dataset_mask() > 0
+                # GDAL takes an alpha band for a mask only where it has one byte or two.
+                known = warped.read(2) != 0 if source.nodata is None else warped.dataset_mask() > 0
         except (RasterioError, OSError) as error:
             raise UnreadableError(
                 f"Cannot read the mask {self.path} at {window}: {error}. Every worker must see it "

@@ -121,6 +121,23 @@ def test_a_mask_takes_the_value_at_each_centre_in_any_shard(
     assert np.array_equal(found, by_hand[at.rows, at.cols])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32"])
+def test_beyond_a_mask_without_nodata_nothing_is_mapped(tmp_path: Path, dtype: str) -> None:
+    values = (np.indices((21, 33)).sum(0) // 5 % 3).astype(dtype)
+    path = tmp_path / "mask.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=21, width=33, count=1, dtype=dtype, crs="EPSG:32631",
+        transform=Affine(10, 0, 500_000, 0, -10, 5_600_000),
+    ) as target:  # fmt: skip
+        target.write(values, 1)
+    found = open_mask(path, (0,)).read(
+        Window(-560_007, 49_987, 40, 60), crs="EPSG:32631", resolution=10
+    )
+    expected = np.zeros((40, 60), dtype=bool)
+    expected[7:28, 13:46] = values == 0
+    assert np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("blend", [False, True])
 def test_a_mask_leaves_the_other_pixels_as_they_are(
     world: Any, mask_file: Path, tmp_path: Path, blend: bool
