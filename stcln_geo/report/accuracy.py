@@ -333,7 +333,7 @@ def _strata(
             words=f"none: a simple random sample of {kind}",
         )
     return _Strata(
-        of_unit=np.where(units.predicted == CLASS_NODATA, 0, units.predicted),
+        of_unit=np.where(units.stratum == CLASS_NODATA, 0, units.stratum),
         areas=areas,
         pixels=pixels if of_pixels else None,
         names=(),

@@ -45,6 +45,8 @@ class Units:
     kind: Literal["points", "parcels"]
     predicted: NDArray[np.int64]
     """(n,) class code of the map; 255 where it has none."""
+    stratum: NDArray[np.int64]
+    """(n,) class code of the unit itself, whatever is read around it; 255 where it has none."""
     outside: NDArray[np.bool_]
     """(n,) True beyond the map's raster, or without a geometry."""
     sizes: NDArray[np.float64] | None
@@ -202,6 +204,7 @@ def _at_points(class_map: ClassMap, place: Any, *, three: bool) -> Units:
     col, row = (np.where(inside, one, 0).astype(np.int64) for one in (col, row))
 
     predicted = np.full(len(place), CLASS_NODATA, dtype=np.int64)
+    own = predicted.copy()
     square = (row // _SIDE) * (width // _SIDE + 1) + col // _SIDE
     order = np.flatnonzero(inside)[np.argsort(square[inside], kind="stable")]
     _, starts = np.unique(square[order], return_index=True)
@@ -212,17 +215,18 @@ def _at_points(class_map: ClassMap, place: Any, *, three: bool) -> Units:
             top, left = max(rows.min() - 1, 0), max(cols.min() - 1, 0)
             bottom, right = min(rows.max() + 2, height), min(cols.max() + 2, width)
             codes = reader.read(Window(int(top), int(left), int(bottom - top), int(right - left)))
+            own[group] = codes[rows - top, cols - left]
             if three:
                 codes = np.pad(codes, 1, constant_values=CLASS_NODATA)
                 predicted[group] = _majority(codes, rows - top + 1, cols - left + 1)
             else:
-                predicted[group] = codes[rows - top, cols - left]
+                predicted[group] = own[group]
     _, counts = np.unique(row[inside] * width + col[inside], return_counts=True)
     sizes = None
     if class_map.crs.is_geographic:
         sizes = class_map.row_areas()[row]
     return Units(
-        kind="points", predicted=predicted, outside=~inside, sizes=sizes,
+        kind="points", predicted=predicted, stratum=own, outside=~inside, sizes=sizes,
         shared=int(counts[counts > 1].sum()), vanished=0,
     )  # fmt: skip
 
@@ -258,6 +262,7 @@ def _in_parcels(class_map: ClassMap, place: Any, *, inner_buffer: float) -> Unit
     return Units(
         kind="parcels",
         predicted=table.majority,
+        stratum=table.majority,
         outside=(table.outside >= 1) & ~np.asarray(shapely.is_empty(place.to_numpy())),
         sizes=areas,
         shared=0,

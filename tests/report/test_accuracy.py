@@ -161,6 +161,26 @@ def test_three_by_three(product, tmp_path):
     assert plain.nodata == three.nodata == 1
 
 
+def test_strata_are_of_the_pixel_and_not_of_what_lies_around_it(product, tmp_path):
+    """A census of a speckled map: what it estimates is what is there."""
+    rng = np.random.default_rng(4)
+    truth = codes_of()
+    noisy = np.where((rng.random(SHAPE) < 0.3) & (truth != 255), rng.integers(0, 3, SHAPE), truth)
+    with rasterio.open(product / "classes.tif", "r+") as target:
+        target.write(noisy.astype(np.uint8), 1)
+    rows, cols = np.nonzero(truth != 255)
+    # Every pixel of the first class, and one in three of the others.
+    drawn = (noisy[rows, cols] == 0) | (rng.permutation(len(rows)) % 3 == 0)
+    rows, cols = rows[drawn], cols[drawn]
+    points(rows, cols, truth[rows, cols].astype(str)).to_file(tmp_path / "p.gpkg")
+    spec = AccuracySpec(neighbourhood="3x3", match="code")
+    found = evaluate_map(product, tmp_path / "p.gpkg", column="crop", spec=spec).estimates
+    shares = np.bincount(truth[truth != 255]) / (truth != 255).sum()
+    for one, share in zip(found.area_share, shares, strict=True):
+        assert abs(one.value - share) < 0.02
+        assert one.lower < share < one.upper
+
+
 def test_parcels_weigh_by_their_area(product, tmp_path):
     def square(row, col, height, width):
         return shapely.box(
