@@ -28,7 +28,14 @@ from .vector import check_target, read_vector, write_vector
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["ParcelReport", "ParcelTable", "count_parcels", "read_parcels", "write_parcels"]
+__all__ = [
+    "ParcelReport",
+    "ParcelTable",
+    "count_parcels",
+    "placed",
+    "read_parcels",
+    "write_parcels",
+]
 
 _FRAME = 2048
 
@@ -175,13 +182,14 @@ def count_parcels(
     Parameters
     ----------
     geometries
-        (P,) polygons in the map's CRS; None and empty ones count nothing.
+        (P,) polygons in the map's CRS; None and empty ones count nothing, nor do those with a
+        corner at infinity, which is where places go that the CRS does not have.
     window
         Side (pixels) of the squares the map is read by.
     """
     import shapely
 
-    shapes = _in_pixels(geometries, class_map)
+    shapes = _in_pixels(placed(geometries), class_map)
     extent = shapely.box(0, 0, class_map.shape_yx[1], class_map.shape_yx[0])
     outside = _outside(shapes, extent)
     tree = shapely.STRtree(shapes)
@@ -213,6 +221,15 @@ def count_parcels(
         all_touched=touched & (total.pixels > 0),
         outside=outside,
     )
+
+
+def placed(geometries: NDArray[Any]) -> NDArray[Any]:
+    """Return outlines; None in place of those that reach places which their CRS does not have."""
+    import shapely
+
+    found = np.array(geometries, dtype=object)
+    found[np.isinf(shapely.bounds(found)).any(axis=1)] = None
+    return found
 
 
 class _Totals:

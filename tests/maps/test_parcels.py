@@ -143,6 +143,21 @@ def test_file_has_a_row_for_each_parcel(new_map, tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_parcel_that_the_maps_crs_has_no_place_for_lies_outside(new_map, tmp_path):
+    product = new_map(patchy())
+    near = geopandas.GeoSeries(parcels()[-4:-2], crs="EPSG:32631").to_crs("EPSG:4326")
+    shapes = [near[0], shapely.box(0, 40, 170, 95), near[1]]
+    geopandas.GeoDataFrame({"n": [1, 2, 3]}, geometry=shapes, crs="EPSG:4326").to_parquet(
+        tmp_path / "in.parquet"
+    )
+    report = write_parcels(product, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert (report.parcels, report.outside) == (3, 1)
+    found = geopandas.read_parquet(tmp_path / "out.parquet")
+    assert found["map_outside"].tolist() == [0, 1, 0]
+    assert found["map_pixels"][1] == 0 < found["map_pixels"][0]
+    assert found.geometry.tolist() == shapes
+
+
 def test_a_map_without_confidence(new_map, tmp_path):
     path = new_map(np.where(patchy() == 255, 255, patchy() + 10).astype(np.uint8), plain=True)
     geopandas.GeoDataFrame(geometry=parcels(), crs="EPSG:32631").to_file(tmp_path / "p.gpkg")
