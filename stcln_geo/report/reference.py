@@ -15,7 +15,7 @@ from ..errors import InputError, LabelError
 from ..grid import Window
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap
-from ..maps.parcels import count_parcels
+from ..maps.parcels import count_parcels, placed
 from ..maps.vector import read_vector
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Units:
     stratum: NDArray[np.int64]
     """(n,) class code of the unit itself, whatever is read around it; 255 where it has none."""
     outside: NDArray[np.bool_]
-    """(n,) True beyond the map's raster, or without a geometry."""
+    """(n,) True beyond the map's raster, or without a geometry or an area."""
     sizes: NDArray[np.float64] | None
     """(n,) square metres a unit stands for: the parcel, or a pixel where pixels differ."""
     shared: int
@@ -250,6 +250,7 @@ def _majority(
 def _in_parcels(class_map: ClassMap, place: Any, *, inner_buffer: float) -> Units:
     import shapely
 
+    place = _repaired(place)
     areas = _square_metres(class_map, place)
     vanished = 0
     if inner_buffer:
@@ -259,22 +260,41 @@ def _in_parcels(class_map: ClassMap, place: Any, *, inner_buffer: float) -> Unit
         vanished = int((smaller.is_empty & ~place.is_empty).sum())
         place = smaller
     table = count_parcels(class_map, place.to_numpy())
+    beyond = (table.outside >= 1) & ~np.asarray(shapely.is_empty(place.to_numpy()))
     return Units(
         kind="parcels",
         predicted=table.majority,
         stratum=table.majority,
-        outside=(table.outside >= 1) & ~np.asarray(shapely.is_empty(place.to_numpy())),
+        outside=beyond | ~(areas > 0),
         sizes=areas,
         shared=0,
         vanished=vanished,
     )
 
 
+def _repaired(place: Any) -> Any:
+    """Return outlines whose rings do not cross, so that they have an area and an inside."""
+    import shapely
+
+    outlines = placed(place.to_numpy())
+    crossed = np.flatnonzero(~shapely.is_missing(outlines) & ~shapely.is_valid(outlines))
+    outlines[crossed] = shapely.make_valid(
+        outlines[crossed], method="structure", keep_collapsed=False
+    )
+    return type(place)(outlines, index=place.index, crs=place.crs)
+
+
 def _square_metres(class_map: ClassMap, place: Any) -> NDArray[np.float64]:
     """Return the area of each parcel: of its outline in the map's CRS, or on the ellipsoid."""
     if not class_map.crs.is_geographic:
         return np.asarray(place.area) * float(class_map.crs.linear_units_factor[1]) ** 2
+    import shapely
+    from shapely.geometry.polygon import orient
+
     geod = place.crs.get_geod()
-    return np.array(
-        [0.0 if one is None else abs(geod.geometry_area_perimeter(one)[0]) for one in place]
-    )
+    areas = np.zeros(len(place))
+    parts, owners = shapely.get_parts(place.to_numpy(), return_index=True)
+    for part, owner in zip(parts, owners, strict=True):
+        # Rings count by the way they run, which files do not agree on.
+        areas[owner] += geod.geometry_area_perimeter(orient(part))[0]
+    return areas

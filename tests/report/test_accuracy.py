@@ -20,7 +20,7 @@ from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map
 from stcln_geo.report.accuracy import AccuracySpec, write_accuracy
 from stcln_geo.report.area import estimate_accuracy
-from stcln_geo.report.reference import match_classes
+from stcln_geo.report.reference import match_classes, read_units
 
 LEGEND = Legend.from_rows(
     [
@@ -212,6 +212,44 @@ def test_parcels_weigh_by_their_area(product, tmp_path):
     # Three parcels are 50 m wide.
     assert any("3 parcels are nothing but border" in note for note in buffered.notes)
     assert buffered.used == 2
+
+
+def test_parcels_whose_outlines_cross_themselves_or_have_no_area(product, tmp_path):
+    x, y = TRANSFORM.c, TRANSFORM.f
+    bow = shapely.Polygon([(x, y - 400), (x + 200, y - 200), (x + 200, y - 400), (x, y - 200)])
+    line = shapely.Polygon([(x, y - 100), (x + 200, y - 100), (x + 100, y - 100)])
+    shapes = [bow, line, shapely.box(x + 310, y - 300, x + 410, y - 200)]
+    geopandas.GeoDataFrame({"crop": ["Wheat"] * 3}, geometry=shapes, crs="EPSG:32631").to_parquet(
+        tmp_path / "p.parquet"
+    )
+    found = evaluate_map(product, tmp_path / "p.parquet", column="crop")
+    assert (found.units, found.used, found.outside, found.nodata) == (3, 2, 1, 0)
+    # The bow's two triangles, right, and a square that the map takes for maize.
+    assert found.estimates.overall_accuracy.value == pytest.approx(20_000 / 30_000)
+
+
+def test_parcels_on_a_grid_of_degrees_count_by_their_ground_however_rings_run(tmp_path):
+    grid = Affine(0.001, 0, 4.0, 0, -0.001, 61.0)
+    path = tmp_path / "degrees.tif"
+    with rasterio.open(path, "w", driver="GTiff", height=40, width=60, count=1, dtype="uint8",
+                       crs="EPSG:4326", transform=grid) as target:  # fmt: skip
+        target.write(np.ones((40, 60), dtype=np.uint8), 1)
+    outer = [(4.002, 60.97), (4.012, 60.97), (4.012, 60.98), (4.002, 60.98)]
+    hole = [(4.004, 60.972), (4.01, 60.972), (4.01, 60.978), (4.004, 60.978)]
+    east = [(lon + 0.03, lat) for lon, lat in outer]
+    frame = geopandas.GeoDataFrame(
+        geometry=[
+            shapely.Polygon(outer),
+            shapely.Polygon(outer, [hole]),
+            shapely.Polygon(outer, [hole[::-1]]),
+            shapely.MultiPolygon([shapely.Polygon(outer), shapely.Polygon(east[::-1])]),
+        ],
+        crs="EPSG:4326",
+    )
+    sizes = read_units(open_class_map(path), frame).sizes
+    np.testing.assert_allclose(sizes[1:] / sizes[0], [0.64, 0.64, 2], rtol=1e-4)
+    rows = open_class_map(path).row_areas()[20:30]
+    assert sizes[0] == pytest.approx(10 * rows.sum(), rel=1e-4)
 
 
 def test_a_foreign_map_and_a_legend_file(tmp_path, sample):
