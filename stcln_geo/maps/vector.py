@@ -19,6 +19,8 @@ __all__ = ["VectorWriter", "check_target", "open_writer", "read_vector", "write_
 
 _PARQUET = {".parquet", ".geoparquet"}
 _SUFFIXES = (".gpkg", ".parquet", ".geoparquet")
+_EMPTY = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")
+"""What programs write into a .csv where there is no value."""
 
 
 def read_vector(path: str | Path, *, layer: str | None = None, purpose: str) -> GeoDataFrame:
@@ -186,7 +188,8 @@ def _read_csv(path: Path, purpose: str) -> GeoDataFrame:
     import geopandas
     import pandas
 
-    table = pandas.read_csv(path)
+    # Pandas takes "None" for an empty cell by default, and it may well be a class.
+    table = pandas.read_csv(path, keep_default_na=False, na_values=list(_EMPTY))
     names = {str(name).lower(): name for name in table.columns}
     lon = names.get("lon", names.get("longitude"))
     lat = names.get("lat", names.get("latitude"))

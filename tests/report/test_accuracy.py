@@ -146,6 +146,18 @@ def test_numbers_that_mean_two_things_are_not_guessed():
     assert match_classes({"0", "1"}, legend) == ("code", {"0": 0, "1": 1})
 
 
+def test_a_class_called_none_is_no_empty_cell(product, tmp_path):
+    legend = tmp_path / "legend.csv"
+    legend.write_text("value,name\n0,Wheat\n1,None\n2,Grass\n")
+    table = points([50] * 5, [5, 40, 70, 5, 40], ["Wheat", "None", "Grass", "", "NA"])
+    places = table.to_crs("EPSG:4326").geometry
+    rows = [f"{x},{y},{crop}" for x, y, crop in zip(places.x, places.y, table["crop"], strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join(["lon,lat,crop", *rows, ",,Wheat"]) + "\n")
+    found = evaluate_map(product / "classes.tif", tmp_path / "p.csv", column="crop", legend=legend)
+    assert np.diag(found.metrics.confusion).tolist() == [1, 1, 1]
+    assert (found.used, found.empty, found.outside) == (3, 2, 1)
+
+
 def test_three_by_three(product, tmp_path):
     with rasterio.open(product / "classes.tif", "r+") as target:
         target.write(np.array([[2]], dtype=np.uint8), 1, window=((5, 6), (5, 6)))
