@@ -109,13 +109,13 @@ def write_parcels(
 ) -> ParcelReport:
     """Write what a map says about each parcel, beside the parcel's own columns.
 
-    Columns added (replaced where the file has them): ``map_code`` and ``map_class`` of the
-    majority (the lowest code of equals; null without a labelled pixel), ``map_share`` of the
-    labelled pixels that have it, ``map_confidence`` (mean of the majority's pixels, percent),
-    ``map_confidence_all`` (of all), ``map_pixels`` (labelled), ``map_nodata`` (share of the
-    parcel's pixels without a label), ``map_outside`` (share of its area beyond the map),
-    ``map_all_touched``, and ``map_fraction_<class>``, which sum to 1. Every parcel of the file
-    has a row, in the file's order and CRS.
+    Columns added (replaced where the file has them, in upper or lower case): ``map_code`` and
+    ``map_class`` of the majority (the lowest code of equals; null without a labelled pixel),
+    ``map_share`` of the labelled pixels that have it, ``map_confidence`` (mean of the majority's
+    pixels, percent), ``map_confidence_all`` (of all), ``map_pixels`` (labelled), ``map_nodata``
+    (share of the parcel's pixels without a label), ``map_outside`` (share of its area beyond the
+    map), ``map_all_touched``, and ``map_fraction_<class>``, which sum to 1. Every parcel of the
+    file has a row, in the file's order and CRS.
 
     Parameters
     ----------
@@ -412,7 +412,8 @@ def _with_columns(frame: GeoDataFrame, table: ParcelTable, legend: Legend) -> Ge
     }
     for code, name in enumerate(_column_names(legend)):
         columns[name] = np.where(some, share[:, code], np.nan)
-    kept = frame.drop(columns=[name for name in columns if name in frame.columns])
+    # In a GeoPackage names that differ in upper and lower case alone are one.
+    kept = frame.drop(columns=[name for name in frame.columns if str(name).lower() in columns])
     return kept.assign(**columns)
 
 

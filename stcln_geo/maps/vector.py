@@ -15,7 +15,13 @@ from ..errors import InputError, MissingFileError, OutputError
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["VectorWriter", "check_target", "open_writer", "read_vector", "write_vector"]
+__all__ = [
+    "VectorWriter",
+    "check_target",
+    "open_writer",
+    "read_vector",
+    "write_vector",
+]
 
 _PARQUET = {".parquet", ".geoparquet"}
 _SUFFIXES = (".gpkg", ".parquet", ".geoparquet")
@@ -119,9 +125,10 @@ class VectorWriter:
         if self._part.suffix in _PARQUET:
             self._append_parquet(frame)
         else:
+            begun = self._part.exists()
             frame.to_file(
                 self._part, driver="GPKG", layer=self._layer, engine="pyogrio",
-                mode="a" if self._part.exists() else "w",
+                mode="a" if begun else "w", **({} if begun else _layer_options(frame)),
             )  # fmt: skip
         self.features += len(frame)
 
@@ -162,6 +169,11 @@ def open_writer(path: str | Path) -> Iterator[VectorWriter]:
             yield writer
             writer.close()
             os.replace(part, path)
+    except pyogrio.errors.FieldError as error:
+        raise InputError(
+            f"Cannot write {path}: {error}. In a GeoPackage two columns must differ in more than "
+            "upper and lower case. Rename one of the file's columns, or write .parquet."
+        ) from error
     except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
         raise OutputError(
             f"Cannot write {path}: {error}. The folder must be writable and have room. Choose "
@@ -170,6 +182,16 @@ def open_writer(path: str | Path) -> Iterator[VectorWriter]:
     finally:
         for leftover in (part, part.with_name(f"{part.name}-journal")):
             leftover.unlink(missing_ok=True)
+
+
+def _layer_options(frame: GeoDataFrame) -> dict[str, str]:
+    """Return names of GeoPackage's own two columns that no column of a frame has."""
+    taken = {str(name).lower() for name in frame.columns if name != frame.geometry.name}
+    names = {"FID": "fid", "GEOMETRY_NAME": "geom"}
+    for option in names:
+        while names[option] in taken:
+            names[option] += "_"
+    return names
 
 
 def _geo_record(frame: GeoDataFrame) -> bytes:

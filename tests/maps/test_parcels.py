@@ -143,6 +143,30 @@ def test_file_has_a_row_for_each_parcel(new_map, tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet"])
+def test_columns_whose_names_a_geopackage_has_a_use_for(new_map, tmp_path, suffix):
+    """Of GeoJSON as QGIS exports it: fid is a property, and stands twice where a parcel was cut."""
+    columns = {"fid": [7, 7, 9], "GEOM": ["a", "b", "c"], "fid_": [1.5, None, 2], "MAP_CODE": 3}
+    frame = geopandas.GeoDataFrame(columns, geometry=parcels()[-5:-2], crs="EPSG:32631")
+    frame.to_parquet(tmp_path / "in.parquet")
+    out = tmp_path / f"out{suffix}"
+    write_parcels(new_map(patchy()), tmp_path / "in.parquet", out)
+    found = geopandas.read_parquet(out) if suffix == ".parquet" else geopandas.read_file(out)
+    for name in ("fid", "GEOM", "fid_"):
+        pandas.testing.assert_series_equal(found[name], frame[name], check_dtype=False)
+    assert [name for name in found.columns if name.lower() == "map_code"] == ["map_code"]
+
+
+def test_columns_that_a_geopackage_takes_for_one_are_named(new_map, tmp_path):
+    frame = geopandas.GeoDataFrame(
+        {"crop": [1], "Crop": [2]}, geometry=parcels()[-3:-2], crs="EPSG:32631"
+    )
+    frame.to_parquet(tmp_path / "in.parquet")
+    with pytest.raises(InputError, match=r"'Crop'.*upper and lower case.*write \.parquet"):
+        write_parcels(new_map(patchy()), tmp_path / "in.parquet", tmp_path / "out.gpkg")
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_a_parcel_that_the_maps_crs_has_no_place_for_lies_outside(new_map, tmp_path):
     product = new_map(patchy())
     near = geopandas.GeoSeries(parcels()[-4:-2], crs="EPSG:32631").to_crs("EPSG:4326")
