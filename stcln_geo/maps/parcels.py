@@ -23,7 +23,7 @@ from ..execution import ProgressHook
 from ..grid import Window, tiles
 from ..legend import CLASS_NODATA, Legend
 from .classmap import WINDOW, ClassMap, open_class_map
-from .vector import check_target, read_vector, write_vector
+from .vector import check_other_layers, check_target, read_vector, write_vector
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -130,11 +130,13 @@ def write_parcels(
     Raises
     ------
     InputError
-        If the file holds anything but polygons, or no parcel meets the map.
+        If the file holds anything but polygons, no parcel meets the map, or ``out`` is the file
+        of the parcels and has other layers.
     """
     check_target(out)
     opened = class_map if isinstance(class_map, ClassMap) else open_class_map(class_map)
     frame = read_parcels(parcels, layer=layer)
+    check_other_layers(parcels, out)
     geometries = frame.geometry.to_crs(opened.crs.to_wkt()).to_numpy()
     table = count_parcels(opened, geometries, window=window, progress=progress)
     if (table.outside >= 1).all():

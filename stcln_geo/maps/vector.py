@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VectorWriter",
+    "check_other_layers",
     "check_target",
     "open_writer",
     "read_vector",
@@ -102,6 +103,21 @@ def check_target(path: str | Path) -> Path:
             f"are written to {', '.join(_SUFFIXES)}. Choose one of these endings."
         )
     return path
+
+
+def check_other_layers(source: str | Path, target: str | Path) -> None:
+    """Raise InputError where writing over a file that was read would remove its other layers."""
+    import pyogrio
+
+    source, target = Path(source), Path(target)
+    if source.suffix in _PARQUET or not (target.exists() and target.samefile(source)):
+        return
+    layers = [str(name) for name in pyogrio.list_layers(source)[:, 0]]
+    if len(layers) > 1:
+        raise InputError(
+            f"Cannot write {target}: it is the file that was read, and of its {len(layers)} layers "
+            f"({', '.join(layers[:12])}) one would be left. Choose another name."
+        )
 
 
 def write_vector(frame: GeoDataFrame, path: str | Path) -> Path:

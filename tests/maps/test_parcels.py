@@ -191,6 +191,19 @@ def test_a_map_without_confidence(new_map, tmp_path):
     assert "map_confidence" not in found
 
 
+def test_other_layers_of_the_parcels_file_are_not_lost(new_map, tmp_path):
+    product, path = new_map(patchy()), tmp_path / "farm.gpkg"
+    frame = geopandas.GeoDataFrame(geometry=parcels()[-5:-2], crs="EPSG:32631")
+    frame.to_file(path, layer="parcels")
+    write_parcels(product, path, path)
+    assert "map_code" in geopandas.read_file(path)
+    frame.to_file(path, layer="roads")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"2 layers \(farm, roads\).*Choose another name"):
+        write_parcels(product, path, path, layer="roads")
+    assert path.read_bytes() == before
+
+
 def test_mistakes(new_map, tmp_path):
     product = new_map(patchy())
     points = geopandas.GeoDataFrame(geometry=[shapely.Point(0, 0)], crs="EPSG:32631")
