@@ -95,7 +95,6 @@ def write_embeddings(
 
     height, width = (int(side) for side in geobox.shape)
     building = path.with_name(f".{path.name}.{os.getpid()}.part")
-    opened = [(np.load(file, mmap_mode="r"), place) for file, place in parts]
     try:
         with writing(path):
             group = zarr.open_group(building, mode="w", zarr_format=3)
@@ -118,10 +117,12 @@ def write_embeddings(
             _write_axes(group, geobox)
             for square in tiles((height, width), _SHARD):
                 values = np.full((dim, *square.shape_yx), np.nan, dtype=np.float16)
-                for source, place in opened:
+                for file, place in parts:
                     both = place.intersection(square)
                     if both.is_empty:
                         continue
+                    # Opened for this square alone: there may be more files than may be open.
+                    source = np.load(file, mmap_mode="r")
                     there, here = both.relative_to(place), both.relative_to(square)
                     values[:, here.rows, here.cols] = source[:, there.rows, there.cols]
                 array[:, square.rows, square.cols] = values

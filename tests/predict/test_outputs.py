@@ -15,8 +15,10 @@ import xarray as xr
 from PIL import Image
 
 from stcln_geo.cog import validate_cog
+from stcln_geo.grid import Window, geobox_from_window, tiles
 from stcln_geo.model.checkpoint import load_model
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
+from stcln_geo.predict.embeddings import write_embeddings
 from stcln_geo.predict.outputs import OPTIONAL, decide
 from stcln_geo.predict.qa import QA_LEGEND
 from stcln_geo.predict.style import write_quicklook
@@ -95,6 +97,26 @@ def test_names_and_styles_are_read_by_name(product: Prediction, world: Any, name
     assert [
         (int(e.get("value", "")), e.get("color"), e.get("alpha"), e.get("label")) for e in entries
     ] == [(e.code, e.color, "255", e.name) for e in legend.classes]
+
+
+def test_embeddings_of_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    places = tiles((101, 203), 9)
+    parts = []
+    for number, place in enumerate(places):
+        parts.append((tmp_path / f"{number}.npy", place))
+        np.save(parts[-1][0], np.full((2, *place.shape_yx), number, dtype=np.float16))
+    geobox = geobox_from_window(Window(3, 5, 101, 203), crs="EPSG:32631", resolution=10)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert len(parts) > 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        store = write_embeddings(parts, tmp_path / "e.zarr", geobox=geobox, dim=2, attrs={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    found = xr.open_zarr(store)["embedding"].values
+    for number, place in enumerate(places):
+        assert (found[:, place.rows, place.cols] == number).all()
 
 
 def test_embeddings_are_what_the_classifier_sees(product: Prediction, world: Any) -> None:
