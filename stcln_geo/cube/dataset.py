@@ -352,6 +352,13 @@ def _crs_of(dataset: xr.Dataset) -> Any:
             "Cannot make a cube of a dataset without a CRS: neither rioxarray nor a grid-mapping "
             "variable names one. Set it, for example with dataset.rio.write_crs('EPSG:32631')."
         )
+    known = CRS.from_user_input(found.to_wkt())
+    if not known.is_projected or known.axis_info[0].unit_conversion_factor != 1.0:
+        raise CubeError(
+            f"Cannot make a cube of a dataset in {known.name}: a cube needs a projected CRS in "
+            "metres, so that pixels are squares of a known area. Reproject it, for example with "
+            "dataset.rio.reproject(dataset.rio.estimate_utm_crs(), resolution=10)."
+        )
     return found
 
 

@@ -135,17 +135,25 @@ def test_a_monthly_netcdf_becomes_a_cube(shared, tmp_path):
     assert errors == []
 
 
+def in_degrees(dataset):
+    """Return a dataset as many catalogs give it: pixels of 0.0001 degrees."""
+    x, y = 5 + 1e-4 * np.arange(dataset.x.size), 50 - 1e-4 * np.arange(dataset.y.size)
+    return dataset.assign_coords(x=x + 5e-5, y=y - 5e-5).rio.write_crs("EPSG:4326")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         (lambda ds: ds.drop_vars("spatial_ref"), "without a CRS"),
+        (lambda ds: in_degrees(ds), r"WGS 84: .* projected CRS in metres.*estimate_utm_crs"),
+        (lambda ds: ds.rio.write_crs("EPSG:2272"), "ftUS.*projected CRS in metres"),
         (lambda ds: ds.rename(red="b04", nir="b08", blue="b02"), "Cannot name the bands"),
         (lambda ds: ds.isel(time=[1, 0, 2]), "increase strictly"),
         (lambda ds: ds * 10000, "Pass scale=0.0001"),
         (lambda ds: ds.assign_coords(x=ds.x + 3), "multiple of the 10 m pixel"),
         (lambda ds: ds.isel(x=[0, 1, 5, 6]), "square and regular"),
     ],
-    ids=["crs", "bands", "time-order", "scale", "shifted", "irregular"],
+    ids=["crs", "degrees", "feet", "bands", "time-order", "scale", "shifted", "irregular"],
 )
 def test_bad_datasets_are_explained_and_leave_nothing(tmp_path, change, match):
     with pytest.raises(InputError, match=match):
