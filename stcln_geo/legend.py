@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -170,6 +171,9 @@ class Legend:
     def from_rows(cls, rows: list[dict[str, object]], *, source: str) -> Legend:
         """Make a legend from rows with ``value`` and, if wanted, ``name`` and ``color``.
 
+        Line breaks and other control characters in names become spaces: tables of attributes have
+        them, and the XML in which GIS programs read names has not.
+
         Rows whose ``ignored`` is true, in whatever place, get the last codes.
         """
         rows = sorted(rows, key=_is_ignored)
@@ -191,7 +195,7 @@ class Legend:
                 LegendClass(
                     code=code,
                     value=str(value),
-                    name=str(row.get("name") or value),
+                    name=_in_one_line(str(row.get("name") or "")) or _in_one_line(str(value)),
                     color=str(row.get("color") or PALETTE[code % len(PALETTE)]),
                 )
             )
@@ -229,6 +233,12 @@ class Legend:
                 "value,name,color, or a .json list of such records."
             ) from error
         return cls.from_rows(rows, source=str(path))
+
+
+def _in_one_line(text: str) -> str:
+    """Return a text without control characters, its words parted by single spaces."""
+    plain = "".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
+    return " ".join(plain.split())
 
 
 def _is_ignored(row: dict[str, object]) -> bool:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 
+from stcln_geo.cog.names import names_xml
 from stcln_geo.errors import LabelError, MissingFileError
 from stcln_geo.legend import Legend
 
@@ -26,6 +29,18 @@ def test_read_csv_and_json(tmp_path):
 def test_a_csv_of_excel_begins_with_a_byte_order_mark(tmp_path):
     (tmp_path / "legend.csv").write_text("value,name\n7,wheat\n9,maize\n", encoding="utf-8-sig")
     assert Legend.read(tmp_path / "legend.csv").names == ("wheat", "maize")
+
+
+def test_names_are_one_line_that_xml_can_hold():
+    names = ["\twinter\r\n wheat ", "peas\x0b& <beans>", "bell\x07", "Maïs \N{GRINNING FACE}"]
+    legend = Legend.from_rows(
+        [{"value": f"v\n{n}", "name": name} for n, name in enumerate(names)], source="t"
+    )
+    assert legend.names == ("winter wheat", "peas & <beans>", "bell", "Maïs \N{GRINNING FACE}")
+    assert legend.classes[0].value == "v\n0", "as the source has it"
+    root = ElementTree.fromstring(f"<band>{names_xml(legend)}</band>")
+    assert tuple(entry.text for entry in root.iter("Category")) == legend.names
+    assert Legend.from_values(["winter\nwheat"]).names == ("winter wheat",)
 
 
 def test_keep_makes_codes_dense_again():
