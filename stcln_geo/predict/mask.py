@@ -101,7 +101,7 @@ def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask
     Raises
     ------
     InputError
-        If it is no raster, has no CRS, or has several bands.
+        If it is no raster, has no CRS or several bands, or its nodata is among the values.
     """
     import rasterio
     from rasterio.errors import RasterioError
@@ -114,7 +114,7 @@ def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask
         )
     try:
         with rasterio.open(path) as source:
-            bands, crs = source.count, source.crs
+            bands, crs, nodata = source.count, source.crs, source.nodata
     except RasterioError as error:
         raise InputError(
             f"Cannot use the mask {path}: it is no raster that GDAL can open ({error}). "
@@ -125,6 +125,12 @@ def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask
         raise InputError(
             f"Cannot use the mask {path}: {lack}. A mask is one band with a CRS. "
             "Give such a raster to --mask."
+        )
+    if values is not None and nodata in values:
+        raise InputError(
+            f"Cannot map where the mask {path} holds {nodata:g}: that is its nodata, and pixels "
+            "without data are not mapped. Leave it out of --mask-values, or if it is a class, "
+            "unset it with `gdal_edit.py -unsetnodata`."
         )
     return SkipMask(
         path=path,

@@ -172,6 +172,8 @@ def test_masks_that_cannot_be_used(
     ]  # fmt: skip
     assert invoke([*arguments, "maize"]) == 2
     assert "whole numbers" in capsys.readouterr().err
+    assert invoke([*arguments, "1,200"]) == 2
+    assert "holds 200: that is its nodata" in capsys.readouterr().err.replace("\n", " ")
     assert invoke([*arguments, "1,2", "--dry-run"]) == 0
     assert "mapped where it holds 1, 2" in capsys.readouterr().out.replace("\n", " ")
 
