@@ -14,6 +14,8 @@ from .smooth import SMOOTHINGS, Smoothing, SmoothingMethod
 
 __all__ = ["CogWriter", "PredictSpec"]
 
+_SMOOTHNESS = 20.0
+
 CogWriter = Literal["auto", "parallel", "gdal"]
 """What makes the maps of the shards."""
 
@@ -78,7 +80,7 @@ class PredictSpec:
     blend: bool = False
     smooth: SmoothingMethod | None = None
     smooth_window: int | None = None
-    smoothness: float = 20.0
+    smoothness: float = _SMOOTHNESS
     min_mapping_unit: float | None = None
     mask: Path | None = None
     mask_values: tuple[int, ...] | None = None
@@ -139,6 +141,11 @@ class PredictSpec:
             raise InputError(
                 f"Cannot use smoothness={self.smoothness}: a variance is more than 0. "
                 "Correct --smoothness."
+            )
+        if self.smoothness != _SMOOTHNESS and self.smooth != "bayesian":
+            raise InputError(
+                f"Cannot use smoothness={self.smoothness}: only Bayesian smoothing has one, and "
+                f"smooth is {self.smooth}. Add --smooth bayesian, or leave --smoothness out."
             )
         if self.mask_values is not None and (self.mask is None or not self.mask_values):
             raise InputError(

@@ -158,6 +158,8 @@ def test_a_region_elsewhere(world: Any) -> None:
         ({"smooth": "majority", "smooth_window": 4}, "odd"),
         ({"smooth_window": 5}, "without --smooth"),
         ({"smooth": "bayesian", "smoothness": 0.0}, "more than 0"),
+        ({"smoothness": 5.0}, "smoothness=5.0.*Add --smooth bayesian"),
+        ({"smooth": "majority", "smoothness": 5.0}, "smooth is majority"),
         ({"outputs": ("colours",)}, "probabilities, entropy, margin"),
         ({"mask_values": (1,)}, "Give --mask too"),
         ({"seam_audit": -1}, "--seam-audit"),
