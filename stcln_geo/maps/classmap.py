@@ -132,14 +132,41 @@ class ClassMap:
         if self.crs.is_geographic:
             return "Areas are those of the pixels on the ellipsoid."
         text = "Areas are those of the grid: number of pixels times the pixel's area in the CRS."
-        from pyproj import CRS
+        more = self._enlargement()
+        if more is None:
+            return text
+        low, high = (_more_or_less(one) for one in more)
+        than = "as" if high == "as much" else "than"
+        return f"{text} That is {low if low == high else f'{low} to {high}'} {than} on the ground."
 
-        if CRS.from_user_input(self.crs.to_wkt()).utm_zone is not None:
-            text += (
-                " In UTM that is 0.08 % less than on the ground at the zone's central meridian, "
-                "and up to about 0.2 % more at its edges near the equator."
-            )
-        return text
+    def _enlargement(self) -> tuple[float, float] | None:
+        """Return by which share areas on the grid are larger than on the ellipsoid.
+
+        The least and the greatest, of pixels spread over the raster; None where the CRS has no
+        place for any.
+        """
+        from pyproj import CRS, Transformer
+
+        crs, grid = CRS.from_user_input(self.crs.to_wkt()), self.transform
+        height, width = self.shape_yx
+        cols, rows = np.meshgrid(np.linspace(0, width - 1, 17), np.linspace(0, height - 1, 17))
+        cols = cols.reshape(-1, 1) + np.array([0, 1, 1, 0])  # the corners of each pixel
+        rows = rows.reshape(-1, 1) + np.array([0, 0, 1, 1])
+        x = grid.a * cols + grid.b * rows + grid.c
+        y = grid.d * cols + grid.e * rows + grid.f
+        lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
+        known = np.isfinite(lon + lat).all(axis=1)
+        geod: Any = crs.get_geod()
+        ground = np.array(
+            [
+                abs(geod.polygon_area_perimeter(one, other)[0])
+                for one, other in zip(lon[known], lat[known], strict=True)
+            ]
+        )
+        if not (ground > 0).any():
+            return None
+        more = self.row_areas()[0] / ground[ground > 0] - 1
+        return float(more.min()), float(more.max())
 
     @property
     def name(self) -> str:
@@ -269,6 +296,12 @@ def open_class_map(path: str | Path, *, legend: Legend | str | Path | None = Non
             f"Cannot open the map {file}: {error}. It must be a raster that GDAL reads, such as "
             "a GeoTIFF of classes."
         ) from error
+
+
+def _more_or_less(share: float) -> str:
+    """Return a difference for people, such as ``0.08 % less``."""
+    percent = round(abs(100 * share), 2)
+    return f"{percent:.2f} % {'less' if share < 0 else 'more'}" if percent else "as much"
 
 
 def _check_raster(file: Path, source: Any) -> None:

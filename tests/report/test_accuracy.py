@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
 import shapely
+from pyproj import Geod
 from rasterio.transform import Affine
 
 from stcln_geo import evaluate_map
@@ -309,6 +311,38 @@ def test_areas_of_pixels_in_degrees(tmp_path):
     np.testing.assert_allclose(open_class_map(path).row_areas(), expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("crs", "grid", "expected"),
+    [
+        ("EPSG:32631", Affine(10, 0, 499_500, 0, -10, 5_600_000), "0.08 % less than"),
+        # To beyond the zone in the east, as in the mosaic of a region in several zones.
+        ("EPSG:32631", Affine(1e4, 0, 5e5, 0, -1e4, 5e5), None),
+        ("EPSG:3857", Affine(10, 0, 5e5, 0, -10, 6.6e6), None),
+        ("EPSG:3035", Affine(10, 0, 4e6, 0, -10, 3e6), "as much as"),
+    ],
+)
+def test_how_areas_on_the_grid_differ_from_those_on_the_ground(tmp_path, crs, grid, expected):
+    path = tmp_path / "map.tif"
+    with rasterio.open(path, "w", driver="GTiff", height=50, width=100, count=1, dtype="uint8",
+                       crs=crs, transform=grid) as target:  # fmt: skip
+        target.write(np.ones((50, 100), dtype=np.uint8), 1)
+    note = open_class_map(path).area_note
+    if expected is not None:
+        assert note.endswith(f"That is {expected} on the ground.")
+        return
+    # The oracle is the geodesic area of a small square at each corner.
+    shares = []
+    for col, row in ((0, 0), (100, 0), (0, 50), (100, 50)):
+        x, y = grid.c + grid.a * col, grid.f + grid.e * row
+        square = geopandas.GeoSeries([shapely.box(x - 5, y - 5, x + 5, y + 5)], crs=crs)
+        shape = square.to_crs("EPSG:4326")[0]
+        shares.append(100 * (100 / abs(Geod(ellps="WGS84").geometry_area_perimeter(shape)[0]) - 1))
+    told = [float(one) for one in re.findall(r"(\d+\.\d+) % (?:less|more)", note)]
+    assert "more than on the ground" in note
+    assert told[-1] == pytest.approx(max(shares), rel=0.03)
+    assert max(shares) > 1
+
+
 def test_report_and_figures(product, sample, tmp_path):
     path, *_ = sample
     found = evaluate_map(product, path, column="crop")
@@ -358,7 +392,7 @@ def test_the_commands(product, tmp_path, capsys):
     assert geopandas.read_parquet(out)["map_confidence"].tolist() == [80]
     out = tmp_path / "patches.gpkg"
     assert invoke(["polygons", str(product), str(out), "--minimum-area", "500"]) == 0
-    assert "In UTM" in capsys.readouterr().out
+    assert "0.08 % less than on the ground" in capsys.readouterr().out
     assert len(geopandas.read_file(out)) == 4
 
 
