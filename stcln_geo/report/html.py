@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import MissingFileError
 from ..legend import Legend
-from ..storage import part_path
+from ..storage import part_path, writing
 
 __all__ = [
     "ClassScore",
@@ -168,12 +168,22 @@ def write_page(out_html: str | Path, template: str, **values: Any) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write beside the target, then rename, so that no half file is ever there."""
+    """Write beside the target, then rename, so that no half file is ever there.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full or the folder not writable.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = part_path(target)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, target)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
     return target
 
 

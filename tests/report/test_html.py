@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stcln_geo.errors import MissingFileError
+from stcln_geo.errors import MissingFileError, OutputError
 from stcln_geo.legend import Legend, LegendClass
 from stcln_geo.report.html import (
     ClassScore,
@@ -198,6 +200,21 @@ def test_missing_picture_is_named_and_leaves_no_page(tmp_path, report):
     with pytest.raises(MissingFileError, match=r"lost\.png"):
         write_demo_report(tmp_path / "report.html", dataclasses.replace(report, maps=(lost,)))
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, report, monkeypatch):
+    page = tmp_path / "report.html"
+    page.write_text("before")
+
+    def full(self, text, **options):
+        self.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match=r"report\.html: No space left.*free some space"):
+        write_demo_report(page, report)
+    assert page.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(("simulated", "fields", "told"), [(False, 4, True), (False, 400, False)])
