@@ -211,17 +211,22 @@ def _class_header_errors(source: Any, path: Path, legend: Legend | None) -> list
         )
     sidecar = path.with_name(f"{path.name}.aux.xml")
     if not sidecar.is_file() or _category_names(sidecar) != legend.names:
+        lack = "cannot be read" if sidecar.is_file() else "is missing"
         errors.append(
-            f"Names: {sidecar.name} is missing or names other classes, so that GIS programs show "
+            f"Names: {sidecar.name} {lack} or names other classes, so that GIS programs show "
             "bare codes. Keep it beside the map, or write the map again."
         )
     return errors
 
 
-def _category_names(sidecar: Path) -> tuple[str, ...]:
+def _category_names(sidecar: Path) -> tuple[str, ...] | None:
+    """Return the names in a sidecar, or None where it is no XML."""
     from xml.etree import ElementTree
 
-    root = ElementTree.parse(sidecar).getroot()
+    try:
+        root = ElementTree.parse(sidecar).getroot()
+    except ElementTree.ParseError:
+        return None
     return tuple(entry.text or "" for entry in root.iter("Category"))
 
 

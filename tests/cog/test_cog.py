@@ -290,6 +290,8 @@ def test_missing_palette_nodata_names_and_crs_are_found(
     errors, _ = validate_cog(alone)
     assert len(errors) == 1
     assert "alone.tif.aux.xml is missing" in errors[0]
+    alone.with_name("alone.tif.aux.xml").write_bytes(sidecar.read_bytes()[:100])
+    assert validate_cog(alone)[0] == [errors[0].replace("is missing or", "cannot be read or")]
 
 
 def test_another_legend_is_found(class_map: Path) -> None:
