@@ -124,6 +124,12 @@ class Region:
                 f"Cannot choose a layer of {path}: it has {', '.join(layers) or 'none'}. "
                 "Give a file with one layer."
             )
+        if not isinstance(table, geopandas.GeoDataFrame):
+            raise InputError(
+                f"Cannot read the region {path}: it is a table without geometry (columns: "
+                f"{', '.join(map(str, table.columns))}). Give a vector file of polygons, such as "
+                "GeoJSON or GeoPackage."
+            )
         if table.crs is None:
             raise InputError(
                 f"Cannot place the region {path}: the file names no CRS. Assign it, for example "

@@ -81,6 +81,10 @@ def test_files_without_crs_or_area_or_polygons_are_named(tmp_path: Path):
     text.write_text("not a vector file")
     with pytest.raises(InputError, match="must be a vector file"):
         Region.from_file(text)
+    table = tmp_path / "table.csv"
+    table.write_text("value,name\n1,wheat\n")
+    with pytest.raises(InputError, match=r"without geometry \(columns: value, name\)"):
+        Region.from_file(table)
     two = tmp_path / "two.gpkg"
     for layer in ("a", "b"):
         geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)], crs=4326).to_file(two, layer=layer)

@@ -335,6 +335,11 @@ def _polygon_strata(
             f"Cannot stratify by {path}: {error}. It must be a raster (.tif) or polygons "
             "(GeoPackage, GeoJSON, GeoParquet)."
         ) from error
+    if not isinstance(table, geopandas.GeoDataFrame):
+        raise InputError(
+            f"Cannot stratify by {path}: it is a table without geometry. It must be a raster "
+            "(.tif) or polygons (GeoPackage, GeoJSON, GeoParquet)."
+        )
     columns = [str(name) for name in table.columns if name != table.geometry.name]
     if column is not None and column not in columns:
         raise InputError(

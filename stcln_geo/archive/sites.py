@@ -203,7 +203,12 @@ def read_points(path: str | Path) -> geopandas.GeoDataFrame:
             f"Cannot read the sites {path}: {error}. It must be points as GeoPackage, GeoJSON, "
             "GeoParquet, or CSV with the columns lon and lat."
         ) from error
-    if "geometry" not in table.columns and isinstance(table, geopandas.GeoDataFrame):
+    if not isinstance(table, geopandas.GeoDataFrame):
+        raise InputError(
+            f"Cannot read the sites {path}: it is a table without geometry. It must be points as "
+            "GeoPackage, GeoJSON, GeoParquet, or CSV with the columns lon and lat."
+        )
+    if "geometry" not in table.columns:
         table = table.rename_geometry("geometry")
     if not len(table):
         raise InputError(

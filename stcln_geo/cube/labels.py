@@ -169,6 +169,14 @@ def _burn_season(
     geometries = list(frame.geometry[usable])
     texts = [value for value, use in zip(values, usable, strict=True) if use and value is not None]
 
+    if not texts:
+        kinds = sorted({str(kind) for kind in frame.geometry.geom_type})
+        raise LabelError(
+            f"Cannot burn {vector}: none of its {len(frame)} features in the cube is a polygon "
+            f"with a value in {column!r} (they are {', '.join(kinds)}; {sum(map(bool, values))} "
+            "have a value). A field is a polygon with a crop. Give outlines of fields, or the "
+            "column of the crops with --column."
+        )
     parcels = _burn(geometries, opened, all_touched=all_touched, erode=erode)
     pixels = np.bincount(parcels.reshape(-1), minlength=len(texts) + 1)[1:]
     if not pixels.any():
@@ -243,10 +251,16 @@ def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -
             import pyarrow.parquet
 
             names = pyarrow.parquet.read_schema(path).names
-            _check_column(path, column, [name for name in names if name != "geometry"])
-            return geopandas.read_parquet(path, columns=[column, "geometry"])
+            place = _geometry_column(path)
+            _check_column(path, column, [name for name in names if name != place])
+            return geopandas.read_parquet(path, columns=[column, place])
         info = pyogrio.read_info(path, layer=layer)
         _check_column(path, column, [str(name) for name in info["fields"]])
+        if info["geometry_type"] is None:
+            raise LabelError(
+                f"Cannot burn {path}: it is a table without geometry, so its rows have no place. "
+                "Give a vector file of polygons, such as GeoPackage, GeoJSON or GeoParquet."
+            )
         around = tuple(footprint.to_crs(info["crs"]).total_bounds) if info["crs"] else None
         return geopandas.read_file(path, layer=layer, columns=[column], bbox=around)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
@@ -256,6 +270,16 @@ def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -
             f"Cannot burn {path}: it cannot be read as a vector file ({error}). Give a GeoPackage, "
             "GeoJSON, Shapefile or GeoParquet file, and --layer if it has several layers."
         ) from error
+
+
+def _geometry_column(path: Path) -> str:
+    """Return the name of the column of a GeoParquet file that says where its rows lie."""
+    import json
+
+    import pyarrow.parquet
+
+    told = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"geo", b"{}")
+    return str(json.loads(told).get("primary_column", "geometry"))
 
 
 def _check_column(path: Path, column: str, names: list[str]) -> None:
@@ -272,7 +296,7 @@ def _extent(path: Path, layer: str | None) -> str:
     import pyogrio
 
     if path.suffix in {".parquet", ".geoparquet"}:
-        bounds = geopandas.read_parquet(path, columns=["geometry"]).total_bounds
+        bounds = geopandas.read_parquet(path, columns=[_geometry_column(path)]).total_bounds
     else:
         bounds = pyogrio.read_info(path, layer=layer, force_total_bounds=True)["total_bounds"]
     return _format_bounds(tuple(bounds)) if bounds is not None else "nothing"

@@ -156,6 +156,9 @@ def test_bad_input_is_named(cover: Path, polygons: Path, tmp_path: Path):
         sample_sites(cover, out, count=3, region=far)
     with pytest.raises(InputError, match="no class lies in the region"):
         sample_sites(polygons, out, count=3, region=far)
+    (tmp_path / "table.csv").write_text("value,name\n1,wheat\n")
+    with pytest.raises(InputError, match="table without geometry"):
+        sample_sites(tmp_path / "table.csv", out, count=3)
     (tmp_path / "bad.gpkg").write_text("no")
     with pytest.raises(InputError, match="must be a raster"):
         sample_sites(tmp_path / "bad.gpkg", out, count=3)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas
+import pyogrio
 import pytest
 from pyproj import Transformer
 from shapely.geometry import LineString, Point, box
@@ -114,6 +116,9 @@ def test_other_files_than_points_are_named(tmp_path: Path):
     (tmp_path / "p.gpkg").write_text("no")
     with pytest.raises(InputError, match="It must be points as GeoPackage"):
         read_sites(tmp_path / "p.gpkg", size=64)
+    pyogrio.write_dataframe(pandas.DataFrame({"value": [1]}), tmp_path / "t.gpkg")
+    with pytest.raises(InputError, match=r"without geometry\. It must be points as GeoPackage"):
+        read_sites(tmp_path / "t.gpkg", size=64)
     for kind, shape in (
         ("Polygon", box(4, 50, 5, 51)),
         ("LineString", LineString([(0, 0), (1, 1)])),

@@ -96,6 +96,22 @@ def test_equals_rasterio(cube: Path, tmp_path: Path, suffix: str, all_touched: b
     assert report.pixels == (labels != 255).sum()
 
 
+def test_the_geometry_of_geoparquet_may_bear_any_name(cube: Path, tmp_path: Path) -> None:
+    frame = polygons(open_season(cube))
+    burn_labels(cube, write(frame, tmp_path / "usual.parquet"), column="crop")
+    usual = open_season(cube).parcels[:]
+
+    other = write(frame.rename_geometry("geom"), tmp_path / "other.parquet")
+    burn_labels(cube, other, column="crop")
+
+    np.testing.assert_array_equal(open_season(cube).parcels[:], usual)
+    with pytest.raises(LabelError, match=r"no column 'geom'\. Its columns are: crop, id"):
+        burn_labels(cube, other, column="geom")
+    far = frame.set_geometry(frame.translate(xoff=90_000)).rename_geometry("geom")
+    with pytest.raises(LabelError, match=r"covers \(6.*the cube covers \(57"):
+        burn_labels(cube, write(far, tmp_path / "far.parquet"), column="crop")
+
+
 def test_fields_and_parcels_tell_the_same(cube: Path, tmp_path: Path) -> None:
     file = write(polygons(open_season(cube)), tmp_path / "fields.gpkg")
 
@@ -286,8 +302,11 @@ def test_says_what_is_wrong(cube: Path, tmp_path: Path) -> None:
     left, _, _, top = season.geobox.boundingbox.bbox
     dots = [Point(left + 35 + 10 * place, top - 35) for place in range(24)]
     points = geopandas.GeoDataFrame(frame[["crop"]], geometry=dots, crs=CRS)
-    with pytest.raises(LabelError, match="none of its 0 labelled polygons"):
+    with pytest.raises(LabelError, match=r"they are Point; 24 have a value.*outlines of fields"):
         burn_labels(cube, write(points, tmp_path / "points.gpkg"), column="crop")
+    (tmp_path / "table.csv").write_text("crop,id\nwheat,1\n")
+    with pytest.raises(LabelError, match=r"a table without geometry.*vector file of polygons"):
+        burn_labels(cube, tmp_path / "table.csv", column="crop")
     (tmp_path / "broken.gpkg").write_bytes(b"no vector file")
     with pytest.raises(LabelError, match="cannot be read as a vector file"):
         burn_labels(cube, tmp_path / "broken.gpkg", column="crop")
