@@ -107,6 +107,8 @@ def sample_sites(
     stratify, out = Path(stratify), Path(out)
     check_size(size, resolution)
     _check(stratify, out, count, allocation)
+    if seed < 0:
+        raise InputError(f"Cannot sample with --seed {seed}: it must be 0 or more. Use --seed 0.")
     generator = np.random.default_rng(seed)
     if stratify.suffix.lower() in _RASTERS:
         areas, draw = _raster_strata(stratify, region, generator)

@@ -68,6 +68,11 @@ class SplitSpec:
                 f"Cannot split by {self.by!r}: a split is by 'field' or by 'block', of a stack "
                 "also by 'site' or by 'fold', never by pixel. Use --by field."
             )
+        if self.seed < 0:
+            raise InputError(
+                f"Cannot split with --seed {self.seed}: it must be 0 or more. Use for example "
+                "--seed 0."
+            )
         if self.missing not in get_args(MissingSites):
             raise InputError(
                 f"Cannot use missing sites = {self.missing!r}: it is error or skip. Use "

@@ -159,6 +159,8 @@ def test_bad_input_is_named(cover: Path, polygons: Path, tmp_path: Path):
     (tmp_path / "table.csv").write_text("value,name\n1,wheat\n")
     with pytest.raises(InputError, match="table without geometry"):
         sample_sites(tmp_path / "table.csv", out, count=3)
+    with pytest.raises(InputError, match="--seed -1: it must be 0 or more"):
+        sample_sites(cover, out, count=3, seed=-1)
     (tmp_path / "bad.gpkg").write_text("no")
     with pytest.raises(InputError, match="must be a raster"):
         sample_sites(tmp_path / "bad.gpkg", out, count=3)

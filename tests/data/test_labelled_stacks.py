@@ -437,6 +437,8 @@ def test_what_does_not_fit_is_refused(
             split_labels(cube, SplitSpec(**spec))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="never by pixel"):
         SplitSpec(by="pixel")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"--seed -1: it must be 0 or more"):
+        SplitSpec(seed=-1)
     with pytest.raises(InputError, match="by lists of sites and by site at once"):
         SplitSpec(by="site", lists=SiteLists(train=("a",)))
     with pytest.raises(InputError, match="Use --by site"):
