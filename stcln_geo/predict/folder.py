@@ -36,6 +36,7 @@ COMPANIONS = (
     "classes.tif.aux.xml", "classes.qml", "qa.tif.aux.xml", "qa.qml", "quicklook.png",
     "confidence.png", "qa.png", "legend.json", "legend.csv", "item.json", "report.html",
 )  # fmt: skip
+_CUBE_FILE = "zarr.json"
 _SHARD_FILES = ("*.tif", "*.npy", "*.json")
 _OWN = (*(f"{layer.name}.tif" for layer in layers_for(OPTIONAL)), *COMPANIONS)
 
@@ -86,6 +87,13 @@ def claim_folder(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"Cannot predict into {out}: the folder holds another run ({changed}), and a run is "
             "never mixed with another. Choose another --out, or pass --overwrite to replace it."
+        )
+    others = [name for name in (RUN_FILE, *_OWN, _CUBE_FILE) if (out / name).exists()]
+    if before is None and others and not overwrite:
+        raise OutputError(
+            f"Cannot predict into {out}: it holds other files, which a map would write over or be "
+            f"mixed with ({', '.join(others[:5])}), and a map needs a folder of its own. Choose "
+            "another --out, or pass --overwrite to write over them."
         )
     if overwrite and not same:
         _remove_run(out)

@@ -44,6 +44,7 @@ BLOCK = 512
 """Side of the squares that are rendered at a time, in pixels of 10 m."""
 
 _RECIPE = "simulation.json"
+_BESIDE = ("catalog.json", "collection.json", "parcels.gpkg", "legend.csv", "region.geojson")
 # Deflate keeps about this share of noisy 16-bit reflectance and of the classification.
 _PACKED = {"uint16": 0.72, "uint8": 0.12}
 _SMALL = 1024
@@ -382,9 +383,23 @@ def _make_region(spec: SimulationSpec) -> dict[str, Any]:
 def _check_recipe(folder: Path, spec: SimulationSpec) -> None:
     recipe = folder / _RECIPE
     if not recipe.exists():
+        # The recipe is written first: what is there without one is not ours.
+        others = [name for name in _BESIDE if (folder / name).exists()]
+        if others:
+            raise OutputError(
+                f"Cannot write a simulated archive to '{folder}': it holds other files of the "
+                f"names that an archive has ({', '.join(others)}). Choose another folder."
+            )
         return
+    try:
+        stored = dict(json.loads(recipe.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(
+            f"Cannot go on with the simulated archive in '{folder}': its recipe {_RECIPE} cannot "
+            f"be read ({error}). Choose another folder or remove this one."
+        ) from error
     # Recipes of earlier versions lack what then could not be chosen.
-    found = {**SimulationSpec().to_dict(), **json.loads(recipe.read_text(encoding="utf-8"))}
+    found = {**SimulationSpec().to_dict(), **stored}
     wanted = spec.to_dict()
     if found == wanted:
         return

@@ -391,6 +391,15 @@ def test_a_folder_with_a_foreign_map_is_left_alone(world: Any, tmp_path: Path) -
     assert (tmp_path / "classes.tif").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("name", ["run.json", "legend.csv", "report.html", "zarr.json"])
+def test_files_that_are_no_maps_are_not_written_over(world: Any, tmp_path: Path, name: str) -> None:
+    """As a run of training, the folder of one's own files, or a cube given as --out."""
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(OutputError, match=rf"other files.*\({name}\).*another --out"):
+        predict_region(world.cube, world.checkpoint, tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
 def test_a_broken_network_is_named(world: Any, tmp_path: Path) -> None:
     network = world.make_network(4)
     with torch.no_grad():

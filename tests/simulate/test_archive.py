@@ -184,6 +184,20 @@ def test_running_again_keeps_files_and_restores_a_lost_one(tmp_path):
         simulate_archive(tmp_path, SimulationSpec(width=40, height=33, dates=3, seed=2))
 
 
+@pytest.mark.parametrize("name", ["parcels.gpkg", "legend.csv", "region.geojson", "catalog.json"])
+def test_files_of_others_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(OutputError, match=rf"holds other files.*\({name}\).*another folder"):
+        simulate_archive(tmp_path, SPEC)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "simulation.json").write_text("")
+    with pytest.raises(OutputError, match=r"recipe simulation\.json cannot be read"):
+        simulate_archive(tmp_path, SPEC)
+
+
 def test_workers_write_the_same_files(tmp_path):
     spec = SimulationSpec(width=50, height=37, dates=2, seed=3)
     one = simulate_archive(tmp_path / "one", spec)
