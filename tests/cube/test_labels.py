@@ -32,8 +32,11 @@ CRS = "EPSG:32631"
 
 @pytest.fixture
 def cube(tmp_path: Path) -> Path:
-    geobox = geobox_from_window(Window(-563000, 57000, *SHAPE), crs=CRS, resolution=10)
-    path = tmp_path / "own.zarr"
+    return make_cube(tmp_path / "own.zarr", Window(-563000, 57000, *SHAPE))
+
+
+def make_cube(path: Path, window: Window) -> Path:
+    geobox = geobox_from_window(window, crs=CRS, resolution=10)
     create_season(
         path, "2018-09-01", geobox=geobox, time=np.array(["2018-10-01"], "datetime64[D]"),
         bands=("red", "nir"), aoi=box(*geobox.boundingbox.bbox), layout=Layout(chunk=32, shard=64),
@@ -110,6 +113,22 @@ def test_the_geometry_of_geoparquet_may_bear_any_name(cube: Path, tmp_path: Path
     far = frame.set_geometry(frame.translate(xoff=90_000)).rename_geometry("geom")
     with pytest.raises(LabelError, match=r"covers \(6.*the cube covers \(57"):
         burn_labels(cube, write(far, tmp_path / "far.parquet"), column="crop")
+
+
+def test_fields_at_the_edge_of_a_wide_cube_are_found_in_degrees(tmp_path: Path) -> None:
+    # Along the northern edge the middle lies 170 m north of the line between the corners.
+    path = make_cube(tmp_path / "wide.zarr", Window(-560011, 46003, 101, 8003))
+    left, bottom, right, top = open_season(path).geobox.boundingbox.bbox
+    west = np.linspace(left + 100, right - 200, 31)
+    edges = [box(x, y, x + 60, y + 60) for x in west for y in (top - 80, bottom + 20)]
+    crops = [("wheat", "maize")[number % 2] for number in range(len(edges))]
+    frame = geopandas.GeoDataFrame({"crop": crops}, geometry=edges, crs=CRS)
+
+    for suffix in (".gpkg", ".parquet"):
+        file = write(frame.to_crs(4326), tmp_path / f"fields{suffix}")
+        report = burn_labels(path, file, column="crop", dry_run=True)
+
+        assert (report.features, len(report.fields)) == (62, 62)
 
 
 def test_fields_and_parcels_tell_the_same(cube: Path, tmp_path: Path) -> None:
