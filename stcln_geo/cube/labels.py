@@ -8,6 +8,7 @@ field, so that everything later can be divided by field.
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,8 +280,6 @@ def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -
 
 def _geometry_column(path: Path) -> str:
     """Return the name of the column of a GeoParquet file that says where its rows lie."""
-    import json
-
     import pyarrow.parquet
 
     told = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"geo", b"{}")
@@ -318,9 +317,11 @@ def _crs_name(crs: Any) -> str:
 
 def values_as_text(column: Any) -> list[str | None]:
     """Write values as text; None where the column is empty; 1110.0 as ``1110``."""
+    import pandas
+
     texts: list[str | None] = []
-    for value in column:
-        if value is None or value != value or str(value).strip() == "" or str(value) == "<NA>":
+    for value, is_missing in zip(column, pandas.isna(column), strict=True):
+        if is_missing or str(value).strip() == "":
             texts.append(None)
         elif isinstance(value, (float, np.floating)) and float(value).is_integer():
             texts.append(str(int(value)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas
 import pytest
 from rasterio.features import rasterize
 from shapely.geometry import Point, Polygon, box
@@ -149,6 +150,22 @@ def test_fields_and_parcels_tell_the_same(cube: Path, tmp_path: Path) -> None:
     assert report.without_pixel == 24 - len(fields)
     assert opened.labels.dtype == np.uint8
     assert opened.parcels.dtype == np.int32
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "string", "object"])
+def test_nullable_columns_of_geoparquet_may_have_gaps(
+    cube: Path, tmp_path: Path, dtype: str
+) -> None:
+    frame = polygons(open_season(cube))
+    codes = np.array([11, 12, 13] if dtype == "Int64" else ["a", "b", "c"], dtype=object)
+    column = codes[np.arange(len(frame)) % 3]
+    column[[5, 17]] = None
+    frame = frame.assign(crop=pandas.array(column, dtype=dtype))
+
+    report = burn_labels(cube, write(frame, tmp_path / "fields.parquet"), column="crop")
+
+    assert report.legend.names == tuple(map(str, codes))
+    assert report.without_value == 2
 
 
 def test_classes_with_few_fields_are_dropped_and_listed(cube: Path, tmp_path: Path) -> None:
