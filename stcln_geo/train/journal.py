@@ -198,7 +198,8 @@ class Journal(Callback):
         if task.notes:
             self._run.update(notes=[*self._run.summary().get("notes", []), *task.notes])
             task.notes = []
-        temporary = self._run.resume_file.with_name(f".last.{os.getpid()}.ckpt")
+        # One name, as one process writes: what a kill leaves is written over by the next save.
+        temporary = self._run.resume_file.with_name(".last.ckpt.part")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(state, file)

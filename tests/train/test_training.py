@@ -254,11 +254,14 @@ def test_kill_9_and_resume(small_cube: Path, tmp_path: Path) -> None:
     assert before["status"] == "running"
     held = json.loads((tmp_path / "run.lock").read_text())
     assert held["pid"] == child.pid
+    left = out / "checkpoints" / ".last.ckpt.part"
+    left.write_bytes(b"half a save")
 
     resumed = finetune(small_cube, out, config)
 
     finetune(small_cube, tmp_path / "whole", config)
     assert resumed.steps == 14
+    assert not left.exists()
     assert not (tmp_path / "run.lock").exists()
     assert_same_weights(out, tmp_path / "whole")
     assert figures(out) == figures(tmp_path / "whole")
