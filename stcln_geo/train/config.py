@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import InputError, MissingFileError
 from ..model.config import PresetName
@@ -72,6 +73,12 @@ class TrainConfig(Section):
     data: DataSection = DataSection()
     optimiser: OptimiserSection = OptimiserSection()
     validation: ValidationSection = ValidationSection()
+
+    @field_validator("season", mode="before")
+    @classmethod
+    def _date_as_text(cls, value: Any) -> Any:
+        """TOML reads 2018-09-01 without quotes as a date."""
+        return value.isoformat() if isinstance(value, date) else value
 
     @property
     def rank_batch(self) -> int:

@@ -37,6 +37,10 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert config.model.widths == (8, 16)
     assert config.loss.class_weights == "none"
     assert config.season == "x"
+    file.write_text("season = 2018-09-01\n")
+    assert load_config(FinetuneConfig, file=file).season == "2018-09-01"
+    told = load_config(PretrainConfig, assignments=["season=2018-09-01"])
+    assert told.season == "2018-09-01"
 
 
 def test_settled_recipe_survives_writing(tmp_path: Path) -> None:
