@@ -19,6 +19,7 @@ __all__ = ["SkipMask", "open_mask"]
 
 _WHOLE = 2**28
 _PART = 2**20
+_BESIDE = (".xml", ".ovr")
 _EXACT = 1e-6
 """Places are computed, not interpolated between a shard's edges (pixels of the mask)."""
 
@@ -115,6 +116,7 @@ def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask
     try:
         with rasterio.open(path) as source:
             bands, crs, nodata = source.count, source.crs, source.nodata
+            below = {Path(file) for file in source.files} - {path}
     except RasterioError as error:
         raise InputError(
             f"Cannot use the mask {path}: it is no raster that GDAL can open ({error}). "
@@ -135,20 +137,25 @@ def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask
     return SkipMask(
         path=path,
         values=None if values is None else tuple(sorted(set(values))),
-        fingerprint=_fingerprint(path),
+        # What programs write beside a raster when they show it does not change its pixels.
+        fingerprint=_fingerprint([path, *sorted(f for f in below if f.suffix not in _BESIDE)]),
     )
 
 
-def _fingerprint(path: Path) -> str:
-    """Hash a file; of a large one the beginning, the end, the size and the time."""
-    status = path.stat()
-    digest = hashlib.sha256(str(status.st_size).encode())
-    with path.open("rb") as file:
-        if status.st_size <= _WHOLE:
-            digest.update(file.read())
-        else:
-            digest.update(str(status.st_mtime_ns).encode())
-            digest.update(file.read(_PART))
-            file.seek(-_PART, 2)
-            digest.update(file.read(_PART))
+def _fingerprint(paths: Sequence[Path]) -> str:
+    """Hash files, such as a VRT and its sources; of a large one its ends, size and time."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            continue  # of the web, or within an archive
+        status = path.stat()
+        digest.update(str(status.st_size).encode())
+        with path.open("rb") as file:
+            if status.st_size <= _WHOLE:
+                digest.update(file.read())
+            else:
+                digest.update(str(status.st_mtime_ns).encode())
+                digest.update(file.read(_PART))
+                file.seek(-_PART, 2)
+                digest.update(file.read(_PART))
     return digest.hexdigest()

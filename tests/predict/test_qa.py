@@ -183,6 +183,12 @@ def test_another_mask_is_another_run(world: Any, mask_file: Path, tmp_path: Path
     copy.write_bytes(mask_file.read_bytes())
     before = open_mask(copy).fingerprint
     assert before == open_mask(mask_file).fingerprint
+    mosaic = tmp_path / "crop.vrt"
+    rasterio.shutil.copy(copy, mosaic, driver="VRT")
+    of_mosaic = open_mask(mosaic).fingerprint
+    (tmp_path / "crop.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")  # as a GIS leaves it
+    assert (open_mask(copy).fingerprint, open_mask(mosaic).fingerprint) == (before, of_mosaic)
     with rasterio.open(copy, "r+") as source:
         source.write(1 - source.read(1) % 2, 1)
     assert open_mask(copy).fingerprint != before
+    assert open_mask(mosaic).fingerprint != of_mosaic
