@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from ..progress import progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import typer
     from rich.console import Console
 
     from ..execution import Execution
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "console",
     "execution_from",
+    "given_options",
     "parse_memory",
     "progress_bar",
     "say",
@@ -44,6 +48,15 @@ def execution_from(workers: int, scheduler: str | None, threads: int | None = No
     from ..execution import Execution
 
     return Execution(workers=workers, scheduler=scheduler, threads=threads)
+
+
+def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Return those of some options that stand on the command line, as they are written there."""
+    return [
+        f"--{name}".replace("_", "-")
+        for name in names
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,

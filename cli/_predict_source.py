@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ._common import say, warn
+from ._common import given_options, say, warn
 from ._cube_request import make_region, make_selection, make_spec
 
 if TYPE_CHECKING:
@@ -32,21 +32,17 @@ def check_source(cubes: Sequence[Path] | None, context: typer.Context) -> None:
     """Refuse a map of nothing, of two things, or options that nothing would use."""
     from ..errors import InputError
 
-    given = [
-        name
-        for name in (*_SEARCH, *_RECIPE, "scratch")
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if not cubes and "catalog" not in given:
+    given = given_options(context, (*_SEARCH, *_RECIPE, "scratch"))
+    if not cubes and "--catalog" not in given:
         raise InputError(
             "Cannot predict without pixels: there is neither a cube nor a catalog. Name a cube, as "
             "in 'stcln-geo predict region.zarr', or search with --catalog, --bbox and --time."
         )
     if cubes and given:
-        names = ", ".join(f"--{name}".replace("_", "-") for name in given)
         raise InputError(
-            f"Cannot use {names} with the cube {cubes[0]}: its pixels were decided when it was "
-            "built. Leave the cube out to map directly from a search, or leave out these options."
+            f"Cannot use {', '.join(given)} with the cube {cubes[0]}: its pixels were decided when "
+            "it was built. Leave the cube out to map directly from a search, or leave out these "
+            "options."
         )
 
 

@@ -8,9 +8,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ._common import progress_bar, say
+from ._common import given_options, progress_bar, say
 
 _DEFAULT = "score"
+_OF_RUNS = ("split", "season", "protocol", "device", "workers")
+_OF_MAPS = (
+    "reference", "column", "layer", "legend", "match", "rename", "neighbourhood", "inner_buffer",
+    "strata", "strata_column", "design", "confidence_level", "out",
+)  # fmt: skip
 
 
 class _DefaultGroup(TyperGroup):
@@ -45,6 +50,7 @@ app = typer.Typer(
 
 @app.command(name=_DEFAULT)
 def score(
+    context: typer.Context,
     subject: Annotated[
         Path,
         typer.Argument(
@@ -156,11 +162,13 @@ def score(
                 f"Cannot score {subject}: it is no map, and a network needs a cube to be scored "
                 "on. Write `stcln-geo evaluate RUN CUBE`, or `stcln-geo evaluate MAP REFERENCE`."
             )
+        _check_use(context, _OF_MAPS, f"the network {subject}: it is of maps")
         _score_run(
             subject, against, split=split, season=season, json_file=json_file, device=device,
             workers=workers, dry_run=dry_run, protocol=protocol,
         )  # fmt: skip
         return
+    _check_use(context, _OF_RUNS, f"the map {subject}: it is of networks")
     from ..report.accuracy import AccuracySpec
 
     spec = AccuracySpec(
@@ -283,6 +291,18 @@ def _score_map(
     say(f"Report: {write_accuracy(accuracy, folder)}")
     if json_file is not None:
         write_json(json_file, accuracy.to_json())
+
+
+def _check_use(context: typer.Context, names: tuple[str, ...], subject: str) -> None:
+    """Refuse options that say nothing about what is scored."""
+    from ..errors import InputError
+
+    given = given_options(context, names)
+    if given:
+        raise InputError(
+            f"Cannot use {', '.join(given)} to score {subject}. Leave it out; --help says which "
+            "option is of which."
+        )
 
 
 def _score_run(

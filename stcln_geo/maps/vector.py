@@ -65,7 +65,7 @@ def read_vector(path: str | Path, *, layer: str | None = None, purpose: str) -> 
     try:
         if path.suffix in _PARQUET:
             frame = geopandas.read_parquet(path)
-        elif path.suffix == ".csv":
+        elif path.suffix.lower() == ".csv":
             frame = _read_csv(path, purpose)
         else:
             frame = geopandas.read_file(path, layer=layer)

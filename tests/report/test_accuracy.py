@@ -154,8 +154,8 @@ def test_a_class_called_none_is_no_empty_cell(product, tmp_path):
     table = points([50] * 5, [5, 40, 70, 5, 40], ["Wheat", "None", "Grass", "", "NA"])
     places = table.to_crs("EPSG:4326").geometry
     rows = [f"{x},{y},{crop}" for x, y, crop in zip(places.x, places.y, table["crop"], strict=True)]
-    (tmp_path / "p.csv").write_text("\n".join(["lon,lat,crop", *rows, ",,Wheat"]) + "\n")
-    found = evaluate_map(product / "classes.tif", tmp_path / "p.csv", column="crop", legend=legend)
+    (tmp_path / "P.CSV").write_text("\n".join(["lon,lat,crop", *rows, ",,Wheat"]) + "\n")
+    found = evaluate_map(product / "classes.tif", tmp_path / "P.CSV", column="crop", legend=legend)
     assert np.diag(found.metrics.confusion).tolist() == [1, 1, 1]
     assert (found.used, found.empty, found.outside) == (3, 2, 1)
 
@@ -410,6 +410,8 @@ def test_the_commands(product, tmp_path, capsys):
         (["evaluate", "MAP", "none.gpkg"], "no such file"),
         (["evaluate", "none.tif", "POINTS"], "no such file"),
         (["evaluate", "RUN"], "needs a cube"),
+        (["evaluate", "RUN", "POINTS", "--strata", "map", "--out", "x"], "use --strata, --out to"),
+        (["evaluate", "MAP", "POINTS", "--season", "2018-09-01"], "use --season to"),
         (["evaluate", "design", "MAP", "--out", "x.gpkg"], "exactly one"),
         (["evaluate", "design", "MAP", "--count", "9", "--out", "x.shp"], ".gpkg"),
         (
