@@ -190,8 +190,7 @@ def _burn_season(
             f"{opened.resolution:g} m pixel. Try --all-touched, a smaller --erode, or check the "
             "coordinates."
         )
-    wanted = legend if legend is not None else Legend.from_values(_in_order(set(texts)))
-    kept, dropped = _choose_classes(wanted, texts, pixels, min_fields=min_fields)
+    kept, dropped = _choose_classes(legend, texts, pixels, min_fields=min_fields)
     if len(kept) < 2:
         found = ", ".join(f"{drop.value}: {drop.fields} fields" for drop in dropped)
         raise LabelError(
@@ -372,21 +371,26 @@ def _erode_once(parcels: np.ndarray) -> np.ndarray:
 
 
 def _choose_classes(
-    legend: Legend, texts: list[str], pixels: np.ndarray, *, min_fields: int
+    legend: Legend | None, texts: list[str], pixels: np.ndarray, *, min_fields: int
 ) -> tuple[Legend, tuple[DroppedClass, ...]]:
-    """Keep the classes with enough fields; say of every other value why it has no class."""
-    counts: dict[str, tuple[int, int]] = {entry.value: (0, 0) for entry in legend.classes}
+    """Keep the classes with enough fields; say of every other value why it has no class.
+
+    Without a legend every value may become a class; more than codes can tell apart may be dropped.
+    """
+    counts: dict[str, tuple[int, int]] = {}
     for text, count in zip(texts, pixels, strict=True):
         fields, total = counts.get(text, (0, 0))
         counts[text] = (fields + int(count > 0), total + int(count))
-    known = {entry.value for entry in legend.classes}
-    keep = {value for value in known if counts[value][0] >= min_fields}
-    ignored = {entry.value for entry in legend.ignored}
+    known = _in_order(set(counts))
+    if legend is not None:
+        known = [entry.value for entry in legend.classes]
+    keep = [value for value in known if counts.get(value, (0, 0))[0] >= min_fields]
+    ignored = {entry.value for entry in legend.ignored} if legend is not None else set()
     dropped = tuple(
         DroppedClass(
             value=value,
-            fields=counts[value][0],
-            pixels=counts[value][1],
+            fields=counts.get(value, (0, 0))[0],
+            pixels=counts.get(value, (0, 0))[1],
             reason=f"fewer than {min_fields} fields"
             if value in known
             else "ignored by the legend"
@@ -394,11 +398,13 @@ def _choose_classes(
             else "not in the legend",
         )
         for value in [
-            *(entry.value for entry in legend.classes if entry.value not in keep),
-            *_in_order(set(counts) - known),
+            *(value for value in known if value not in keep),
+            *_in_order(set(counts) - set(known)),
         ]
     )
-    return legend.keep(keep), dropped
+    if legend is not None:
+        return legend.keep(set(keep)), dropped
+    return Legend.from_values(keep) if keep else Legend(()), dropped
 
 
 def _code_fields(

@@ -184,6 +184,28 @@ def test_classes_with_few_fields_are_dropped_and_listed(cube: Path, tmp_path: Pa
     assert kept.pixels == report.pixels + dropped.pixels
 
 
+def test_more_values_than_codes_may_be_dropped(cube: Path, tmp_path: Path) -> None:
+    left, bottom, _, _ = open_season(cube).geobox.boundingbox.bbox
+    squares = [
+        box(left + 10 * (place % 80), bottom + 10 * (place // 80), left + 10 * (place % 80) + 10,
+            bottom + 10 * (place // 80) + 10)
+        for place in range(300)
+    ]  # fmt: skip
+    crops = [*("wheat", "maize", "beet") * 3, *(f"rare {place}" for place in range(291))]
+    frame = geopandas.GeoDataFrame({"crop": crops}, geometry=squares, crs=CRS)
+    file = write(frame, tmp_path / "fields.gpkg")
+
+    report = burn_labels(cube, file, column="crop")
+
+    assert report.legend.names == ("beet", "maize", "wheat")
+    assert {(drop.fields, drop.pixels, drop.reason) for drop in report.dropped} == {
+        (1, 1, "fewer than 3 fields")
+    }
+    assert len(report.dropped) == 291
+    with pytest.raises(LabelError, match="codes are 0 to 254"):
+        burn_labels(cube, file, column="crop", min_fields=1)
+
+
 def test_legend_chooses_names_and_order(cube: Path, tmp_path: Path) -> None:
     file = write(polygons(open_season(cube)), tmp_path / "fields.gpkg")
     legend = Legend.from_rows(
