@@ -128,7 +128,7 @@ def write_cube(
     *,
     bands: Mapping[str, str] | None = None,
     scale: float | None = None,
-    offset: float = 0.0,
+    offset: float | None = None,
     nodata: float | None = None,
     season_start: str = "09-01",
     lattice: Lattice | None = None,
@@ -148,8 +148,10 @@ def write_cube(
         Names in the dataset to common band names, such as ``{"B04": "red"}``; by default the
         variables that bear a common band name.
     scale, offset
-        ``reflectance = value * scale + offset``. By default the variable's ``scale_factor`` if
-        it has one, else 1 for floats and 0.0001 for integers.
+        ``reflectance = value * scale + offset``. By default the ``scale_factor`` and
+        ``add_offset`` that the first band declares. Integers without a scale, or with that of 1
+        which rioxarray gives to every file, are reflectance times 10,000 once their own offset is
+        added; floats are reflectance.
     nodata
         Value that means no measurement; by default the variable's ``_FillValue`` or
         ``nodata``; NaN always means it.
@@ -287,7 +289,7 @@ def _understand(
     dataset: xr.Dataset,
     bands: Mapping[str, str] | None,
     scale: float | None,
-    offset: float,
+    offset: float | None,
     nodata: float | None,
 ) -> _Source:
     """Find bands, CRS, grid and time in a foreign dataset, or say what is missing."""
@@ -297,8 +299,11 @@ def _understand(
     names = tuple(sorted(planes, key=BANDS.index))
     first = planes[names[0]]
     if scale is None:
-        declared = first.attrs.get("scale_factor", first.encoding.get("scale_factor"))
-        scale = _default_scale(first) if declared is None or first.dtype.kind == "f" else declared
+        scale, added = _declared(first, "scale_factor", 1.0), _declared(first, "add_offset", 0.0)
+        if scale == 1.0:
+            scale = _default_scale(first)
+            added *= scale
+        offset = added if offset is None else offset
     if nodata is None:
         for key in ("_FillValue", "nodata", "missing_value"):
             nodata = first.attrs.get(key, nodata)
@@ -315,11 +320,17 @@ def _understand(
         valid=None if valid is None else valid.transpose("time", "y", "x"),
         scl=None if scl is None else scl.transpose("time", "y", "x"),
         scale=float(scale),
-        offset=float(offset),
+        offset=float(offset or 0.0),
         nodata=None if nodata is None else float(nodata),
         geobox=_geobox_of(dataset, crs),
         time=time,
     )
+
+
+def _declared(plane: xr.DataArray, name: str, default: float) -> float:
+    """Return what a variable of integers says of its numbers; floats have been decoded."""
+    found = plane.attrs.get(name, plane.encoding.get(name, default))
+    return default if plane.dtype.kind == "f" else float(found)
 
 
 def _default_scale(plane: xr.DataArray) -> float:

@@ -116,6 +116,31 @@ def test_integers_above_the_range_are_clipped_and_never_valid(tmp_path):
     assert valid.sum() == valid.size - 3
 
 
+@pytest.mark.parametrize(
+    ("declared", "given", "expected"),
+    [
+        ({}, {}, 0.3),
+        # What rioxarray says of files that say nothing.
+        ({"scale_factor": 1.0, "add_offset": 0.0}, {}, 0.3),
+        ({"scale_factor": 1e-4, "add_offset": -0.1}, {}, 0.2),
+        ({"add_offset": -1000}, {}, 0.2),
+        ({"scale_factor": 2e-4, "add_offset": -0.1}, {"offset": 0.0}, 0.6),
+        ({"scale_factor": 2e-4, "add_offset": -0.1}, {"scale": 1e-4}, 0.3),
+    ],
+    ids=["plain", "rioxarray", "declared", "offset alone", "offset given", "scale given"],
+)
+def test_integers_are_scaled_as_they_declare_or_as_is_given(tmp_path, declared, given, expected):
+    source = make_dataset(times=("2019-10-03",))
+    for band in ("red", "nir", "blue"):
+        source[band] = (("time", "y", "x"), np.full((1, 53, 77), 3000, dtype="uint16"), declared)
+
+    path = write_cube(source, tmp_path / "cube.zarr", **given)
+
+    inside = open_cube(path).sel(y=source.y, x=source.x)
+    np.testing.assert_allclose(inside["reflectance"], expected, atol=1e-6)
+    assert inside["valid"].all()
+
+
 def test_a_monthly_netcdf_becomes_a_cube(shared, tmp_path):
     source = xr.open_dataset(shared / "data" / "belgium_2021_monthly_100x100.nc")
     path = write_cube(
