@@ -191,6 +191,12 @@ def plan_append(path: str | Location, until: str, *, catalog: str | None = None)
             f"Cannot append until {until}: {path} was already searched until {asked.end}, and "
             "appending takes nothing away. Give a later date."
         )
+    newest = max(np.datetime64(scene.time, "s") for scene in stored.scenes)
+    if last < newest:
+        raise InputError(
+            f"Cannot append until {until}: {path} already holds scenes until {newest}, and "
+            "appending takes nothing away. Give a later date."
+        )
     where = catalog or request.get("catalog")
     if not where:
         raise CubeError(

@@ -238,6 +238,23 @@ def test_nothing_new_reads_and_writes_nothing(
         append_cube(path, "2021-08-30")
 
 
+@pytest.mark.parametrize("span", [None, "2016-09-01/..", "../.."], ids=["none", "open", "both"])
+def test_a_cube_without_an_end_loses_no_date(
+    years: Any, once: Path, tmp_path: Path, span: str | None
+):
+    path = tmp_path / "o.zarr"
+    plan = plan_until(years, "2019-08-31")
+    build_cube(dataclasses.replace(plan, request={**plan.request, "time": span}), path)
+    before = files(path)
+
+    with pytest.raises(InputError, match=r"holds scenes until 2019-06-21T.*later date"):
+        append_cube(path, "2019-05-01")
+
+    assert files(path) == before
+    assert append_cube(path, "2019-06-21").changes == ()
+    assert_same_cube(path, once)
+
+
 def test_a_scene_that_the_catalog_lost_stays(years: Any, once: Path, tmp_path: Path):
     path = tmp_path / "l.zarr"
     build_until(years, path, "2019-05-01")
