@@ -30,6 +30,7 @@ from .read import LedgerEntry
 from .replace import current_seasons, recover_swaps
 from .scratch import check_scratch
 from .search import DEFAULT_MARGIN, search_items
+from .selection import plain_tile
 from .snapshot import ItemSnapshot
 from .store import list_seasons
 from .stored import manifest_folder, read_manifest, store_plan
@@ -172,10 +173,11 @@ def repair_cube(
 def same_granule(scene: Scene, granule: Granule) -> bool:
     """Return True where a granule of any catalog is the scene: by tile, orbit and time.
 
+    Zones below 10 are written with a zero before them or without, by the provider.
     Where both name the start of the datastrip it decides, so that the halves of a tile that two
     datastrips share are not confused.
     """
-    if scene.tile != granule.tile or not scene.tile:
+    if plain_tile(scene.tile) != plain_tile(granule.tile) or not scene.tile:
         return False
     if None not in (scene.orbit, granule.orbit) and scene.orbit != granule.orbit:
         return False

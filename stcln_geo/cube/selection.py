@@ -15,7 +15,7 @@ from ..catalog import Catalog, CollectionProfile, ItemProperties
 from ..errors import InputError
 from .granules import Granule
 
-__all__ = ["CLOUD_COVER", "Selection"]
+__all__ = ["CLOUD_COVER", "Selection", "plain_tile"]
 
 CLOUD_COVER = "eo:cloud_cover"
 _MAX_ORBIT = 143
@@ -77,14 +77,14 @@ class Selection:
     def to_json(self) -> dict[str, Any]:
         """Return the conditions as JSON values."""
         return {
-            "tiles": sorted({_tile(tile) for tile in self.tiles}),
+            "tiles": sorted({plain_tile(tile) for tile in self.tiles}),
             "orbits": sorted(set(self.orbits)),
             "max_cloud": self.max_cloud,
         }
 
     def reason_to_drop(self, item: Mapping[str, Any], granule: Granule) -> str | None:
         """Return why a scene is not selected, or None if it is."""
-        if self.tiles and _tile(granule.tile) not in {_tile(tile) for tile in self.tiles}:
+        if self.tiles and plain_tile(granule.tile) not in {plain_tile(tile) for tile in self.tiles}:
             return "is of a tile that is not selected"
         if self.orbits and granule.orbit not in self.orbits:
             return "is of an orbit that is not selected"
@@ -128,13 +128,13 @@ class Selection:
     def _spellings(self, name: str) -> list[str]:
         """Return the tiles as providers write them: zones below 10 with and without a zero."""
         prefix = "MGRS-" if name == "grid:code" else ""
-        tiles = sorted({_tile(tile) for tile in self.tiles})
+        tiles = sorted({plain_tile(tile) for tile in self.tiles})
         return [
             f"{prefix}{text}" for tile in tiles for text in dict.fromkeys((tile, tile.zfill(5)))
         ]
 
 
-def _tile(text: str) -> str:
+def plain_tile(text: str) -> str:
     """Return a tile as ``31UES`` or ``9VXK``; other texts as they are."""
     match = _TILE.fullmatch(text)
     return match[1].upper().lstrip("0") if match else text

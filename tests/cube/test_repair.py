@@ -334,3 +334,16 @@ def test_what_makes_a_granule_the_same(shared: Path, changes: dict[str, Any], ex
     scene = dataclasses.replace(scene_of(item, "cdse"), **changes)
     assert (granule.tile, granule.orbit, granule.platform) == ("32TNT", 108, "sentinel-2a")
     assert same_granule(scene, granule) is expected
+
+
+@pytest.mark.parametrize("ours", ["9VXK", "09VXK"])
+@pytest.mark.parametrize(("theirs", "expected"), [("9VXK", True), ("09VXK", True), ("9VXL", False)])
+def test_a_zero_before_the_zone_makes_no_other_tile(
+    shared: Path, ours: str, theirs: str, expected: bool
+):
+    name = "S2A_MSIL2A_20200703T103031_N0500_R108_T32TNT_20230613T212700.json"
+    file = shared / "data" / "stac_items" / "cdse" / "sentinel-2-l2a" / name
+    item = json.loads(file.read_text())
+    granule = describe_item(item, load_catalog("cdse").profile("sentinel-2-l2a"))
+    scene = dataclasses.replace(scene_of(item, "cdse"), tile=ours)
+    assert same_granule(scene, dataclasses.replace(granule, tile=theirs)) is expected
