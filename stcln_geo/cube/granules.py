@@ -136,8 +136,9 @@ def band_assets(item: Mapping[str, Any], profile: CollectionProfile) -> dict[str
 
 
 def newest_first(granule: Granule) -> tuple[tuple[int, ...], str]:
-    """Return the sort key of a mosaic: the newest baseline first, then the id."""
-    return tuple(-part for part in _version(granule.baseline)), granule.item
+    """Return the sort key of a mosaic: the newest baseline first, unknown last; then the id."""
+    # What ends it is greater than any negative part: a shorter version is the older.
+    return (*(-part for part in _version(granule.baseline)), 1), granule.item
 
 
 def drop_duplicates(granules: Iterable[Granule]) -> tuple[list[Granule], list[Dropped]]:

@@ -91,11 +91,13 @@ def test_scenes_of_one_solar_day_are_one_date_in_the_order_of_preference(archive
     other = {"s2:processing_baseline": "09.00", "grid:code": "MGRS-32ULB"}
     add(archive, "zone", "2019-03-01T10:49:50", crs="EPSG:32632", origin=(175000, 5606000),
         properties=other)  # fmt: skip
+    unknown = {"s2:processing_baseline": None, "grid:code": "MGRS-31UFU"}
+    add(archive, "a_unknown", "2019-03-01T10:50:30", properties=unknown)
     add(archive, "next", "2019-03-02T10:50:00")
     plan = plan_of(archive, region=Region.from_bbox((4.40, 50.5, 4.44, 50.55)), crs="EPSG:32631")
     dates = plan.seasons[0].dates
     assert [[scene.item for scene in date.scenes] for date in dates] == [
-        ["a_new", "c_new", "b_old", "zone"], ["next"],
+        ["a_new", "c_new", "b_old", "a_unknown", "zone"], ["next"],
     ]  # fmt: skip
     assert str(dates[0].time) == "2019-03-01T10:49:50"
 
