@@ -102,7 +102,7 @@ def harmonise(raw: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.n
 
     Parameters
     ----------
-    raw : (H, W) unsigned or signed integers as read.
+    raw : (H, W) integers or floats as read; what is not finite is no data.
 
     Returns
     -------
@@ -110,11 +110,14 @@ def harmonise(raw: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.n
     usable : (H, W) bool, False where there is no data or the value had to be cut.
     """
     missing = raw == radiometry.nodata
+    if raw.dtype.kind == "f":
+        finite = np.isfinite(raw)
+        missing, raw = missing | ~finite, np.where(finite, raw, 0)
     if _fits(raw, radiometry):
         plain: np.ndarray = raw.view(np.int16) + np.int16(radiometry.offset)
         np.putmask(plain, missing, FILL)
         return plain, ~missing
-    if radiometry.factor == 1.0:
+    if radiometry.factor == 1.0 and raw.dtype.kind != "f":
         wide = raw.astype(np.int32) + np.int32(radiometry.offset)
     else:
         wide = np.rint(raw.astype(np.float64) * radiometry.factor + radiometry.offset)

@@ -122,6 +122,16 @@ def test_other_scales_are_converted():
     np.testing.assert_array_equal(usable, [[False, True, True]])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("factor", [1.0, 10_000.0])
+def test_floats_that_are_not_finite_are_no_data(dtype: str, factor: float):
+    reflectance = np.array([[np.nan, np.inf, -np.inf, 0, 0.30004, 0.30006, 9.9]])
+    raw = (reflectance * 10_000 / factor).astype(dtype)
+    values, usable = harmonise(raw, Radiometry(offset=-1000, factor=factor))
+    np.testing.assert_array_equal(values, [[FILL, FILL, FILL, FILL, 2000, 2001, 32767]])
+    np.testing.assert_array_equal(usable, [[False] * 4 + [True, True, False]])
+
+
 def test_declared_scale_and_nodata_are_used():
     item = {"assets": {"red": {"raster:bands": [{"scale": 2e-4, "offset": 0.01, "nodata": 7}]}}}
     profile = CollectionProfile(offset=OffsetRule(declared=True))
