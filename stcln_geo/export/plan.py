@@ -22,6 +22,7 @@ from ..legend import UNLABELLED
 from ..storage import Location, version_of
 
 __all__ = [
+    "COLLECTION_FILE",
     "RECORD_FILE",
     "ExportFile",
     "ExportPlan",
@@ -35,6 +36,9 @@ What = Literal["reflectance", "valid", "scl", "labels"]
 
 RECORD_FILE = "export.json"
 """In the folder of an export: what its files are, so that a second run skips them."""
+
+COLLECTION_FILE = "collection.json"
+"""Beside it: the STAC collection of the files."""
 
 _BYTES = {"reflectance": 2, "valid": 1, "scl": 1, "labels": 1}
 
@@ -197,6 +201,8 @@ def _check_folder(plan: ExportPlan, record: Mapping[str, Any]) -> None:
     known = {*record.get("files", {}), *record.get("begun", ())}
     foreign = [file.name for file in plan.files
                if file.name not in known and (plan.out / file.name).exists()]  # fmt: skip
+    if not record and (plan.out / COLLECTION_FILE).exists():
+        foreign.append(COLLECTION_FILE)
     if foreign:
         raise OutputError(
             f"Cannot export to {plan.out}: {foreign[0]} is there and {RECORD_FILE} does not list "

@@ -18,13 +18,12 @@ from ..cube.contract import FILL, SCALE
 from ..cube.store import write_json
 from ..legend import UNLABELLED
 from ..region import Region
+from .plan import COLLECTION_FILE
 
 if TYPE_CHECKING:
     from .plan import ExportPlan
 
 __all__ = ["COLLECTION_FILE", "write_stac"]
-
-COLLECTION_FILE = "collection.json"
 
 _EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",

@@ -375,6 +375,11 @@ def test_the_command_and_its_refusals(cube: Path, tmp_path: Path, capsys: Any):
     (tmp_path / "foreign" / "2018-09-03_reflectance.tif").write_text("mine")
     assert invoke(["cube", "export", str(cube), str(tmp_path / "foreign")]) == 2
     assert "may be yours" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "collection.json").write_text("mine")
+    assert invoke(["cube", "export", str(cube), str(tmp_path / "catalog")]) == 2
+    assert "collection.json is there" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "catalog" / "collection.json").read_text() == "mine"
     assert invoke(["cube", "export", str(tmp_path / "none.zarr"), str(out)]) == 2
     (tmp_path / "file").write_text("")
     assert invoke(["cube", "export", str(cube), str(tmp_path / "file")]) == 2
