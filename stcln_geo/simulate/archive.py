@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from ..errors import OutputError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import Window, tiles
+from ..lock import LockHolder, hold_lock
+from ..storage import Location
 from .fields import choose_crops, is_declared, make_parish, parishes_in
 from .noise import make_key
 from .phenology import BANDS, CROPS
@@ -156,9 +158,18 @@ def simulate_archive(
     Raises
     ------
     OutputError
-        If the folder holds an archive of another recipe, or cannot be written.
+        If the folder holds an archive of another recipe, or other files of the names that an
+        archive has; if another process is writing it, or it cannot be written.
     """
     folder = Path(out_dir)
+
+    def refusal(holder: LockHolder, lock: Location) -> Exception:
+        return OutputError(
+            f"Cannot write a simulated archive to '{folder}': process {holder.pid} on "
+            f"{holder.host} has been writing it since {holder.time}. Wait until that has ended or "
+            f"stop it; if it runs no longer, remove {lock}."
+        )
+
     _check_recipe(folder, spec)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,19 +180,20 @@ def simulate_archive(
             "writable. Choose another one."
         ) from error
 
-    tasks = [
-        _Task(folder=folder, spec=spec, index=index) for index in range(len(spec.acquisitions))
-    ]
-    names = run_tasks(
-        _write_date, tasks, execution=execution or Execution(), label="date", progress=progress
-    )
+    with hold_lock(folder, refusal=refusal):
+        tasks = [
+            _Task(folder=folder, spec=spec, index=index) for index in range(len(spec.acquisitions))
+        ]
+        names = run_tasks(
+            _write_date, tasks, execution=execution or Execution(), label="date", progress=progress
+        )
 
-    _write_parcels(folder, spec)
-    _write_legend(folder / "legend.csv")
-    _write_json(folder / "region.geojson", _make_region(spec))
-    items = [json.loads((folder / name / f"{name}.json").read_text()) for name in names]
-    _write_json(folder / "collection.json", make_collection(spec, items))
-    _write_json(folder / "catalog.json", make_catalog())
+        _write_parcels(folder, spec)
+        _write_legend(folder / "legend.csv")
+        _write_json(folder / "region.geojson", _make_region(spec))
+        items = [json.loads((folder / name / f"{name}.json").read_text()) for name in names]
+        _write_json(folder / "collection.json", make_collection(spec, items))
+        _write_json(folder / "catalog.json", make_catalog())
     return SimulatedArchive(
         folder=folder,
         catalog=folder / "catalog.json",
@@ -240,7 +252,8 @@ class _RawFile:
         self.step = asset_resolution(asset) // RESOLUTION
         self.shape_yx = asset_shape(spec, asset)
         self._spec = spec
-        # Fixed names: a run after a killed one overwrites and removes what that one left.
+        # Fixed names, as the folder has one writer: a run after a killed one overwrites and
+        # removes what that one left.
         self._raw = target.with_name(f".{target.name}.raw")
         self._cog = target.with_name(f".{target.name}.cog")
 

@@ -16,6 +16,7 @@ from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
 
 from stcln_geo.cli.main import invoke
+from stcln_geo.cube.lock import cube_lock
 from stcln_geo.errors import OutputError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window
@@ -190,6 +191,13 @@ def test_files_of_others_are_not_written_over(tmp_path, name):
     with pytest.raises(OutputError, match=rf"holds other files.*\({name}\).*another folder"):
         simulate_archive(tmp_path, SPEC)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
+
+
+def test_one_process_writes_an_archive_at_a_time(tmp_path):
+    with cube_lock(tmp_path / "a"), pytest.raises(OutputError, match=r"has been writing it since"):
+        simulate_archive(tmp_path / "a", SPEC)
+    simulate_archive(tmp_path / "a", SPEC)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
