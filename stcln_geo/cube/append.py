@@ -273,7 +273,10 @@ def region_of(plan: CubePlan, request: Mapping[str, Any]) -> Region:
 
 
 def _parse_until(until: str) -> np.datetime64:
-    end = parse_time_range(until).end if "/" not in until else None
+    try:
+        end = parse_time_range(until).end if "/" not in until else None
+    except InputError:
+        end = None
     if end is None:
         raise InputError(
             f"Cannot append until {until!r}: it must be one date as YYYY-MM-DD. Write for example "

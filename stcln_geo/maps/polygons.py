@@ -90,7 +90,7 @@ def write_polygons(
         Side (pixels) of the squares the map is read by; the polygons do not depend on it.
     """
     check_target(out)
-    if minimum_area < 0:
+    if not minimum_area >= 0:
         raise InputError(
             f"Cannot drop patches below {minimum_area:g} m2: an area is 0 or more. Leave "
             "--minimum-area out to keep all."

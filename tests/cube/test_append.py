@@ -502,8 +502,9 @@ def test_mistakes_are_named(years: Any, tmp_path: Path, capsys: Any):
     assert len(report.changes) == 1
 
     for arguments, message in (
-        (["--until", "soon"], "START/END"),
+        (["--until", "soon"], "--until 2020-08-31"),
         (["--until", "2019-01-01/2020-01-01"], "one date as YYYY-MM-DD"),
+        (["--until", "2019-13-01"], "one date as YYYY-MM-DD"),
         (["--until", "2020-01-01", "--on-error", "hope"], "fail or skip"),
         (["--until", "2020-01-01", "--max-failed-fraction", "0.1"], "Add --on-error skip"),
     ):

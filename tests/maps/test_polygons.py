@@ -113,6 +113,8 @@ def test_a_map_without_labels_and_a_wrong_area(new_map, tmp_path):
     assert len(geopandas.read_file(tmp_path / "p.gpkg")) == 0
     with pytest.raises(InputError, match="0 or more"):
         write_polygons(empty, tmp_path / "p.gpkg", minimum_area=-1)
+    with pytest.raises(InputError, match="below nan m2"):
+        write_polygons(empty, tmp_path / "p.gpkg", minimum_area=float("nan"))
 
 
 def test_memory_holds_only_what_the_sweep_has_not_passed(new_map):
