@@ -151,6 +151,11 @@ def score(
     from ..errors import InputError
     from ..maps.classmap import is_class_map
 
+    if json_file is not None and json_file.is_dir():
+        raise InputError(
+            f"Cannot write the figures to --json {json_file}: it is a folder, and they are one "
+            f"file. Name it, for example {json_file / 'figures.json'}."
+        )
     if reference is not None and against is not None:
         raise InputError(
             f"Cannot score {subject} on two files ({against} and {reference}): a map has one "

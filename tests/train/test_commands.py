@@ -69,6 +69,8 @@ def test_the_path_from_labels_to_figures(
     assert "validation_macro_miou" in capsys.readouterr().out
     assert invoke(["finetune", cube, "--out", fine, *options]) == 0
     assert "Nothing to do" in capsys.readouterr().out
+    assert invoke(["evaluate", fine, cube, "--json", str(tmp_path)]) == 2
+    assert "it is a folder" in " ".join(capsys.readouterr().err.split())
     figures = tmp_path / "figures.json"
     assert invoke(["evaluate", fine, cube, "--split", "test", "--json", str(figures)]) == 0
     shown = capsys.readouterr().out
