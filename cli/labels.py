@@ -142,6 +142,7 @@ def split(
     """
     from ..data.site_split import read_site_lists
     from ..data.split_labels import SplitSpec, split_labels
+    from ..errors import InputError
     from ._training import folds_from
 
     given = {"train": train, "validation": validation, "test": test}
@@ -150,6 +151,11 @@ def split(
         _split_by_protocol(cube, protocol, others, season=season, dry_run=dry_run)
         return
     _check_use(given, by=by, listed=sites is not None)
+    if block is not None and by != "block":
+        raise InputError(
+            f"Cannot use --block {block} with --by {by or 'field'}: it is the side of the blocks "
+            "of --by block. Add --by block, or leave --block out."
+        )
     shares = (
         {} if by == "fold" else {name: _share(name, text) for name, text in given.items() if text}
     )

@@ -29,6 +29,16 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 _PREFIX = 0.8
 """Share of the chips that end at a random date, where a network is to serve all cut-offs."""
 
+_OPTIONS_OF = {
+    "ratios": ("--ratios", "mask-ratio"),
+    "strategies": ("--strategies", "mask-strategy"),
+    "months": ("--months", "early-season"),
+    "test_season": ("--test-season", "cross-year"),
+    "long_dates": ("--dates", "short-series"),
+    "short_dates": ("--dates", "short-series"),
+}
+"""Choices that belong to one experiment alone, by field: the option, and the experiment."""
+
 _WHOLE = View(name="season", title="whole season")
 
 
@@ -74,6 +84,13 @@ def make_design(name: str, choices: Choices) -> Design:
             "the experiment protocol follows one. Leave --protocol out, or run `stcln-geo "
             "experiment protocol`."
         )
+    usual = Choices()
+    for field, (option, owner) in _OPTIONS_OF.items():
+        if name != owner and getattr(choices, field) != getattr(usual, field):
+            raise InputError(
+                f"Cannot use {option} in the experiment {name}: only {owner} compares by it. Leave "
+                f"it out, or run `stcln-geo experiment {owner}`."
+            )
     if min(choices.fields, default=1) < 1:
         raise InputError(
             f"Cannot train on --fields {min(choices.fields)} of each class: it must be 1 or more. "

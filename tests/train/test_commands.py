@@ -102,6 +102,7 @@ def test_seeds(
     [
         (["labels", "burn", "CUBE", "VECTOR", "--column", "kind"], "Its columns are: crop"),
         (["labels", "split", "CUBE", "--by", "pixel"], "never by pixel"),
+        (["labels", "split", "CUBE", "--block", "16"], "the blocks of --by block"),
         (["finetune", "CUBE", "--out", "OUT"], "labels split CUBE"),
         (["finetune", "CUBE", "--out", "OUT", "--set", "loss=3"], "loss: "),
         (["pretrain", "CUBE", "--out", "OUT", "--preset", "huge"], "model.preset"),

@@ -139,10 +139,13 @@ def test_cut_offs_are_whole_months_after_the_first_day(season, months, expected)
 
 
 def test_every_experiment_compares_arms_that_differ_in_one_thing():
-    choices = Choices(season=SEASON, test_season="2019-09-01", fields=(3,))
-    followed = replace(choices, protocol=load_protocol("pastis-official"), pretraining=True)
+    choices = Choices(season=SEASON, fields=(3,))
+    own = {
+        "protocol": replace(choices, protocol=load_protocol("pastis-official"), pretraining=True),
+        "cross-year": replace(choices, test_season="2019-09-01"),
+    }
     for name in EXPERIMENTS:
-        design = make_design(name, followed if name == "protocol" else choices)
+        design = make_design(name, own.get(name, choices))
         assert design.name == name
         for pair in design.pairs:
             first, second = design.arm(pair.first[0]), design.arm(pair.second[0])
@@ -178,6 +181,11 @@ def test_masks_are_those_that_are_named():
         ("few-labels", Choices(fields=(3, 3)), "named twice: pretrained-3"),
         ("mask-ratio", Choices(ratios=(0.2, 1.0)), "between 0 and 1"),
         ("mask-ratio", Choices(fields=(1, 3)), "only few-labels"),
+        ("few-labels", Choices(ratios=(0.2,)), "--ratios in the experiment few-labels"),
+        ("sta", Choices(strategies=("time",)), "only mask-strategy compares"),
+        ("few-labels", Choices(season=SEASON, months=(3,)), "only early-season"),
+        ("sta", Choices(season=SEASON, test_season="2019-09-01"), "only cross-year"),
+        ("mask-ratio", Choices(short_dates=6), "--dates in the experiment mask-ratio"),
         ("mask-strategy", Choices(strategies=("time", "colour")), "colour"),
         ("early-season", Choices(season=SEASON, months=(6, 3)), "must increase"),
         ("short-series", Choices(long_dates=12, short_dates=12), "fewer"),
