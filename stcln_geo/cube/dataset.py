@@ -20,6 +20,7 @@ from .store import (
     create_season,
     finish_season,
     list_seasons,
+    open_season,
     shards_of,
     write_shard,
 )
@@ -163,8 +164,8 @@ def write_cube(
     Raises
     ------
     CubeError
-        If bands, CRS, time or grid are missing or unusable, a season exists already, or another
-        process is writing the cube.
+        If bands, CRS, time or grid are missing or unusable, a season exists already, another one
+        has other bands or another grid, or another process is writing the cube.
     OutputError
         If the folder cannot be written.
     """
@@ -200,11 +201,47 @@ def _write_seasons(
         raise CubeError(
             f"Cannot overwrite {path}: the folder is not a cube. Choose another path, or empty it."
         )
+    for name in sorted(existing - set(seasons)):
+        _check_same_grid(source, path, name, lattice)
     for done, name in enumerate(seasons):
         dates = np.flatnonzero(names == name)
         _write_season(source, path, name, dates, lattice, layout)
         if progress is not None:
             progress(done + 1, len(seasons), "seasons")
+
+
+def _season_geobox(source: _Source, lattice: Lattice) -> GeoBox:
+    """Return the grid of a cube of the dataset: padded to whole windows of the lattice."""
+    from shapely.geometry import box
+
+    return snapped_geobox(
+        box(*source.geobox.boundingbox.bbox),
+        crs=source.geobox.crs,
+        resolution=float(source.geobox.affine.a),
+        lattice=lattice,
+    )
+
+
+def _check_same_grid(source: _Source, path: Location, name: str, lattice: Lattice) -> None:
+    """Refuse what would not lie beside a season that stays."""
+    season, geobox = open_season(path, name), _season_geobox(source, lattice)
+    if season.geobox == geobox and season.bands == source.bands:
+        return
+    raise CubeError(
+        f"Cannot write a season into {path}: it would have the bands {', '.join(source.bands)} on "
+        f"{_grid_text(geobox)}, and season {name} has {', '.join(season.bands)} on "
+        f"{_grid_text(season.geobox)}. The seasons of a cube share bands and grid. Choose another "
+        "path, or bring the dataset to that grid and those bands."
+    )
+
+
+def _grid_text(geobox: GeoBox) -> str:
+    box, crs = geobox.boundingbox, geobox.crs
+    code = f"EPSG:{crs.epsg}" if crs is not None and crs.epsg else str(crs)[:60]
+    return (
+        f"{geobox.shape[1]} x {geobox.shape[0]} px of {geobox.affine.a:g} m in {code} from x "
+        f"{box.left:.10g}, y {box.top:.10g}"
+    )
 
 
 def _write_season(
@@ -217,17 +254,13 @@ def _write_season(
 ) -> None:
     from shapely.geometry import box
 
-    bounds = source.geobox.boundingbox
-    aoi = box(bounds.left, bounds.bottom, bounds.right, bounds.top)
-    resolution = float(source.geobox.affine.a)
-    geobox = snapped_geobox(aoi, crs=source.geobox.crs, resolution=resolution, lattice=lattice)
     season = create_season(
         path,
         name,
-        geobox=geobox,
+        geobox=_season_geobox(source, lattice),
         time=source.time[dates],
         bands=source.bands,
-        aoi=aoi,
+        aoi=box(*source.geobox.boundingbox.bbox),
         layout=layout,
         lattice=lattice,
         with_scl=source.scl is not None,
@@ -317,7 +350,8 @@ def _understand(
     return _Source(
         bands=names,
         planes=planes,
-        valid=None if valid is None else valid.transpose("time", "y", "x"),
+        # Where datasets were joined, what was missing is NaN, which would count as True.
+        valid=None if valid is None else valid.fillna(False).transpose("time", "y", "x"),
         scl=None if scl is None else scl.transpose("time", "y", "x"),
         scale=float(scale),
         offset=float(offset or 0.0),

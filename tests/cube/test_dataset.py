@@ -141,6 +141,34 @@ def test_integers_are_scaled_as_they_declare_or_as_is_given(tmp_path, declared, 
     assert inside["valid"].all()
 
 
+@pytest.mark.parametrize("dtype", [bool, float, object])
+def test_what_a_join_left_open_is_not_valid(tmp_path, dtype):
+    source = make_dataset(times=("2019-10-03", "2019-10-05"))
+    flags = (np.arange(77) % 3 > 0)[None, None].repeat(53, axis=1).repeat(2, axis=0)
+    values = flags.astype(dtype)
+    if dtype is not bool:
+        values[1] = np.nan
+    source["valid"] = (("time", "y", "x"), values)
+    path = write_cube(source.fillna({"red": 0.1}), tmp_path / "cube.zarr")
+    found = open_cube(path).sel(y=source.y, x=source.x)["valid"].values
+    np.testing.assert_array_equal(found[0], flags[0])
+    np.testing.assert_array_equal(found[1], flags[1] & (dtype is bool))
+
+
+def test_seasons_of_a_cube_share_bands_and_grid(tmp_path):
+    path = write_cube(make_dataset(times=("2019-10-03",)), tmp_path / "cube.zarr")
+    later = make_dataset(times=("2020-10-03",))
+    with pytest.raises(CubeError, match=r"the bands blue, red on .* has blue, red, nir on"):
+        write_cube(later.drop_vars("nir"), path)
+    for other in (later.isel(y=slice(31, None)), later.rio.write_crs("EPSG:32632")):
+        with pytest.raises(CubeError, match=r"season 2019-09-01 has .*EPSG:32631 from x 399780"):
+            write_cube(other, path, overwrite=True)
+    assert list_seasons(path) == ["2019-09-01"]
+    # Its only season may be replaced by another.
+    write_cube(make_dataset(times=("2019-10-03",)).isel(y=slice(31, None)), path, overwrite=True)
+    assert open_cube(path).sizes["y"] < 84
+
+
 def test_a_monthly_netcdf_becomes_a_cube(shared, tmp_path):
     source = xr.open_dataset(shared / "data" / "belgium_2021_monthly_100x100.nc")
     path = write_cube(
