@@ -28,7 +28,8 @@ _METRES_PER_DEGREE = 111_000.0
 
 _EDGE_POINTS = 16
 _EDGE_DEGREES = 0.005
-"""Edges are split to this length before they are projected, so that they bend as they should."""
+_EDGE_METRES = 2000.0
+"""Edges are split to these lengths before they are projected, so that they bend as they should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ class Region:
         shapes = table.geometry
         geometry = _area_of(shapes[~(shapes.isna() | shapes.is_empty)].to_numpy())
         crs = _crs_name(table.crs)
-        lonlat = geometry if crs == LONLAT else _transformed(geometry, crs, LONLAT)
+        lonlat = geometry if crs == LONLAT else _to_lonlat(geometry, crs)
         native = (None, None) if crs == LONLAT else (geometry, crs)
         return cls(geometry=lonlat, source=str(path), native=native[0], native_crs=native[1])
 
@@ -146,7 +147,7 @@ class Region:
     def from_projected(cls, geometry: BaseGeometry, crs: str, *, source: str) -> Region:
         """Return the region of a geometry in a projected CRS, which stays exact there."""
         return cls(
-            geometry=_transformed(geometry, crs, LONLAT),
+            geometry=_to_lonlat(geometry, crs),
             source=source,
             native=geometry,
             native_crs=crs,
@@ -222,19 +223,40 @@ def footprint(geobox: GeoBox) -> BaseGeometry:
 
     Edges have 16 points each, since they bend when they leave their CRS.
     """
-    from shapely import get_coordinates, union_all
-    from shapely.affinity import translate
-    from shapely.geometry import Polygon, box
+    from shapely.geometry import box
 
     bounds = geobox.boundingbox
     outline = box(bounds.left, bounds.bottom, bounds.right, bounds.top)
     edge = max(bounds.right - bounds.left, bounds.top - bounds.bottom) / _EDGE_POINTS
-    moved = _transformed(outline, str(geobox.crs), LONLAT, edge=edge)
+    return _cut_at_antimeridian(_transformed(outline, str(geobox.crs), LONLAT, edge=edge))
+
+
+def _to_lonlat(geometry: BaseGeometry, crs: str) -> BaseGeometry:
+    """Return a geometry of any CRS in lon/lat, its edges bent, cut in two at the antimeridian."""
+    import shapely
+    from pyproj import CRS
+
+    known = CRS(crs)
+    edge = None
+    if known.is_projected:
+        edge = _EDGE_METRES / known.axis_info[0].unit_conversion_factor
+    moved = _transformed(geometry, crs, LONLAT, edge=edge)
     west, _, east, _ = moved.bounds
-    if east - west < _WIDEST_CROSSING:
+    if not np.isfinite(moved.bounds).all() or east - west < _WIDEST_CROSSING:
         return moved
-    ring = get_coordinates(moved)
-    joined = Polygon(np.column_stack([ring[:, 0] % 360, ring[:, 1]]))
+    return _area_of([_cut_at_antimeridian(part) for part in shapely.get_parts(moved)])
+
+
+def _cut_at_antimeridian(polygon: BaseGeometry) -> BaseGeometry:
+    """Return a polygon in lon/lat (degrees) that crosses the antimeridian as its two sides."""
+    from shapely import transform, union_all
+    from shapely.affinity import translate
+    from shapely.geometry import box
+
+    west, _, east, _ = polygon.bounds
+    if east - west < _WIDEST_CROSSING:
+        return polygon
+    joined = transform(polygon, lambda points: np.column_stack([points[:, 0] % 360, points[:, 1]]))
     whole: BaseGeometry = union_all(
         [
             joined.intersection(box(0, -90, 180, 90)),

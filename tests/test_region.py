@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
 import pytest
-from shapely.geometry import LineString, Polygon, box
+from pyproj import Transformer
+from shapely import segmentize, transform
+from shapely.geometry import LineString, MultiPolygon, Polygon, box
 
 from stcln_geo.errors import InputError, MissingFileError
 from stcln_geo.grid import utm_crs
@@ -64,6 +69,53 @@ def test_long_edges_bend_with_the_projection():
     # The southern edge dips below the line between its ends, at the central meridian.
     assert region.bounds[1] == pytest.approx(min(ends), abs=1)
     assert len(region.exterior.coords) > 100 * len(corners.exterior.coords) / 5
+
+
+@pytest.mark.parametrize(
+    ("crs", "left", "bottom", "side", "target"),
+    [
+        ("EPSG:2154", 600_000, 6_600_000, 101_000, "EPSG:32631"),
+        ("EPSG:2225", 6_500_000, 2_000_000, 331_000, "EPSG:32610"),
+    ],
+    ids=["metres", "feet"],
+)
+def test_long_edges_of_a_file_in_another_projection_bend(
+    tmp_path: Path, crs: str, left: float, bottom: float, side: float, target: str
+):
+    # Corners alone would leave out a strip of up to 230 m along the edges.
+    square = box(left, bottom, left + side, bottom + side)
+    geopandas.GeoDataFrame(geometry=[square], crs=crs).to_file(tmp_path / "square.gpkg")
+
+    region = Region.from_file(tmp_path / "square.gpkg")
+
+    for place in ("EPSG:4326", target):
+        move = Transformer.from_crs(crs, place, always_xy=True).transform
+        exact = transform(segmentize(square, side / 1000), partial(_moved, move))
+        assert region.to_crs(place).symmetric_difference(exact).area < 3e-6 * exact.area
+
+
+def _moved(move: Callable[..., Any], points: np.ndarray) -> np.ndarray:
+    return np.column_stack(move(points[:, 0], points[:, 1]))
+
+
+def test_a_file_in_metres_across_the_antimeridian_is_split(tmp_path: Path):
+    fiji = box(800_000, 8_100_000, 903_000, 8_201_000)
+    rest = box(200_000, 8_100_000, 207_000, 8_131_000)
+    frame = geopandas.GeoDataFrame(geometry=[fiji, rest], crs="EPSG:32760")
+    frame.to_file(tmp_path / "fiji.gpkg")
+
+    region = Region.from_file(tmp_path / "fiji.gpkg")
+
+    parts = sorted(part.bounds for part in region.geometry.geoms)
+    assert [(round(west), round(east)) for west, _, east, _ in parts] == [
+        (-180, -179), (174, 174), (180, 180),
+    ]  # fmt: skip
+    assert region.unwrapped.bounds[2] - region.unwrapped.bounds[0] < 7
+    assert utm_crs(region.unwrapped) == "EPSG:32701"
+    assert region.to_crs("EPSG:32760").equals(MultiPolygon([fiji, rest]))
+    alone = Region(geometry=region.geometry, source="lon/lat alone").to_crs("EPSG:32760")
+    # Each crossing of the antimeridian leaves two copies of an edge.
+    assert alone.symmetric_difference(MultiPolygon([fiji, rest])).area < 3e-6 * fiji.area
 
 
 def test_files_without_crs_or_area_or_polygons_are_named(tmp_path: Path):
