@@ -267,7 +267,9 @@ def _union_of(granules: Sequence[Granule]) -> Region:
     for granule in granules:
         if granule.bounds is not None:
             change = Transformer.from_crs(granule.crs, LONLAT, always_xy=True)
-            shapes.append(box(*change.transform_bounds(*granule.bounds, densify_pts=21)))
+            around = change.transform_bounds(*granule.bounds, densify_pts=21)
+            # West lies east of east where a raster crosses the antimeridian.
+            shapes.append(Region.from_bbox(around).geometry)
         elif granule.geometry is not None:
             shapes.append(granule.geometry)
     if not shapes:

@@ -111,6 +111,17 @@ def test_days_follow_the_sun_not_the_date_line(archive: Any):
     assert [len(date.scenes) for date in plan.seasons[0].dates] == [2]
 
 
+def test_scenes_of_two_zones_across_the_antimeridian_are_one_small_region(archive: Any):
+    # 180 E, 17 S lies at 819 451 m in zone 60 and at 180 548 m in zone 1.
+    for name, crs, left in (("a", "EPSG:32760", 819000), ("b", "EPSG:32701", 180000)):
+        tile = {"grid:code": f"MGRS-60K{name.upper()}A"}
+        add(archive, name, "2019-03-01T22:20:00", crs=crs, origin=(left, 8118600), properties=tile)
+    plan = plan_of(archive)
+    assert plan.crs in {"EPSG:32760", "EPSG:32701"}
+    assert max(plan.window.shape_yx) < 250
+    assert len(plan.scenes) == 2
+
+
 def test_items_outside_the_grid_or_without_a_band_are_left_out_with_the_reason(archive: Any):
     add(archive, "good", "2019-03-01T10:50:00")
     add(archive, "other", "2019-03-05T10:50:00")
