@@ -98,14 +98,17 @@ def preview(
         typer.Option("--animate", metavar="FILE", help="Write an animation: .gif, .webp or .png."),
     ] = None,
     min_clear: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--min-clear", help="Of an animation: least share of clear pixels of a date, 0 to 1."
         ),
-    ] = 0.0,
+    ] = None,
     frame_ms: Annotated[
-        int, typer.Option("--frame-ms", help="Of an animation: milliseconds a frame stays.")
-    ] = 600,
+        int | None,
+        typer.Option(
+            "--frame-ms", help="Of an animation: milliseconds a frame stays. Default: 600."
+        ),
+    ] = None,
 ) -> None:
     """Write a picture of a season's dates from the cube's overview; no pixel is decoded."""
     from ..cube.preview import write_animation, write_preview
@@ -116,10 +119,24 @@ def preview(
             f"Cannot draw {cube}: no file was named. Give OUT.png for a sheet of all dates, or "
             "--animate FILE.gif."
         )
+    if date is not None and out is None:
+        raise InputError(
+            f"Cannot use --date {date} with --animate alone: an animation shows all dates. Name "
+            "OUT.png for a picture of that date, or leave --date out."
+        )
+    if animate is None and (min_clear is not None or frame_ms is not None):
+        raise InputError(
+            f"Cannot use --{'frame-ms' if min_clear is None else 'min-clear'} without --animate: "
+            "it is of an animation. Add --animate FILE.gif, or leave it out."
+        )
     if out is not None:
         say(f"{write_preview(cube, out, season=season, date=date)}")
     if animate is not None:
         made = write_animation(
-            cube, animate, season=season, min_clear=min_clear, milliseconds=frame_ms
+            cube,
+            animate,
+            season=season,
+            min_clear=0.0 if min_clear is None else min_clear,
+            milliseconds=600 if frame_ms is None else frame_ms,
         )
         say(f"{made}")

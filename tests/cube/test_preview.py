@@ -84,3 +84,16 @@ def test_dates_that_are_not_clear_enough_are_left_out(cube: Path, tmp_path: Path
     assert "must end in .gif" in " ".join(capsys.readouterr().err.split())
     assert invoke(["cube", "preview", str(cube)]) == 2
     assert "no file was named" in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_that_would_say_nothing_are_refused(cube: Path, tmp_path: Path, capsys: Any):
+    out, sheet = tmp_path / "a.gif", tmp_path / "a.png"
+    for options, words in (
+        (["--animate", str(out), "--date", DAYS[0]], "an animation shows all dates"),
+        ([str(sheet), "--min-clear", "0"], "--min-clear without --animate"),
+        ([str(sheet), "--frame-ms", "600"], "--frame-ms without --animate"),
+    ):
+        assert invoke(["cube", "preview", str(cube), *options]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+    assert invoke(["cube", "preview", str(cube), str(sheet), "--date", DAYS[0]]) == 0
