@@ -1,0 +1,211 @@
+"""A dataset of others, understood as bands on a grid: what `write_cube` makes a cube of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CubeError
+from ..grid import absolute_window
+from .contract import BANDS, SCALE
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from odc.geo.geobox import GeoBox
+
+__all__ = ["ForeignDataset", "understand"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignDataset:
+    """A foreign dataset, understood: one variable per band on a north-up grid."""
+
+    bands: tuple[str, ...]
+    planes: Mapping[str, xr.DataArray]
+    valid: xr.DataArray | None
+    scl: xr.DataArray | None
+    scale: float
+    offset: float
+    nodata: float | None
+    geobox: GeoBox
+    time: np.ndarray
+
+
+def understand(
+    dataset: xr.Dataset,
+    bands: Mapping[str, str] | None,
+    scale: float | None,
+    offset: float | None,
+    nodata: float | None,
+) -> ForeignDataset:
+    """Find bands, CRS, grid and time in a foreign dataset.
+
+    For parameters see ``write_cube``.
+
+    Raises
+    ------
+    CubeError
+        If one of them is missing or unusable.
+    """
+    crs = _crs_of(dataset)
+    dataset = _with_standard_dims(dataset)
+    planes = _planes(dataset, bands)
+    names = tuple(sorted(planes, key=BANDS.index))
+    first = planes[names[0]]
+    if scale is None:
+        scale, added = _declared(first, "scale_factor", 1.0), _declared(first, "add_offset", 0.0)
+        if scale == 1.0:
+            scale = _default_scale(first)
+            added *= scale
+        offset = added if offset is None else offset
+    if nodata is None:
+        for key in ("_FillValue", "nodata", "missing_value"):
+            nodata = first.attrs.get(key, nodata)
+    time = dataset["time"].to_numpy().astype("datetime64[s]")
+    if time.size == 0 or np.isnat(time).any() or not (np.diff(time.astype("int64")) > 0).all():
+        raise CubeError(
+            f"Cannot make a cube of {time.size} times: they must be at least one, without gaps "
+            "(NaT), and increase strictly. Sort the dataset by time and merge repeated dates."
+        )
+    valid, scl = dataset.get("valid"), dataset.get("scl")
+    return ForeignDataset(
+        bands=names,
+        planes=planes,
+        # Where datasets were joined, what was missing is NaN, which would count as True.
+        valid=None if valid is None else valid.fillna(False).transpose("time", "y", "x"),
+        scl=None if scl is None else scl.transpose("time", "y", "x"),
+        scale=float(scale),
+        offset=float(offset or 0.0),
+        nodata=None if nodata is None else float(nodata),
+        geobox=_geobox_of(dataset, crs),
+        time=time,
+    )
+
+
+def _declared(plane: xr.DataArray, name: str, default: float) -> float:
+    """Return what a variable of integers says of its numbers; floats have been decoded."""
+    found = plane.attrs.get(name, plane.encoding.get(name, default))
+    return default if plane.dtype.kind == "f" else float(found)
+
+
+def _default_scale(plane: xr.DataArray) -> float:
+    if plane.dtype.kind != "f":
+        return SCALE
+    sample = plane.isel(time=slice(0, 4), y=slice(0, 64), x=slice(0, 64)).to_numpy()
+    finite = sample[np.isfinite(sample)]
+    if finite.size and float(np.median(finite)) > 2.0:
+        raise CubeError(
+            f"Cannot take {plane.name!r} as reflectance: its median is {np.median(finite):.4g}, "
+            "and reflectance is about 0 to 1. Pass scale=0.0001 if these are digital numbers."
+        )
+    return 1.0
+
+
+def _crs_of(dataset: xr.Dataset) -> Any:
+    """Return the CRS from rioxarray's accessor or from a CF grid-mapping variable."""
+    import rioxarray  # noqa: F401 -- registers the accessor
+    from pyproj import CRS
+
+    found = dataset.rio.crs
+    if found is None:
+        for variable in dataset.variables.values():
+            wkt = variable.attrs.get("crs_wkt") or variable.attrs.get("spatial_ref")
+            if wkt:
+                found = CRS.from_user_input(str(wkt))
+                break
+    if found is None:
+        raise CubeError(
+            "Cannot make a cube of a dataset without a CRS: neither rioxarray nor a grid-mapping "
+            "variable names one. Set it, for example with dataset.rio.write_crs('EPSG:32631')."
+        )
+    known = CRS.from_user_input(found.to_wkt())
+    if not known.is_projected or known.axis_info[0].unit_conversion_factor != 1.0:
+        raise CubeError(
+            f"Cannot make a cube of a dataset in {known.name}: a cube needs a projected CRS in "
+            "metres, so that pixels are squares of a known area. Reproject it, for example with "
+            "dataset.rio.reproject(dataset.rio.estimate_utm_crs(), resolution=10)."
+        )
+    return found
+
+
+def _with_standard_dims(dataset: xr.Dataset) -> xr.Dataset:
+    aliases = {
+        "t": "time",
+        "latitude": "y",
+        "longitude": "x",
+        "lat": "y",
+        "lon": "x",
+        "bands": "band",
+    }
+    renamed = {
+        old: new for old, new in aliases.items() if old in dataset.dims and new not in dataset.dims
+    }
+    dataset = dataset.rename(renamed)
+    missing = [name for name in ("time", "y", "x") if name not in dataset.coords]
+    if missing:
+        raise CubeError(
+            f"Cannot make a cube of a dataset with the coordinates "
+            f"{sorted(map(str, dataset.coords))}: {', '.join(missing)} is missing. "
+            "Rename or assign the coordinates time, y, x."
+        )
+    if dataset["y"].size > 1 and float(dataset["y"][1]) > float(dataset["y"][0]):
+        dataset = dataset.isel(y=slice(None, None, -1))
+    return dataset
+
+
+def _planes(dataset: xr.Dataset, bands: Mapping[str, str] | None) -> dict[str, xr.DataArray]:
+    """Return one (time, y, x) array per band, by common name."""
+    rename = dict(bands or {})
+    if "reflectance" in dataset:
+        stack = dataset["reflectance"]
+        sources = {str(name): stack.sel(band=name) for name in stack["band"].to_numpy()}
+    else:
+        sources = {
+            str(name): array
+            for name, array in dataset.data_vars.items()
+            if {"time", "y", "x"} == set(array.dims)
+        }
+    missing = [name for name in rename if name not in sources]
+    if missing:
+        raise CubeError(
+            f"Cannot find the bands {missing}: the dataset has {sorted(sources)}. "
+            "Correct the names in 'bands'."
+        )
+    named = {rename.get(name, name): array for name, array in sources.items()
+             if name in rename or (bands is None and name in BANDS)}  # fmt: skip
+    unknown = [name for name in named if name not in BANDS]
+    if unknown or not named:
+        raise CubeError(
+            f"Cannot name the bands of the dataset: it has {sorted(sources)}"
+            + (f" and {unknown} are not common band names" if unknown else "")
+            + f". Pass bands={{'name in the dataset': 'common name'}} with names among "
+            f"{', '.join(BANDS)}."
+        )
+    return {name: array.transpose("time", "y", "x") for name, array in named.items()}
+
+
+def _geobox_of(dataset: xr.Dataset, crs: Any) -> GeoBox:
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    y, x = dataset["y"].to_numpy(), dataset["x"].to_numpy()
+    if y.size < 2 or x.size < 2:
+        raise CubeError(
+            f"Cannot make a cube of {y.size} x {x.size} pixels: at least 2 x 2 are needed to know "
+            "the pixel size. Give a larger dataset."
+        )
+    steps = np.concatenate([np.diff(x), -np.diff(y)])
+    resolution = float(round(float(np.median(steps)), 9))
+    if not np.allclose(steps, resolution, rtol=1e-3):
+        raise CubeError(
+            f"Cannot use a grid with steps from {steps.min():.6g} to {steps.max():.6g}: pixels "
+            "must be square and regular. Resample it, for example with rioxarray's reproject."
+        )
+    left, top = float(x[0]) - resolution / 2, float(y[0]) + resolution / 2
+    affine = Affine(resolution, 0.0, left, 0.0, -resolution, top)
+    geobox = GeoBox((y.size, x.size), affine, str(crs.to_wkt()))
+    absolute_window(geobox)
+    return geobox
