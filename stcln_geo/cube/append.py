@@ -259,10 +259,13 @@ def stored_plan(path: Location) -> tuple[CubePlan, dict[str, Any]]:
 
 
 def region_of(plan: CubePlan, request: Mapping[str, Any]) -> Region:
-    """Return the region a cube was built for, exact in the cube's CRS."""
+    """Return the region a cube was built for, exact in the cube's CRS.
+
+    Of one cube per zone that is the zone's part: solar days follow from where its centre lies.
+    """
     from shapely.geometry import shape
 
-    if not request.get("region"):
+    if not request.get("region") or request.get("zone"):
         return Region.from_projected(plan.aoi, plan.crs, source=plan.region)
     return Region(
         geometry=shape(request["region"]),

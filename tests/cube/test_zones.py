@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from scipy.ndimage import map_coordinates
 
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import invoke
+from stcln_geo.cube.append import plan_append
 from stcln_geo.cube.build import build_cube
 from stcln_geo.cube.plan import CubeSpec, plan_cube, plan_zones
+from stcln_geo.cube.request import SearchRequest, find_items, request_of
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.store import Season, open_season
 from stcln_geo.errors import InputError
@@ -180,3 +183,28 @@ def test_the_commands_build_a_cube_per_zone(line: Any, tmp_path: Path, capsys: A
     assert capsys.readouterr().out.count("nothing to do") == 2
     assert invoke(["cube", "build", *common, "--crs", "EPSG:32631"]) == 2
     assert "Leave --crs out, or --per-zone" in " ".join(capsys.readouterr().err.split())
+
+
+def test_append_knows_the_days_of_a_zones_part(archive: Any, tmp_path: Path):
+    # At the antimeridian the sun's day of the whole region is not that of its part in zone 60.
+    def add(day: str) -> None:
+        for number, crs, left in ((60, "EPSG:32760", 817440), (1, "EPSG:32701", 178540)):
+            archive.add(
+                f"S_{number}_{day}", f"{day}T22:20:00", crs=crs, origin=(left, 8120000),
+                pixels={"red": np.full((400, 400), number + int(day[-2:]), "uint16")},
+                properties={"grid:code": f"MGRS-{number:02d}KAB"},
+            )  # fmt: skip
+
+    add("2019-03-01")
+    region = Region.from_bbox((179.995, -17.01, -179.985, -16.99))
+    search = SearchRequest(catalog=archive.location, region=region, time="../2019-03-31")
+    snapshot = find_items(search, CubeSpec())
+    plans = plan_zones(snapshot, region)
+    assert set(plans) == {"EPSG:32760", "EPSG:32701"}
+    for zone, plan in plans.items():
+        request = {**request_of(search, CubeSpec()), "zone": zone}
+        build_cube(dataclasses.replace(plan, request=request), tmp_path / f"{zone[-5:]}.zarr")
+    add("2019-04-10")
+    for zone in plans:
+        (change,) = plan_append(tmp_path / f"{zone[-5:]}.zarr", "2019-04-30").changes
+        assert (change.new_dates, change.changed_dates) == (1, 0)
