@@ -38,6 +38,8 @@ from .spec import DEFAULT_BANDS, CubeSpec
 __all__ = ["CubePlan", "CubeSpec", "crop_plan", "default_bands", "plan_cube", "plan_zones"]
 
 _EDGE_PIXELS = 4
+_MOST_PIXELS = 10**12
+"""Of a grid: Europe at 10 m has a tenth of it."""
 
 
 def plan_cube(
@@ -61,6 +63,8 @@ def plan_cube(
     ------
     SearchError
         If no item has the bands asked for within the grid.
+    InputError
+        If the grid would have more than a million million pixels.
     """
     spec = spec or CubeSpec()
     bands, lacking = _choose_bands(snapshot, spec)
@@ -72,6 +76,12 @@ def plan_cube(
     if window is None:
         window = absolute_window(
             snapped_geobox(aoi, crs=crs, resolution=spec.resolution, lattice=spec.lattice)
+        )
+    if window.width * window.height > _MOST_PIXELS:
+        raise InputError(
+            f"Cannot plan a grid of {window.width:,} x {window.height:,} px of {spec.resolution:g} "
+            f"m for {region.source}: it must have at most {_MOST_PIXELS:,} pixels. Correct "
+            "--resolution, or divide the region."
         )
 
     items = {item["id"]: item for item in snapshot.items}

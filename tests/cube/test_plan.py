@@ -61,6 +61,12 @@ def test_flanders_plan(flanders: Path, monkeypatch: pytest.MonkeyPatch):
         assert expected in text
 
 
+def test_a_grid_of_too_many_pixels_is_refused(flanders: Path):
+    found = search_items(load_catalog(flanders))
+    with pytest.raises(InputError, match=r"[\d,]{9,} x [\d,]{9,} px of 0\.0005 m .*--resolution"):
+        plan_cube(found, spec=CubeSpec(resolution=0.0005))
+
+
 def test_plan_survives_the_disk(flanders: Path):
     plan = plan_cube(search_items(load_catalog(flanders)), spec=CubeSpec(bands=("nir", "red")))
     back = CubePlan.from_json(json.loads(json.dumps(plan.to_json())))
