@@ -68,7 +68,8 @@ class Layout:
                 f"Cannot lay out {self.dates} dates per chunk with the codec {self.codec!r}: dates "
                 f"must be 1 or more, the codec {' or '.join(get_args(Codec))}. Correct them."
             )
-        if self.chunk % OVERVIEW_STEP or self.chunk < OVERVIEW_STEP or self.shard % self.chunk:
+        fits = self.chunk >= OVERVIEW_STEP and self.chunk % OVERVIEW_STEP == 0
+        if not fits or self.shard < self.chunk or self.shard % self.chunk:
             raise InputError(
                 f"Cannot lay out chunks of {self.chunk} px in shards of {self.shard} px: the chunk "
                 f"must be a multiple of {OVERVIEW_STEP} px and the shard a multiple of the chunk. "

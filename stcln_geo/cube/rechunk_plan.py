@@ -76,11 +76,8 @@ def plan_rechunk(
             "Choose another path."
         )
     first = seasons[0].layout
-    side = chunk or first.chunk
-    layout = Layout(
-        chunk=side,
-        shard=shard or (first.shard if first.shard % side == 0 else -(-first.shard // side) * side),
-        dates=dates,
-        codec=codec,
-    )
+    chunk = first.chunk if chunk is None else chunk
+    if shard is None:
+        shard = -(-first.shard // max(chunk, 1)) * chunk
+    layout = Layout(chunk=chunk, shard=shard, dates=dates, codec=codec)
     return RechunkPlan(source=cube, out=out, layout=layout, seasons=seasons)

@@ -256,6 +256,8 @@ def test_the_command_and_its_refusals(cube: Path, tmp_path: Path, capsys: Any):
     assert not out.exists()
     for options, words in (
         (["--chunk", "20"], "multiple of 16"),
+        (["--chunk", "0"], "chunks of 0 px in shards of 0 px"),
+        (["--chunk", "32", "--shard", "0"], "shards of 0 px"),
         (["--codec", "zip"], "zstd or lz4"),
         (["--dates-per-chunk", "0"], "1 or more"),
         (["--memory", "1MB"], "Give more --memory"),
