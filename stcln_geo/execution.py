@@ -105,6 +105,8 @@ def run_tasks(
     ----------
     function
         A function of a module, so that workers can import it.
+    tasks
+        What it is called with; ``str`` of one names it for people.
     label
         What a task is called in progress and errors, in the singular: "block", "shard".
     retries
@@ -157,7 +159,7 @@ def run_tasks(
         return [results[index] for index in sorted(results)]
     if failures:
         index, error = next(iter(sorted(failures.items())))
-        named = ", ".join(repr(tasks[key]) for key in sorted(failures)[:5])
+        named = ", ".join(str(tasks[key]) for key in sorted(failures)[:5])
         raise TaskError(
             f"{len(failures)} of {len(tasks)} {label} tasks failed after {retries + 1} attempts "
             f"(the others are done). The first error was {type(error).__name__}: {error}. Failed: "

@@ -56,6 +56,9 @@ class Window:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width} px at row {self.row}, column {self.col}"
+
     @property
     def rows(self) -> slice:
         """Rows as a slice; meaningful when ``row`` is not negative."""

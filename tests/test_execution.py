@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stcln_geo.cube.block import BlockTask
 from stcln_geo.errors import (
     BrokenDeviceError,
     CubeError,
@@ -15,6 +16,7 @@ from stcln_geo.errors import (
     UnreadableError,
 )
 from stcln_geo.execution import Execution, FailedTask, run_tasks
+from stcln_geo.grid import Window
 
 EXECUTIONS = [Execution(), Execution(workers=1), Execution(workers=2)]
 IDS = ["in-process", "1-worker", "2-workers"]
@@ -71,6 +73,25 @@ def test_a_failing_task_is_retried_then_named_and_the_rest_finishes(execution, t
         run_tasks(_fail_on_three, tasks, execution=execution, label="number", retries=1)
     runs = [int(path.name.split(".")[0]) for path in tmp_path.iterdir()]
     assert sorted(runs) == [0, 1, 2, 3, 3, 4, 5]
+
+
+def test_failed_tasks_are_named_in_words():
+    """As the tasks of a build are, whose fields are of no use to people."""
+    tasks = [
+        BlockTask(
+            cube="/c.zarr", season="2018-09-01", window=Window(-48, 96 * place, 96, 80),
+            fingerprint="0" * 64, skip_failures=False, threads=1,
+        )
+        for place in range(2)
+    ]  # fmt: skip
+    with pytest.raises(TaskError) as caught:
+        run_tasks(_spoil, tasks, execution=Execution(), label="block", retries=0)
+    named = "season 2018-09-01, 96 x 80 px at row -48, column"
+    assert f"Failed: {named} 0, {named} 96. Remove the cause" in str(caught.value)
+
+
+def _spoil(_: BlockTask) -> None:
+    raise RuntimeError("bad")
 
 
 @pytest.mark.parametrize("execution", [EXECUTIONS[0], EXECUTIONS[2]], ids=[IDS[0], IDS[2]])

@@ -58,6 +58,9 @@ class ShardTask:
     skip_failures: bool
     threads: int
 
+    def __str__(self) -> str:
+        return f"season {self.season} in {self.crs}, sites from number {self.first + 1} on"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CubeTask:
@@ -71,6 +74,9 @@ class CubeTask:
     max_failed_fraction: float | None
     memory: int
     threads: int
+
+    def __str__(self) -> str:
+        return f"site number {self.site + 1}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,9 @@ class BlockTask:
     replacing: bool = False
     """True where a whole season of this name is there, whose unchanged parts are taken over."""
 
+    def __str__(self) -> str:
+        return f"season {self.season}, {self.window}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockResult:

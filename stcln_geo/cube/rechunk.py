@@ -85,6 +85,9 @@ class _CopyTask:
     window: Window
     chunk: int
 
+    def __str__(self) -> str:
+        return f"season {self.season}, {self.window}"
+
 
 def rechunk_cube(
     cube: str | Location,

@@ -82,7 +82,7 @@ class _ShardTask:
     first: int
     sites: tuple[SiteSource, ...]
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         return f"season {self.season}, site {self.sites[0].id} and {len(self.sites) - 1} more"
 
 

@@ -51,6 +51,10 @@ class SeamTask:
     threads: int | None
     """Windows that run side by side on a CPU; None = all cores of the worker."""
 
+    def __str__(self) -> str:
+        row, col = self.cores[0]
+        return f"{len(self.cores)} windows from row {row}, column {col} of the CRS"
+
 
 def seam_tasks(plan: PredictionPlan, out: str, *, threads: int | None) -> list[SeamTask]:
     """Return the tasks of a plan's audit: the same cores for the same plan, whoever asks."""

@@ -48,6 +48,9 @@ class SieveTask:
     """Checksum of its quality codes."""
     threads: int | None
 
+    def __str__(self) -> str:
+        return str(Window(*self.shard))
+
     @property
     def inputs(self) -> list[Any]:
         """What the result depends on, as plain values."""

@@ -111,6 +111,9 @@ class _Task:
     spec: SimulationSpec
     index: int
 
+    def __str__(self) -> str:
+        return item_id(self.spec, self.spec.acquisitions[self.index])
+
 
 def plan_archive(out_dir: str | Path, spec: SimulationSpec) -> ArchivePlan:
     """Say what `simulate_archive` would write; nothing is written."""
