@@ -318,7 +318,7 @@ def _load(text: str, allow_hosts: Sequence[str]) -> Catalog:
             "catalog.json, or an address that starts with https://."
         )
     if path.suffix.lower() in {".yaml", ".yml"}:
-        return _parse_yaml(read_text(path), str(path))
+        return _with_place(_parse_yaml(read_text(path), str(path)), path)
     return _static(str(path.resolve()), read_json(str(path)))
 
 
@@ -331,11 +331,30 @@ def _shipped(catalog: Catalog) -> Catalog:
     return catalog
 
 
+def _with_place(catalog: Catalog, described: Path) -> Catalog:
+    """Return the catalog of a YAML file, of which a local path counts from the file's folder."""
+    if catalog.kind != "static" or "://" in (catalog.endpoint or ""):
+        return catalog
+    if not catalog.endpoint:
+        raise CatalogError(
+            f"Cannot use the catalog {described}: it is of kind static and names no endpoint, the "
+            "path or address of its catalog.json. Add it."
+        )
+    place = described.resolve().parent / Path(catalog.endpoint).expanduser()
+    if place.is_dir():
+        place = _document_of(place)
+    return catalog.model_copy(update={"endpoint": str(place)})
+
+
 def _from_folder(folder: Path) -> Catalog:
+    path = str(_document_of(folder))
+    return _static(path, read_json(path))
+
+
+def _document_of(folder: Path) -> Path:
     for name in ("catalog.json", "collection.json"):
         if (folder / name).is_file():
-            path = (folder / name).resolve()
-            return _static(str(path), read_json(str(path)))
+            return (folder / name).resolve()
     raise CatalogError(
         f"Cannot use the folder {folder} as a catalog: it holds no catalog.json. Give a folder "
         "with a static STAC catalog, or the file itself."

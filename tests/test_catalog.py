@@ -173,6 +173,31 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, message: str):
         load_catalog(file)
 
 
+@pytest.mark.parametrize("endpoint", ["scenes", "scenes/catalog.json", "whole"])
+def test_a_described_folder_lies_beside_its_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+):
+    folder = tmp_path / "mine" / "scenes"
+    folder.mkdir(parents=True)
+    (folder / "catalog.json").write_text('{"type": "Catalog", "id": "own", "links": []}')
+    place = str(folder) if endpoint == "whole" else endpoint
+    (tmp_path / "mine" / "own.yaml").write_text(f"name: own\nkind: static\nendpoint: {place}\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert load_catalog("mine/own.yaml").endpoint == str(folder / "catalog.json")
+
+
+def test_a_described_folder_must_be_there(tmp_path: Path):
+    file = tmp_path / "own.yaml"
+    file.write_text("name: own\nkind: static\n")
+    with pytest.raises(CatalogError, match="kind static and names no endpoint"):
+        load_catalog(file)
+    (tmp_path / "empty").mkdir()
+    file.write_text("name: own\nkind: static\nendpoint: empty\n")
+    with pytest.raises(CatalogError, match=r"empty as a catalog: it holds no catalog\.json"):
+        load_catalog(file)
+
+
 def test_unknown_names_and_empty_folders_say_what_to_do(tmp_path: Path):
     with pytest.raises(CatalogError, match="earth-search"):
         load_catalog("no-such-catalog")
