@@ -10,7 +10,7 @@ from .planned import CubePlan, SeasonPlan
 from .publish import recover_publications
 from .replace import store_season_plan
 from .snapshot import write_items
-from .store import create_season, open_building
+from .store import create_season, list_seasons, open_building
 from .stored import (
     ITEMS_FILE,
     PLAN_FILE,
@@ -28,13 +28,13 @@ _POLICY = ("on_error", "max_failed_fraction")
 
 def prepare_folder(plan: CubePlan, path: Location, *, overwrite: bool) -> None:
     """Make the folder ready: new, or holding an earlier run of the same plan."""
-    is_cube = (path / PLAN_FILE).is_file() or (path / "zarr.json").is_file()
+    is_cube = _is_cube(path)
     if path.exists() and not path.is_dir():
         raise OutputError(
             f"Cannot write the cube {path}: it is a file, but a cube is a folder. "
             "Choose another path."
         )
-    if path.is_dir() and any(path.iterdir()) and not is_cube:
+    if path.is_dir() and not is_cube and not all(_is_of_a_start(entry) for entry in path.iterdir()):
         raise OutputError(
             f"Cannot write the cube {path}: the folder holds other files, and a cube needs a "
             "folder of its own. Choose a new path such as region.zarr."
@@ -61,6 +61,20 @@ def prepare_folder(plan: CubePlan, path: Location, *, overwrite: bool) -> None:
         make_folder(path)
         write_items(path / ITEMS_FILE, plan.items, plan.queries)
     store_plan(plan, path)
+
+
+def _is_cube(path: Location) -> bool:
+    """Return True where a folder holds a cube, or one that is begun, and so may be replaced."""
+    if (path / PLAN_FILE).is_file() and (path / ITEMS_FILE).is_file():
+        return True
+    if not (path / "zarr.json").is_file():
+        return False
+    return bool(list_seasons(path)) or any(path.glob("*.building"))
+
+
+def _is_of_a_start(entry: Location) -> bool:
+    """Return True of what a call leaves that is killed before the plan is there."""
+    return entry.name == ITEMS_FILE or entry.name.endswith(".part")
 
 
 def open_or_create(plan: CubePlan, season: SeasonPlan, path: Location, *, replacing: bool) -> None:

@@ -30,7 +30,7 @@ from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
 from stcln_geo.cube.preview import write_preview
 from stcln_geo.cube.read import read_ledger
 from stcln_geo.cube.search import search_items
-from stcln_geo.cube.snapshot import read_items
+from stcln_geo.cube.snapshot import read_items, write_items
 from stcln_geo.cube.stage import Stage
 from stcln_geo.cube.store import Season, list_seasons, open_season
 from stcln_geo.errors import CubeError, InputError, OutputError, TaskError
@@ -645,6 +645,25 @@ def test_another_plan_is_refused_and_overwritten_on_demand(planted_once: Any, tm
     assert open_season(path).bands == ("red", "nir")
     build_cube(other, path, overwrite=True)
     assert open_season(path).bands == ("nir",)
+
+
+@pytest.mark.parametrize("name", ["build.json", "zarr.json"])
+def test_only_cubes_are_replaced(plan: CubePlan, tmp_path: Path, name: str):
+    """Other programs write a build.json, and Zarr groups that are no cubes."""
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "thesis.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="holds other files"):
+            build_cube(plan, tmp_path, overwrite=overwrite)
+    assert {entry.name for entry in tmp_path.iterdir()} == {name, "thesis.txt"}
+
+
+def test_killed_before_the_plan_was_written_goes_on(plan: CubePlan, tmp_path: Path):
+    path = tmp_path / "p.zarr"
+    path.mkdir()
+    write_items(path / "items.parquet", plan.items, plan.queries)
+    (path / ".build.json.0123456789ab.part").write_text("{")
+    assert build_cube(plan, path).shards_written > 0
 
 
 def test_places_that_cannot_hold_a_cube_are_named(plan: CubePlan, tmp_path: Path):
