@@ -169,6 +169,12 @@ class Region:
         return joined if joined.bounds[2] - joined.bounds[0] < east - west else self.geometry
 
     @property
+    def bbox(self) -> list[float]:
+        """West, south, east, north (degrees), as GeoJSON has it: across 180 degrees W > E."""
+        west, south, east, north = self.unwrapped.bounds
+        return [west, south, east - 360 if east > 180 else east, north]
+
+    @property
     def centre(self) -> tuple[float, float]:
         """Longitude (-180 to 180) and latitude of the centre, in degrees."""
         point = self.unwrapped.centroid

@@ -167,6 +167,8 @@ def test_a_box_across_the_antimeridian_is_split_and_one_area_in_its_zone():
     # 0.4 degrees at that latitude, in one piece.
     assert east - west == pytest.approx(0.4 * 111_320 * np.cos(np.radians(16.65)), rel=0.02)
     assert region.unwrapped.bounds == (179.7, -16.8, 180.1, -16.5)
+    assert region.bbox == pytest.approx([179.7, -16.8, -179.9, -16.5])
+    assert Region.from_bbox(region.bbox).geometry.equals_exact(region.geometry, 1e-9)
     mostly_east = Region.from_bbox("179.9,-16.8,-179.5,-16.5")
     assert mostly_east.centre[0] == pytest.approx(-179.8)
     assert utm_crs(mostly_east.unwrapped) == "EPSG:32701"
@@ -176,6 +178,7 @@ def test_a_region_around_the_earth_is_one_piece():
     region = Region.from_bbox("-180,-10,180,10")
     assert region.unwrapped.equals(region.geometry)
     assert region.centre == (0, 0)
+    assert region.bbox == [-180, -10, 180, 10]
 
 
 @pytest.mark.parametrize("bbox", ["5,50,4,51", "100,0,-60,1", "-170,0,-171,1", "190,0,-170,1"])

@@ -100,13 +100,13 @@ def _Flat() -> Any:
 
 def _item(plan: ExportPlan, date: int | None, files: Mapping[str, Mapping[str, Any]]) -> Any:
     import pystac
-    from shapely.geometry import box, shape
+    from shapely.geometry import box
 
     season = plan.season
     bounds = season.geobox.boundingbox
     crs: Any = season.geobox.crs
     outline = box(*bounds.bbox).segmentize(max(bounds.span_x, bounds.span_y) / 8)
-    footprint = Region.from_projected(outline, str(crs), source="the cube").to_json()
+    region = Region.from_projected(outline, str(crs), source="the cube")
     code = {"proj:code": f"EPSG:{crs.epsg}"} if crs.epsg else {"proj:wkt2": crs.to_wkt()}
     properties: dict[str, Any] = {
         "gsd": season.resolution,
@@ -132,8 +132,8 @@ def _item(plan: ExportPlan, date: int | None, files: Mapping[str, Mapping[str, A
             properties["platform"] = told["platform"]
     item = pystac.Item(
         id=plan.stems[date] if date is not None else f"labels_{season.name}",
-        geometry=footprint,
-        bbox=list(shape(footprint).bounds),
+        geometry=region.to_json(),
+        bbox=region.bbox,
         properties=properties,
         stac_extensions=list(_EXTENSIONS),
         **span,

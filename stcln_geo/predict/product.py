@@ -35,14 +35,13 @@ def write_item(path: Path, plan: PredictionPlan, run: dict[str, Any]) -> None:
     """
     import pystac
     from pystac.extensions.projection import ProjectionExtension
-    from shapely.geometry import shape
 
-    footprint = Region.from_projected(plan.aoi, plan.crs, source="the plan").to_json()
+    region = Region.from_projected(plan.aoi, plan.crs, source="the plan")
     first, last = (_moment(date) for date in plan.dates)
     item = pystac.Item(
         id=f"{path.resolve().parent.name}-{plan.season}",
-        geometry=footprint,
-        bbox=list(shape(footprint).bounds),
+        geometry=region.to_json(),
+        bbox=region.bbox,
         datetime=None,
         start_datetime=first,
         end_datetime=last,

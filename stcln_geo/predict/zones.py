@@ -271,6 +271,8 @@ def _write_collection(plan: ZonesPlan, out: Path) -> None:
     """Write the STAC collection, and link the zones' items with it."""
     import pystac
     from pystac.layout import CustomLayoutStrategy
+    from shapely import union_all
+    from shapely.geometry import shape
 
     main = plan.plans[plan.main]
     name = f"{out.name}-{main.season}"
@@ -281,10 +283,8 @@ def _write_collection(plan: ZonesPlan, out: Path) -> None:
         item.id = f"{out.name}-{zone}-{main.season}"
         items[item.id] = zone, item
     boxes = [item.bbox for _, item in items.values() if item.bbox is not None]
-    whole = [
-        *(min(box[side] for box in boxes) for side in (0, 1)),
-        *(max(box[side] for box in boxes) for side in (2, 3)),
-    ]
+    parts = [shape(item.geometry) for _, item in items.values()]
+    whole = Region(geometry=union_all(parts), source="the zones").bbox
     moments = [item.common_metadata for _, item in items.values()]
     first = min(one.start_datetime or _NEVER for one in moments)
     last = max(one.end_datetime or _NEVER for one in moments)
