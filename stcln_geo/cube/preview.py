@@ -40,10 +40,15 @@ def write_preview(
     Raises
     ------
     InputError
-        If the season has no such date.
+        If the season has no such date, or the file's name does not end in ``.png``.
     """
     from PIL import Image
 
+    if Path(out).suffix.lower() != ".png":
+        raise InputError(
+            f"Cannot write a preview to {out}: it is a PNG, so that its name must end in .png. "
+            "Correct it."
+        )
     opened = open_season(cube, season)
     days = [str(day) for day in opened.time.astype("datetime64[D]")]
     if date is not None and date not in days:

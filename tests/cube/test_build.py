@@ -751,3 +751,5 @@ def test_previews(whole: Season, tmp_path: Path):
         assert picture.size[0] > picture.size[1]
     with pytest.raises(InputError, match="It has: 2019-03-01, 2019-03-11, 2019-04-30"):
         write_preview(whole.cube, tmp_path / "x.png", date="2020-01-01")
+    with pytest.raises(InputError, match=r"sheet\.jpg: it is a PNG"):
+        write_preview(whole.cube, tmp_path / "sheet.jpg")
