@@ -103,8 +103,17 @@ class Region:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Region:
-        """Return the union of all polygons of a vector file (GeoJSON, GeoPackage, ...)."""
+        """Return the union of all polygons of a vector file.
+
+        Raises
+        ------
+        MissingFileError
+            If there is no such file.
+        InputError
+            If it cannot be read, has several layers, no CRS or no area.
+        """
         import geopandas
+        import pyarrow
         import pyogrio
 
         path = Path(path)
@@ -113,12 +122,21 @@ class Region:
                 f"Cannot read the region {path}: there is no such file. Check --region."
             )
         try:
-            layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
-            table = geopandas.read_file(path) if len(layers) == 1 else None
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+            if path.suffix.lower() in {".parquet", ".geoparquet"}:
+                layers, table = [path.stem], geopandas.read_parquet(path)
+            else:
+                layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
+                table = geopandas.read_file(path) if len(layers) == 1 else None
+        except (
+            pyogrio.errors.DataSourceError,
+            pyogrio.errors.DataLayerError,
+            pyarrow.ArrowException,
+            OSError,
+            ValueError,
+        ) as error:
             raise InputError(
                 f"Cannot read the region {path}: {error}. It must be a vector file such as "
-                "GeoJSON or GeoPackage."
+                "GeoJSON, GeoPackage or GeoParquet."
             ) from error
         if table is None:
             raise InputError(

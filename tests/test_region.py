@@ -42,10 +42,12 @@ def test_bad_boxes_are_named(bbox: str, message: str):
         Region.from_bbox(bbox)
 
 
-@pytest.mark.parametrize(("name", "driver"), [("r.geojson", "GeoJSON"), ("r.gpkg", "GPKG")])
-def test_files_in_lon_lat(tmp_path: Path, name: str, driver: str):
+@pytest.mark.parametrize("name", ["r.geojson", "r.gpkg", "r.parquet"])
+def test_files_in_lon_lat(tmp_path: Path, name: str):
     shapes = [box(4.0, 50.0, 4.1, 50.1), box(4.1, 50.0, 4.2, 50.1)]
-    geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(tmp_path / name, driver=driver)
+    frame = geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:4326")
+    write = frame.to_parquet if name.endswith("parquet") else frame.to_file
+    write(tmp_path / name)
     region = Region.from_file(tmp_path / name)
     assert region.geometry.equals(box(4.0, 50.0, 4.2, 50.1))
     assert region.native is None
@@ -129,10 +131,10 @@ def test_files_without_crs_or_area_or_polygons_are_named(tmp_path: Path):
         Region.from_file(lines)
     with pytest.raises(MissingFileError, match="no such file"):
         Region.from_file(tmp_path / "absent.gpkg")
-    text = tmp_path / "text.gpkg"
-    text.write_text("not a vector file")
-    with pytest.raises(InputError, match="must be a vector file"):
-        Region.from_file(text)
+    for text in (tmp_path / "text.gpkg", tmp_path / "text.parquet"):
+        text.write_text("not a vector file")
+        with pytest.raises(InputError, match="must be a vector file"):
+            Region.from_file(text)
     table = tmp_path / "table.csv"
     table.write_text("value,name\n1,wheat\n")
     with pytest.raises(InputError, match=r"without geometry \(columns: value, name\)"):
