@@ -73,11 +73,15 @@ def claim_folder(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
     """Make the folder this run's: empty, or left by an earlier call of it."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    if (out / "classes.vrt").exists():
+        raise OutputError(
+            f"Cannot predict one cube into {out}: the folder holds the map of several zones, whose "
+            "mosaic would stay beside it. Choose another --out."
+        )
     path = out / PLAN_FILE
     before = read_json(path)
     same = before is not None and before.get("run") == plan.run_hash
-    maps = (out / "classes.tif", out / "classes.vrt")  # of one cube, or of several zones
-    foreign = before is None and any(one.exists() for one in (path, *maps))
+    foreign = before is None and any(one.exists() for one in (path, out / "classes.tif"))
     if not same and not overwrite and (before is not None or foreign):
         changed = "its plan cannot be read"
         if before is not None:

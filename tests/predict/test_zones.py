@@ -408,8 +408,11 @@ def test_what_does_not_fit_together_is_refused(
 def test_what_takes_one_map_says_so(world: Any, cubes: dict[str, Season], product: Path) -> None:
     with pytest.raises(InputError, match=r"a VRT holds no pixels.*folders of the zones"):
         validate_cog(product / "classes.vrt")
-    with pytest.raises(OutputError, match="holds another run"):
-        predict_region(cubes["32631"].cube, world.checkpoint, product, spec=SPEC)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"the map of several zones.*another --out"):
+            predict_region(
+                cubes["32631"].cube, world.checkpoint, product, spec=SPEC, overwrite=overwrite
+            )
 
 
 def test_cubes_are_found_by_the_name_they_were_built_under(tmp_path: Path) -> None:
