@@ -283,7 +283,7 @@ def _write_collection(plan: ZonesPlan, out: Path) -> None:
         item.id = f"{out.name}-{zone}-{main.season}"
         items[item.id] = zone, item
     boxes = [item.bbox for _, item in items.values() if item.bbox is not None]
-    parts = [shape(item.geometry) for _, item in items.values()]
+    parts = [shape(item.geometry) for _, item in items.values() if item.geometry is not None]
     whole = Region(geometry=union_all(parts), source="the zones").bbox
     moments = [item.common_metadata for _, item in items.values()]
     first = min(one.start_datetime or _NEVER for one in moments)
