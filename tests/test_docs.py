@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -233,9 +234,13 @@ def test_the_path_in_python_runs_and_goes_on(tmp_path: Path) -> None:
     examples = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     (tmp_path / "path.py").write_text("\n".join(examples))
     command = [sys.executable, "-W", "error::RuntimeWarning", "path.py"]
+    # Another test runs beside it: threads that wait for each other would take minutes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run() -> list[str]:
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout.splitlines()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,8 @@ def demo(flanders, tmp_path_factory) -> Path:
             "--finetune-steps",
             "40",
         ],
+        # Another test runs beside it: threads that wait for each other would take minutes.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
