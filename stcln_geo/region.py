@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["LONLAT", "Region", "footprint"]
+__all__ = ["LONLAT", "Region", "footprint", "is_geoparquet"]
 
 LONLAT = "EPSG:4326"
 
@@ -122,7 +122,7 @@ class Region:
                 f"Cannot read the region {path}: there is no such file. Check --region."
             )
         try:
-            if path.suffix.lower() in {".parquet", ".geoparquet"}:
+            if is_geoparquet(path):
                 layers, table = [path.stem], geopandas.read_parquet(path)
             else:
                 layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
@@ -240,6 +240,11 @@ class Region:
 
         geometry: dict[str, Any] = mapping(self.geometry)
         return geometry
+
+
+def is_geoparquet(path: Path) -> bool:
+    """Return True where a vector file is GeoParquet by its name, which GDAL may not read."""
+    return path.suffix.lower() in {".parquet", ".geoparquet"}
 
 
 def footprint(geobox: GeoBox) -> BaseGeometry:

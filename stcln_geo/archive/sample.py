@@ -18,7 +18,7 @@ import numpy as np
 from ..cube.store import writing
 from ..errors import InputError, MissingFileError
 from ..grid import Window
-from ..region import LONLAT, Region
+from ..region import LONLAT, Region, is_geoparquet
 from .sites import check_size, place_site
 
 if TYPE_CHECKING:
@@ -330,8 +330,8 @@ def _polygon_strata(
     from pyproj import Transformer
 
     try:
-        is_parquet = path.suffix.lower() in {".parquet", ".geoparquet"}
-        table = geopandas.read_parquet(path) if is_parquet else geopandas.read_file(path)
+        read = geopandas.read_parquet if is_geoparquet(path) else geopandas.read_file
+        table = read(path)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise InputError(
             f"Cannot stratify by {path}: {error}. It must be a raster (.tif) or polygons "

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError, MissingFileError
 from ..grid import SNAP_METRES, Window, geobox_from_window, utm_zone_at
-from ..region import LONLAT, footprint
+from ..region import LONLAT, footprint, is_geoparquet
 
 if TYPE_CHECKING:
     import geopandas
@@ -192,7 +192,7 @@ def read_points(path: str | Path) -> geopandas.GeoDataFrame:
     try:
         if path.suffix.lower() == ".csv":
             table = _from_csv(path)
-        elif path.suffix.lower() in {".parquet", ".geoparquet"}:
+        elif is_geoparquet(path):
             table = geopandas.read_parquet(path)
         else:
             table = geopandas.read_file(path)

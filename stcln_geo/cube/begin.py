@@ -74,7 +74,8 @@ def _is_cube(path: Location) -> bool:
 
 def _is_of_a_start(entry: Location) -> bool:
     """Return True of what a call leaves that is killed before the plan is there."""
-    return entry.name == ITEMS_FILE or entry.name.endswith(".part")
+    hidden = entry.name.startswith(".") and entry.name.endswith(".part")
+    return hidden or entry.name == ITEMS_FILE
 
 
 def open_or_create(plan: CubePlan, season: SeasonPlan, path: Location, *, replacing: bool) -> None:

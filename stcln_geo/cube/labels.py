@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
+from ..region import is_geoparquet
 from ..storage import Location
 from .lock import cube_lock
 from .store import FieldTable, Season, choose_season, open_season, write_fields
@@ -252,7 +253,7 @@ def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -
     import pyogrio
 
     try:
-        if path.suffix in {".parquet", ".geoparquet"}:
+        if is_geoparquet(path):
             import pyarrow.parquet
 
             names = pyarrow.parquet.read_schema(path).names
@@ -298,7 +299,7 @@ def _extent(path: Path, layer: str | None) -> str:
     import geopandas
     import pyogrio
 
-    if path.suffix in {".parquet", ".geoparquet"}:
+    if is_geoparquet(path):
         bounds = geopandas.read_parquet(path, columns=[_geometry_column(path)]).total_bounds
     else:
         bounds = pyogrio.read_info(path, layer=layer, force_total_bounds=True)["total_bounds"]

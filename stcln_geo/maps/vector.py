@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cube.store import writing
 from ..errors import InputError, MissingFileError, OutputError
+from ..region import is_geoparquet
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -24,7 +25,6 @@ __all__ = [
     "write_vector",
 ]
 
-_PARQUET = {".parquet", ".geoparquet"}
 _SUFFIXES = (".gpkg", ".parquet", ".geoparquet")
 _EMPTY = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null")
 """What programs write into a .csv where there is no value."""
@@ -63,7 +63,7 @@ def read_vector(path: str | Path, *, layer: str | None = None, purpose: str) -> 
             "GeoJSON, Shapefile or GeoParquet."
         )
     try:
-        if path.suffix in _PARQUET:
+        if is_geoparquet(path):
             frame = geopandas.read_parquet(path)
         elif path.suffix.lower() == ".csv":
             frame = _read_csv(path, purpose)
@@ -110,7 +110,7 @@ def check_other_layers(source: str | Path, target: str | Path) -> None:
     import pyogrio
 
     source, target = Path(source), Path(target)
-    if source.suffix in _PARQUET or not (target.exists() and target.samefile(source)):
+    if is_geoparquet(source) or not (target.exists() and target.samefile(source)):
         return
     layers = [str(name) for name in pyogrio.list_layers(source)[:, 0]]
     if len(layers) > 1:
@@ -138,7 +138,7 @@ class VectorWriter:
 
     def append(self, frame: GeoDataFrame) -> None:
         """Write the features of a frame, whose columns are those of the first one."""
-        if self._part.suffix in _PARQUET:
+        if is_geoparquet(self._part):
             self._append_parquet(frame)
         else:
             begun = self._part.exists()
