@@ -120,12 +120,11 @@ class Journal(Callback):
         self._tally.samples += sum(len(part) for part in batch) * task.ranks.size
         if not task.ranks.first:
             return
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self._trace.append({"step": task.step, "loss": task.loss, "learning_rate": rate})
+        self._trace.append({"step": task.step, "loss": task.loss, "learning_rate": task.rate})
         if len(self._trace) >= _FLUSH_EVERY:
             self._flush()
-        ends_round = task.step % task.round_steps == 0 or task.step == task.steps
-        if not ends_round and time.perf_counter() - self._saved_at >= self._save_every:
+        due = time.perf_counter() - self._saved_at >= self._save_every
+        if due and not task.ends_round(task.step):
             self._save_resumable(task)
         if self._progress is not None:
             self._progress(task.step, task.steps, f"loss {task.loss:.4f}")
@@ -150,7 +149,7 @@ class Journal(Callback):
             "train_loss": math.fsum(state.losses) / len(state.losses),
             **task.figures,
             **task.end_round(),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": task.rate,
             "samples_per_second": round(tally.samples / elapsed, 3),
             "data_wait": round((task.stream.waited - tally.waited) / elapsed, 4),
         }

@@ -30,14 +30,13 @@ from ..model.layers import MaskedBatchNorm2d, TemporalEncoder
 from ..model.stcln import MaskedPretrainer, Stcln
 from .compiled import CompiledNetwork
 from .config import TrainConfig
+from .finite import GradientWatch, Reading, say_not_finite
 from .memory import is_out_of_memory, too_big
 from .ranks import Ranks, sum_over_ranks
 from .run_directory import RunDirectory
 from .sections import OptimiserSection
 
 __all__ = ["TrainingTask", "rate_factor", "step_seed"]
-
-_NAMED_CHIPS = 8
 
 
 def step_seed(seed: int, *place: int) -> int:
@@ -115,6 +114,8 @@ class TrainingTask(LightningModule):
         """Parts each batch is cut into, after memory ran out."""
         self.loss = math.nan
         """Loss of the last step, over all ranks."""
+        self.rate = math.nan
+        """Learning rate of the last step, of the first group."""
         self.counted: list[float] = []
         """Sums of the round so far, over all ranks, of what `prepare` counts."""
         self.figures: dict[str, float | None] = {}
@@ -122,6 +123,7 @@ class TrainingTask(LightningModule):
         self.notes: list[str] = []
         """What happened that the run should tell."""
         self._to_load: Mapping[str, Any] | None = None
+        self._watch = GradientWatch(self)
         for module in network.modules():
             if isinstance(module, MaskedBatchNorm2d) and self.ranks.size > 1:
                 module.sum_over_ranks = sum_over_ranks
@@ -183,6 +185,10 @@ class TrainingTask(LightningModule):
         """Steps of a round; the last may be shorter."""
         return int(self.recipe.validation.every or 1)
 
+    def ends_round(self, step: int) -> bool:
+        """Return True where a round ends with this step, counted from 1."""
+        return step % self.round_steps == 0 or step == self.steps
+
     @property
     def rounds(self) -> int:
         """Rounds left, with the one that is begun."""
@@ -231,11 +237,13 @@ class TrainingTask(LightningModule):
     def training_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
         """Move the weights once, by the batches of a step."""
         optimiser, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
+        self._watch.check()
         self.try_step(batches, backward=self.manual_backward)
         self.drop_gradients()
-        clip = self.recipe.optimiser.clip
-        if clip:
-            self.clip_gradients(optimiser, gradient_clip_val=clip, gradient_clip_algorithm="norm")
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        wait = self.device.type == "cpu" or self.ends_round(self.step + 1)
+        self._watch.clip(weights, batches, wait=wait)
+        self.rate = float(optimiser.param_groups[0]["lr"])
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
@@ -283,7 +291,8 @@ class TrainingTask(LightningModule):
         if not math.isfinite(loss):
             # Running statistics have seen it already.
             self._put_back(kept)
-            raise TaskError(self._say_not_finite(parts, loss))
+            what = f"the loss of step {self.step + 1} is {loss}"
+            raise TaskError(say_not_finite(self, parts, what, gradients=False, moved=False))
         self.loss = loss
         so_far = self.counted or [0.0] * len(counted)
         self.counted = [one + other for one, other in zip(so_far, counted, strict=True)]
@@ -300,7 +309,7 @@ class TrainingTask(LightningModule):
         counted = sum_over_ranks(torch.stack([counts.double() for _, counts in ready]).sum(0))
         weight = counted[0].clamp(min=1e-12)
         error = torch.zeros_like(weight)
-        told: _Reading | None = None
+        told: Reading | None = None
         for place, (part, (prepared, _)) in enumerate(zip(parts, ready, strict=True)):
             # Dropout is a function of the seed and the place.
             torch.manual_seed(step_seed(self.recipe.seed, 1, self.step, self.ranks.rank, place))
@@ -309,7 +318,7 @@ class TrainingTask(LightningModule):
             last = place == len(parts) - 1
             if last:
                 # On its way to the host while the gradients are computed.
-                told = _Reading(torch.cat([sum_over_ranks(error / weight)[None], counted]))
+                told = Reading(torch.cat([sum_over_ranks(error / weight)[None], counted]))
             with nullcontext() if last else self._alone():
                 # The ranks' gradients are averaged, and are to be added up.
                 backward(own * (self.ranks.size / weight).to(own.dtype))
@@ -341,45 +350,17 @@ class TrainingTask(LightningModule):
             for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
                 kept.copy_(buffer)
 
-    def _say_not_finite(self, parts: Sequence[Batch], loss: float) -> str:
-        """Name the chips whose error is no number; all of the step where none is at fault."""
-        own = [name for part in parts for name in self._find_not_finite(part)]
-        everywhere = [name for names in self.ranks.gather(own) for name in names]
-        what = "The chips whose error is no number, each by itself"
-        if not everywhere:
-            own = [part.describe(chip) for part in parts for chip in range(len(part))]
-            everywhere = [name for names in self.ranks.gather(own) for name in names]
-            what = "No chip is at fault by itself; the chips of the step"
-        named = "; ".join(everywhere[:_NAMED_CHIPS])
-        if len(everywhere) > _NAMED_CHIPS:
-            named += f"; and {len(everywhere) - _NAMED_CHIPS} more"
-        return (
-            f"Cannot go on training: the loss of step {self.step + 1} is {loss}. Weights that are "
-            f"no numbers never recover, so they were not moved. {what}: {named}. Look at these "
-            "chips if they are few. Else lower the learning rate (--set "
-            "optimiser.learning_rate=...) and begin anew with --overwrite."
-        )
-
-    def _find_not_finite(self, part: Batch) -> list[str]:
-        """Describe the chips of a batch whose error, judged alone, is no number."""
-        found = []
-        training, compiled = self.network.training, self.compiled
-        self.network.eval()
-        self.compiled = None  # not worth compiling for
-        with torch.no_grad():
-            for chip in range(len(part)):
-                alone = part.part(chip, chip + 1)
-                prepared, _ = self.prepare(alone)
-                if not bool(torch.isfinite(self.error(alone, prepared))):
-                    found.append(part.describe(chip))
-        self.network.train(training)
-        self.compiled = compiled
-        return found
-
     # A resumption.
 
     def resumable(self) -> dict[str, Any]:
-        """Return all that a later process needs to go on as if nothing had happened."""
+        """Return all that a later process needs to go on as if nothing had happened.
+
+        Raises
+        ------
+        TaskError
+            If the last step's gradients were no numbers.
+        """
+        self._watch.check()
         optimiser, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         return {
             "step": self.step,
@@ -399,26 +380,6 @@ class TrainingTask(LightningModule):
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self._to_load = state
-
-
-class _Reading:
-    """Numbers on their way from the device, which goes on meanwhile."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._host = values
-        if values.is_cuda:
-            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._host.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-
-    def values(self) -> list[float]:
-        """Wait for the numbers, and return them."""
-        if self._event is not None:
-            self._event.synchronize()
-        found: list[float] = self._host.tolist()
-        return found
 
 
 def rate_factor(step: int, *, steps: int, options: OptimiserSection) -> float:

@@ -233,10 +233,75 @@ def test_the_chip_that_is_no_number_is_named_at_its_step(
     assert finetune(small_cube, tmp_path / "run", config).steps == 30
 
 
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch, at_fault: Callable[[Batch], bool]) -> None:
+    """Let the gradients of some batches be no numbers, though their errors are."""
+    error = FinetuneTask.error
+
+    def spoiled(self: FinetuneTask, batch: Batch, prepared: Any) -> torch.Tensor:
+        # The slope of the root at 0 is infinite, and 0 times as much is no number.
+        zero = (0 * self.network.classifier.weight).sqrt().sum()
+        return error(self, batch, prepared) + (zero if at_fault(batch) else 0)
+
+    monkeypatch.setattr(FinetuneTask, "error", spoiled)
+
+
+def test_a_finite_loss_with_gradients_that_are_no_numbers_moves_nothing(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    season = open_season(small_cube)
+    assert season.fields is not None
+    units = plan_labelled_chips(season, season.fields.split == SPLITS["train"], chip=16)
+    chip = units[len(units) // 2].chips[-1]
+    config = recipe(steps=30, data__augment=False)
+    spoil_gradients(
+        monkeypatch,
+        lambda batch: any(source is not None and source.window == chip for source in batch.sources),
+    )
+
+    with pytest.raises(
+        TaskError, match=r"gradients of step \d+ is nan.*they were not moved"
+    ) as told:
+        finetune(small_cube, tmp_path / "run", config, save_every=0)
+
+    place = f"rows {chip.row} to {chip.row + 16}, columns {chip.col} to {chip.col + 16}"
+    assert f"each by itself: {small_cube}, season 2018-09-01, {place}, " in str(told.value)
+    assert str(told.value).count("rows ") == 1
+    steps = (tmp_path / "run" / "steps.jsonl").read_text().splitlines()
+    assert f"gradients of step {len(steps) + 1} is" in str(told.value)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["task"]["step"] == len(steps)
+    assert all(weight.isfinite().all() for weight in saved["task"]["network"].values())
+    monkeypatch.undo()
+    assert finetune(small_cube, tmp_path / "run", config).steps == 30
+
+
+def test_gradients_not_waited_for_are_looked_at_before_a_save(
+    dataset: ChipDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the weights were moved by then."""
+    batch = next(iter(OrderedStream(dataset, batch_size=4, memory=0)))
+    task = make_task("finetune")
+    weights = list(task.network.parameters())
+    gradients(task, [batch])
+    task._watch.clip(weights, [batch], wait=False)
+    task._watch.check()
+    spoil_gradients(monkeypatch, lambda batch: True)
+    gradients(task, [batch])
+    task._watch.clip(weights, [batch], wait=False)
+    task.step += 1
+
+    with pytest.raises(TaskError, match=r"step 1 is nan.*those of the last save stay") as told:
+        task.resumable()
+
+    assert str(told.value).count("rows ") == 4
+
+
 def test_weights_gone_astray_name_the_step(small_cube: Path, tmp_path: Path) -> None:
     config = recipe(steps=30, optimiser__learning_rate=1e30, optimiser__warmup=0, optimiser__clip=0)
 
-    with pytest.raises(TaskError, match=r"the loss of step \d+ is (nan|inf).*learning_rate"):
+    with pytest.raises(
+        TaskError, match=r"the (loss|norm of the gradients) of step \d+ is (nan|inf).*learning_rate"
+    ):
         finetune(small_cube, tmp_path / "run", config)
 
 
