@@ -122,6 +122,8 @@ class Source:
     """(S,) fold of each site, if there are folds."""
     weight: np.ndarray | None = None
     """(S,) uint16: how often an epoch of training shows each site; None for once each."""
+    built: str | None = None
+    """SHA-256 of all that the season was built from; None where no build or import made it."""
 
     def __str__(self) -> str:
         return f"{self.path}, season {self.season}"
@@ -194,6 +196,7 @@ class Source:
             "season": self.season,
             "kind": self.kind,
             "fingerprint": self.fingerprint,
+            "built": self.built,
             "sites": self.sites,
             "resolution": self.resolution,
             "dates": int(self.dates.max()),
@@ -310,6 +313,7 @@ def source_of(season: Season | Stack | Source) -> Source:
             valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
             labels=season.labels, parcels=season.parcels, fields=season.fields,
             legend=season.legend, fold=season.fold, weight=season.weight,
+            built=season.attrs.get("fingerprint"),
         )  # fmt: skip
     if season.geobox.crs is None:
         raise CubeError(
@@ -328,7 +332,7 @@ def source_of(season: Season | Stack | Source) -> Source:
         reflectance=open_reader(season.reflectance, folder / "reflectance"),
         valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
         origin_yx=(whole.row, whole.col), labels=season.labels, parcels=season.parcels,
-        fields=season.fields, legend=season.legend,
+        fields=season.fields, legend=season.legend, built=season.attrs.get("fingerprint"),
     )  # fmt: skip
 
 

@@ -109,6 +109,7 @@ def _finetune(
             environment=environment,
             identity={
                 "pixels": described["fingerprint"],
+                "built": described["built"],
                 "labels": described["labels"],
                 "label_pixels": prepared.source.label_pixels,
                 "init": prepared.init.sha256 if prepared.init is not None else None,

@@ -134,6 +134,7 @@ def _pretrain(
             environment=environment,
             identity={
                 "pixels": [cube["fingerprint"] for cube in environment["cubes"]],
+                "built": [cube["built"] for cube in environment["cubes"]],
                 **loading.identity(),
                 # Not told of runs from random weights: those of earlier versions go on.
                 **({} if prepared.init is None else {"init": prepared.init.sha256}),

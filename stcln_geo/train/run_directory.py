@@ -239,9 +239,10 @@ class RunDirectory:
                 f"run goes on only with the options it was begun with. {self._remedy}"
             )
         earlier, now = before.get("identity", {}), dict(identity)
-        if "label_pixels" not in earlier:
-            # Runs of earlier versions did not tell where their fields lie.
-            now.pop("label_pixels", None)
+        for key in ("label_pixels", "built"):
+            if key not in earlier:
+                # Runs of earlier versions did not tell it.
+                now.pop(key, None)
         if earlier != now:
             changed = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
             raise InputError(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 
 from stcln_geo.cube.contract import SPLITS
@@ -357,6 +358,42 @@ def test_run_directory_holds_what_was_done(small_cube: Path, tmp_path: Path) -> 
     config = load_config(FinetuneConfig, file=run / "config.toml")
     assert config.steps == 4
     assert config.model.bands == ("green", "red", "nir", "swir16")
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_cube_built_otherwise_under_the_same_sky_is_other_data(
+    new_cube: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """Grid, dates and clouds of a rebuilt cube are as before; its pixels need not be."""
+    cube, run = new_cube(), tmp_path / "run"
+
+    def train() -> None:
+        if kind == "pretrain":
+            pretrain([cube], run, pretrain_config(steps=3))
+        else:
+            finetune(cube, run, finetune_config(steps=3))
+
+    name_build(cube, "a" * 64)
+    train()
+    train()
+    name_build(cube, "b" * 64)
+    with pytest.raises(InputError, match=r"its data changed since it was begun \(built\)"):
+        train()
+    forget_identity(run, "built")
+    train()
+
+
+def name_build(cube: Path, fingerprint: str) -> None:
+    """Note what a build notes of a season: the hash of all that it was built from."""
+    group = zarr.open_group(open_season(cube).cube / open_season(cube).folder, mode="r+")
+    group.attrs["fingerprint"] = fingerprint
+
+
+def forget_identity(run: Path, key: str) -> None:
+    """Make the run's record one of an earlier version, which did not hold the key."""
+    told = json.loads((run / "run.json").read_text())
+    del told["identity"][key]
+    (run / "run.json").write_text(json.dumps(told))
 
 
 def test_another_recipe_or_other_data_in_the_same_folder_is_refused(
