@@ -98,6 +98,7 @@ def plan(
     """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
     from ..cube.request import SearchRequest, plan_request
 
+    execution, budget = execution_from(workers, None), parse_memory(memory)
     spec = make_spec(
         bands=bands, resolution=resolution, crs=crs, season_start=season_start,
         composite=composite, period=period, resampling=resampling, cloud_mask=cloud_mask,
@@ -109,7 +110,7 @@ def plan(
         selection=make_selection(tiles, orbits, max_cloud), allow_hosts=tuple(allow_host or ()),
     )  # fmt: skip
     for made in plan_by_zone(search, spec).values() if per_zone else [plan_request(search, spec)]:
-        say(made.describe(memory=parse_memory(memory), workers=workers))
+        say(made.describe(memory=budget, workers=execution.workers))
 
 
 @app.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Small enough for two cores: chips of 24 px cost a third of 32 px in the spatial attention.
 _CHIP = "24"
+_SIZE = "301x203"
 _TRAINING = ["--preset", "tiny", "--batch-size", "4", "--chip", _CHIP, "--max-dates", "16"]
 
 
@@ -34,8 +35,11 @@ def demo(
         int | None, typer.Option(help="Labelled fields per class. Default: 5; all with --data.")
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="WxH", help="Size of the simulated region in pixels.")
-    ] = "301x203",
+        str | None,
+        typer.Option(
+            metavar="WxH", help="Size of the simulated region in pixels. Default: 301x203."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of pre-training.")] = 400,
     finetune_steps: Annotated[
         int, typer.Option(min=1, help="Steps of each of the two fine-tunings.")
@@ -51,8 +55,16 @@ def demo(
     on held-out fields, maps the region, and writes OUT/report.html. Each step is the command it
     prints; run again, the demo continues where it stopped.
     """
-    from ..errors import MissingFileError
+    from ..errors import InputError, MissingFileError
+    from .simulate import parse_size
 
+    if data is not None and size is not None:
+        raise InputError(
+            f"Cannot use --size {size} with --data {data}: it is the size of a region to simulate. "
+            "Leave one of them out."
+        )
+    size = size or _SIZE
+    parse_size(size)
     if data is not None and not (data / "parcels.gpkg").is_file():
         raise MissingFileError(
             f"Cannot run the demo on {data}: there is no parcels.gpkg in it. The folder must hold "

@@ -116,8 +116,11 @@ def split(
         ),
     ] = None,
     missing_sites: Annotated[
-        str, typer.Option(help="Listed sites that the stack lacks: error, or skip and count.")
-    ] = "error",
+        str | None,
+        typer.Option(
+            help="Listed sites that the stack lacks: error, or skip and count. Default: error."
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Another seed gives another split. Default: 0.")
     ] = None,
@@ -147,7 +150,10 @@ def split(
 
     given = {"train": train, "validation": validation, "test": test}
     if protocol is not None:
-        others = {"by": by, **given, "sites": sites, "seed": seed, "block": block}
+        others = {
+            "by": by, **given, "sites": sites, "missing-sites": missing_sites, "seed": seed,
+            "block": block,
+        }  # fmt: skip
         _split_by_protocol(cube, protocol, others, season=season, dry_run=dry_run)
         return
     _check_use(given, by=by, listed=sites is not None)
@@ -155,6 +161,11 @@ def split(
         raise InputError(
             f"Cannot use --block {block} with --by {by or 'field'}: it is the side of the blocks "
             "of --by block. Add --by block, or leave --block out."
+        )
+    if missing_sites is not None and sites is None:
+        raise InputError(
+            f"Cannot use --missing-sites {missing_sites} without --sites: it is about the sites of "
+            "that file. Add --sites, or leave --missing-sites out."
         )
     shares = (
         {} if by == "fold" else {name: _share(name, text) for name, text in given.items() if text}
@@ -169,7 +180,7 @@ def split(
             if text and by == "fold"
         },
         lists=read_site_lists(sites) if sites is not None else None,
-        missing=missing_sites,  # type: ignore[arg-type]
+        missing=missing_sites or "error",  # type: ignore[arg-type]
         **shares,
     )
     for line in split_labels(cube, spec, season=season, dry_run=dry_run).lines():

@@ -43,7 +43,7 @@ def simulate(
     """
     from ..simulate import SimulationSpec, plan_archive, simulate_archive
 
-    width, height = _parse_size(size)
+    width, height = parse_size(size)
     spec = SimulationSpec(
         width=width,
         height=height,
@@ -67,7 +67,8 @@ def simulate(
     say(f"parcels   {archive.parcels} (column crop_code; legend {archive.legend.name})")
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height from ``WIDTHxHEIGHT``."""
     from ..errors import InputError
 
     match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)

@@ -198,6 +198,15 @@ def test_a_wrong_flag_and_a_wrong_verb(capsys):
     assert "fly" in failing(capsys, ["fly"])
 
 
+def test_the_demo_looks_at_the_size_before_it_begins(capsys, tmp_path):
+    demo = ["demo", "--out", tmp_path / "demo", "--dry-run"]
+    assert "'banana'" in failing(capsys, [*demo, "--size", "banana"])
+    (tmp_path / "parcels.gpkg").touch()
+    assert "to simulate" in failing(capsys, [*demo, "--data", tmp_path, "--size", "64x64"])
+    assert invoke([str(argument) for argument in demo]) == 0
+    assert "--size 301x203" in capsys.readouterr().out
+
+
 def test_version_and_help(capsys):
     assert invoke(["--version"]) == 0
     assert invoke(["--help"]) == 0

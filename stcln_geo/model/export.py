@@ -48,13 +48,19 @@ def export_checkpoint(
     Raises
     ------
     InputError
-        If the format contradicts the name, is not for this network, or lacks what writes it.
+        If the format contradicts the name, is not for this network, or lacks what writes it; or
+        if the file to write is the checkpoint itself.
     """
     out = Path(out)
     file_format = _choose_format(out, file_format)
     if file_format == "onnx":
         check_onnx()
     told = read_metadata(source)
+    if out.resolve() == Path(told.path).resolve():
+        raise InputError(
+            f"Cannot export {told.path} to {out}: that is the checkpoint itself, and an export "
+            "must leave it as it is. Name another file."
+        )
     if file_format == "safetensors":
         _save_weights(out, told, source, encoder=encoder)
     else:

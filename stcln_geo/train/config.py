@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import InputError, MissingFileError
 from ..model.config import PresetName
@@ -99,6 +99,15 @@ class PretrainConfig(TrainConfig):
     masking: MaskingSection = MaskingSection()
     data: PretrainDataSection = PretrainDataSection()
 
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        if self.validation.dates is not None:
+            raise ValueError(
+                f"validation.dates={self.validation.dates} belongs to fine-tuning: pre-training is "
+                "judged on chips as it is trained on them; leave it out"
+            )
+        return self
+
 
 class FinetuneConfig(TrainConfig):
     """The recipe of fine-tuning, from a checkpoint or from scratch."""
@@ -109,6 +118,16 @@ class FinetuneConfig(TrainConfig):
     loss: LossSection = LossSection()
     optimiser: FinetuneOptimiserSection = FinetuneOptimiserSection()
     validation: FinetuneValidationSection = FinetuneValidationSection()
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        usual = FinetuneValidationSection().chips
+        if self.validation.chips != usual:
+            raise ValueError(
+                f"validation.chips={self.validation.chips} belongs to pre-training: fine-tuning is "
+                "judged on all windows of the validation fields; leave it out"
+            )
+        return self
 
 
 C = TypeVar("C", bound=TrainConfig)

@@ -66,6 +66,7 @@ def test_plan_takes_a_region_file(planted_once: Any, tmp_path: Path, capsys: Any
         (["--orbits", "51,a"], "whole numbers, by commas"),
         (["--max-cloud", "10"], "3 does not say its cloud cover"),
         (["--max-cloud", "-1"], "0 to 100"),
+        (["--workers", "-1"], "workers=-1"),
     ],
 )
 def test_mistakes_exit_2_with_one_sentence(

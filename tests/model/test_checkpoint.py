@@ -450,3 +450,8 @@ class TestCommands:
             assert type(load_model(out)) is kind
             assert read_metadata(out).chip == 32
         assert read_metadata(tmp_path / "Stcln.safetensors").legend == LEGEND
+        best = tmp_path / "checkpoints" / "best.safetensors"
+        before = best.read_bytes()
+        refused = self.run("export", tmp_path, best, "--encoder")
+        assert "that is the checkpoint itself" in str(refused.exception)
+        assert best.read_bytes() == before

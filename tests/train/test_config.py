@@ -115,6 +115,15 @@ def test_all_breaches_are_told_with_key_and_value() -> None:
         assert part in message
 
 
+def test_options_of_the_other_kind_are_refused_and_its_defaults_are_not() -> None:
+    """Runs of before wrote both into their config.toml."""
+    with pytest.raises(InputError, match=r"validation\.dates=6 belongs to fine-tuning"):
+        load_config(PretrainConfig, assignments=["validation.dates=6"])
+    with pytest.raises(InputError, match=r"validation\.chips=9 belongs to pre-training"):
+        load_config(FinetuneConfig, assignments=["validation.chips=9"])
+    assert load_config(FinetuneConfig, assignments=["validation.chips=64"]).validation.dates is None
+
+
 def test_refuses_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="key=value"):
         load_config(PretrainConfig, assignments=["steps"])

@@ -281,6 +281,7 @@ def test_fields_of_one_site_tell_of_that_site_alone(pair: tuple[Path, Path]) -> 
             ["labels", "split", "STACK", "--sites", "LIST", "--missing-sites", "drop"],
             "it is error or skip",
         ),
+        (["labels", "split", "STACK", "--missing-sites", "skip"], "without --sites"),
         (["labels", "split", "STACK", "--by", "block"], "Use --by site"),
         (["finetune", "BARE", "--out", "OUT"], "it has none"),
         (["finetune", "STACK", "--out", "OUT", "--set", "labels.chips=[[9, 9]]"], "[[9, 9]]"),
