@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,6 @@ class _Sweep:
         """Take a window; yield its patches that meet no other window."""
         from affine import Affine
         from rasterio.features import shapes
-        from shapely.geometry import shape
 
         bottom, right = square.row + square.height, square.col + square.width
         sides = {
@@ -194,18 +194,19 @@ class _Sweep:
             codes, mask=codes != CLASS_NODATA, connectivity=4,
             transform=Affine.translation(square.col, square.row),
         )  # fmt: skip
-        for geometry, value in found:
-            polygon: Any = shape(geometry)
-            ring = np.array(geometry["coordinates"][0])
-            runs = {name: _runs(ring, axis, at) for name, (axis, at) in lines.items()}
-            if not any(runs.values()):
-                yield Patch(code=int(value), polygon=polygon)
-                continue
-            number = self._hold(polygon, int(value))
+        for batch in _outlines(found):
+            runs = {name: batch.runs(axis, at) for name, (axis, at) in lines.items()}
+            held = {
+                place: self._hold(batch.polygons[place], batch.codes[place])
+                for place in sorted({place for spans in runs.values() for place, _, _ in spans})
+            }
             for name, spans in runs.items():
                 first = square.col if lines[name][0] == 1 else square.row
-                for begin, end in spans:
-                    sides[name].fragments[begin - first : end - first] = number
+                for place, begin, end in spans:
+                    sides[name].fragments[begin - first : end - first] = held[place]
+            for place, polygon in enumerate(batch.polygons):
+                if place not in held:
+                    yield Patch(code=batch.codes[place], polygon=polygon)
 
         here = slice(square.col, right)
         self._join(sides["north"], _Line(self.above.fragments[here], self.above.codes[here]))
@@ -260,15 +261,46 @@ def _find(parent: dict[int, int], number: int) -> int:
     return root
 
 
-def _runs(ring: NDArray[np.float64], axis: int, at: int) -> list[tuple[int, int]]:
-    """Return where a ring runs along the line x = at (axis 0) or y = at (axis 1)."""
-    on = ring[:, axis] == at
-    along = np.flatnonzero(on[:-1] & on[1:])
-    if not len(along):
-        return []
-    other = ring[:, 1 - axis].astype(np.int64)
-    begin, end = other[along], other[along + 1]
-    return list(zip(np.minimum(begin, end).tolist(), np.maximum(begin, end).tolist(), strict=True))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outlines:
+    """Some thousands of the patches of a window: made together, they cost a fraction."""
+
+    codes: list[int]
+    polygons: list[Polygon]
+    points: NDArray[np.float64]
+    """(P, 2) corners of the outer rings, one closed ring after the other."""
+    owner: NDArray[np.int64]
+    """(P,) the patch of each corner."""
+
+    def runs(self, axis: int, at: int) -> list[tuple[int, int, int]]:
+        """Return where outer rings run along the line x = at (axis 0) or y = at (axis 1)."""
+        on = self.points[:, axis] == at
+        along = np.flatnonzero(on[:-1] & on[1:] & (self.owner[:-1] == self.owner[1:]))
+        other = self.points[:, 1 - axis].astype(np.int64)
+        begin, end = other[along], other[along + 1]
+        columns = (self.owner[along], np.minimum(begin, end), np.maximum(begin, end))
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _outlines(found: Iterator[tuple[dict[str, Any], float]]) -> Iterator[_Outlines]:
+    """Gather what GDAL finds, outline by outline."""
+    import shapely
+
+    while batch := list(islice(found, _BATCH)):
+        rings = [corners for geometry, _ in batch for corners in geometry["coordinates"]]
+        counts = np.array([len(geometry["coordinates"]) for geometry, _ in batch])
+        points = np.array([point for corners in rings for point in corners], dtype=np.float64)
+        ring = np.repeat(np.arange(len(rings)), [len(corners) for corners in rings])
+        owner = np.repeat(np.arange(len(batch)), counts)
+        outer = np.isin(ring, np.cumsum(counts) - counts)
+        yield _Outlines(
+            codes=[int(value) for _, value in batch],
+            polygons=shapely.polygons(
+                shapely.linearrings(points, indices=ring), indices=owner
+            ).tolist(),
+            points=points[outer],
+            owner=owner[ring[outer]],
+        )
 
 
 def _merged(pieces: list[Polygon]) -> Polygon:
