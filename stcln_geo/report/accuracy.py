@@ -18,7 +18,7 @@ from ..cube.store import write_json, writing
 from ..errors import InputError
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap, open_class_map
-from .area import AreaAccuracy, Estimate, estimate_accuracy
+from .area import AreaAccuracy, Estimate, estimate_accuracy, normal_quantile
 from .design import Design, design_path, read_design
 from .html import write_text
 from .metrics import Metrics, confusion_matrix, metrics_from_confusion
@@ -90,12 +90,13 @@ class MapAccuracy:
     def lines(self) -> list[str]:
         """Return the figures as lines of text for people."""
         found, level = self.estimates, f"{100 * self.estimates.confidence_level:g} %"
+        z = normal_quantile(found.confidence_level)
         lines = [
             f"{self.reference}: {self.used} of {self.units} {self.kind} used "
             f"({self.empty} without a class, {self.outside} outside the map, {self.nodata} where "
             "the map has no label)",
             f"strata: {self.strata}",
-            f"Overall accuracy {_percent(found.overall_accuracy)} ({level} interval)",
+            f"Overall accuracy {_percent(found.overall_accuracy, z)} ({level} interval)",
             f"Macro mIoU {_share(found.macro_miou)}, macro F1 {_share(found.macro_f1)}",
             "Confusion, counts (rows: reference, columns: map)",
             *self._matrix(lambda row, col: str(self.metrics.confusion[row, col])),
@@ -107,9 +108,10 @@ class MapAccuracy:
         for entry in self.legend.classes:
             code = entry.code
             lines.append(
-                f"{entry.name[:21]:<22}{_percent(found.users_accuracy[code]):>16}"
-                f"{_percent(found.producers_accuracy[code]):>18}{_percent(found.f1[code]):>14}"
-                f"{self.mapped_areas[code] / 1e4:>13,.1f}{_hectares(self.areas[code]):>26}"
+                f"{entry.name[:21]:<22}{_percent(found.users_accuracy[code], z):>16}"
+                f"{_percent(found.producers_accuracy[code], z):>18}"
+                f"{_percent(found.f1[code], z):>14}"
+                f"{self.mapped_areas[code] / 1e4:>13,.1f}{_hectares(self.areas[code], z):>26}"
             )
         return [*lines, *self.notes]
 
@@ -398,25 +400,21 @@ def _notes(
     return notes
 
 
-def _percent(one: Estimate) -> str:
+def _percent(one: Estimate, z: float) -> str:
+    return _plus_minus(one.times(100), z)
+
+
+def _hectares(one: Estimate, z: float) -> str:
+    return _plus_minus(one.times(1e-4), z)
+
+
+def _plus_minus(one: Estimate, z: float) -> str:
+    """Return a value and half its interval's length, before that was cut at 0 and at the whole."""
     if math.isnan(one.value):
         return "-"
     if math.isnan(one.standard_error):
-        return f"{100 * one.value:.1f}"
-    return f"{100 * one.value:.1f} \N{PLUS-MINUS SIGN} {100 * _half(one):.1f}"
-
-
-def _hectares(one: Estimate) -> str:
-    if math.isnan(one.value):
-        return "-"
-    if math.isnan(one.standard_error):
-        return f"{one.value / 1e4:,.1f}"
-    return f"{one.value / 1e4:,.1f} \N{PLUS-MINUS SIGN} {_half(one) / 1e4:,.1f}"
-
-
-def _half(one: Estimate) -> float:
-    """Return half the interval's length, before it was cut at 0 and 1."""
-    return max(one.value - one.lower, one.upper - one.value)
+        return f"{one.value:,.1f}"
+    return f"{one.value:,.1f} \N{PLUS-MINUS SIGN} {z * one.standard_error:,.1f}"
 
 
 def _share(value: float) -> str:

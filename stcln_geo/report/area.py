@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
-__all__ = ["AreaAccuracy", "Estimate", "estimate_accuracy"]
+__all__ = ["AreaAccuracy", "Estimate", "estimate_accuracy", "normal_quantile"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ def estimate_accuracy(
             f"Cannot give intervals of level {confidence_level:g}: it lies between 0 and 1, both "
             "excluded. Use --confidence-level 0.95."
         )
-    z = NormalDist().inv_cdf(0.5 + confidence_level / 2)
+    z = normal_quantile(confidence_level)
     true = sample.truth[:, None] == np.arange(classes)  # (n, K)
     mapped = sample.predicted[:, None] == np.arange(classes)
     right = sample.truth == sample.predicted
@@ -146,6 +146,15 @@ def estimate_accuracy(
         covered=sample.covered,
         confidence_level=confidence_level,
     )
+
+
+def normal_quantile(confidence_level: float) -> float:
+    """Return the standard errors from a normal estimate to either end of its interval.
+
+    >>> round(normal_quantile(0.95), 3)
+    1.96
+    """
+    return NormalDist().inv_cdf(0.5 + confidence_level / 2)
 
 
 class _Sample:

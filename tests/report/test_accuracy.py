@@ -343,6 +343,28 @@ def test_how_areas_on_the_grid_differ_from_those_on_the_ground(tmp_path, crs, gr
     assert max(shares) > 1
 
 
+def test_half_intervals_are_told_before_they_are_cut(product, tmp_path):
+    """Two units of a class, one of them right: 50 percent, with a standard error of 50 points."""
+    path = tmp_path / "points.gpkg"
+    crop = ["Wheat", "Grass", "Maize & sorghum", "Maize & sorghum"]
+    points([5, 9, 5, 9], [5, 9, 40, 44], crop).to_file(path)
+    found = evaluate_map(product, path, column="crop")
+    wheat = found.estimates.users_accuracy[0]
+    assert (wheat.value, wheat.lower, wheat.upper) == (0.5, 0.0, 1.0)
+    half = 100 * 1.959964 * wheat.standard_error
+    assert half > 97
+    told = [line for line in found.lines() if "\N{PLUS-MINUS SIGN}" in line]
+    assert f"50.0 \N{PLUS-MINUS SIGN} {half:.1f}" in next(
+        line for line in told if line.startswith("Wheat")
+    )
+    area = found.areas[2]
+    half = 1.959964 * area.standard_error / 1e4
+    assert half > (area.upper - area.value) / 1e4
+    assert f"{area.value / 1e4:,.1f} \N{PLUS-MINUS SIGN} {half:,.1f}" in next(
+        line for line in told if line.startswith("Grass")
+    )
+
+
 def test_report_and_figures(product, sample, tmp_path):
     path, *_ = sample
     found = evaluate_map(product, path, column="crop")
