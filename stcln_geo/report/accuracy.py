@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap, open_class_map
 from .area import AreaAccuracy, Estimate, estimate_accuracy, normal_quantile
+from .caveats import notes_of_sample
 from .design import Design, design_path, read_design
 from .html import write_text
 from .metrics import Metrics, confusion_matrix, metrics_from_confusion
@@ -257,7 +258,20 @@ def evaluate_map(
         nodata=int((known & ~units.outside & (units.predicted == CLASS_NODATA)).sum()),
         matched_by=way,
         strata=strata.words,
-        notes=(*_notes(units, estimates, strata, used), mapped.note),
+        notes=(
+            *notes_of_sample(
+                units,
+                estimates,
+                opened.legend,
+                truth=truth[used],
+                mapped=units.predicted[used],
+                strata=strata.of_unit[used],
+                stratum_areas=strata.areas,
+                stratum_names=strata.names,
+                stratum_units=strata.pixels,
+            ),
+            mapped.note,
+        ),
     )
 
 
@@ -365,39 +379,6 @@ def _designed(design: Design, column: str, frame: GeoDataFrame) -> _Strata:
         names=design.names,
         words=f"the classes of {design.map_name}, from {design.path.name}",
     )
-
-
-def _notes(
-    units: Units, estimates: AreaAccuracy, strata: _Strata, used: NDArray[np.bool_]
-) -> list[str]:
-    notes = []
-    if units.kind == "parcels":
-        notes.append(
-            "The unit is the parcel with the class of most of its pixels; all shares are weighted "
-            "by the parcels' areas. Areas per class hold only if the parcels are a random sample "
-            "of everything mapped."
-        )
-    if estimates.covered < 1 - 1e-12:
-        present = np.unique(strata.of_unit[used])
-        missing = [place for place in range(len(strata.areas)) if place not in present]
-        named = [strata.names[place] for place in missing if strata.names]
-        notes.append(
-            f"{len([place for place in missing if strata.areas[place] > 0])} strata have no unit"
-            f"{' (' + ', '.join(named) + ')' if named else ''}: the figures hold for the other "
-            f"{100 * estimates.covered:.1f} % of the area."
-        )
-    if math.isnan(estimates.overall_accuracy.standard_error):
-        notes.append(
-            "A stratum has a single unit: figures that it takes part in have no standard error. "
-            "Two units or more are needed."
-        )
-    if units.shared:
-        notes.append(f"{units.shared} points share their pixel with another point.")
-    if units.vanished:
-        notes.append(
-            f"{units.vanished} parcels are nothing but border: the inner buffer left none."
-        )
-    return notes
 
 
 def _percent(one: Estimate, z: float) -> str:

@@ -365,6 +365,35 @@ def test_half_intervals_are_told_before_they_are_cut(product, tmp_path):
     )
 
 
+def test_an_interval_without_length_is_not_passed_off_as_certainty(product, tmp_path):
+    """Three points of Maize, all right: a map that is wrong at every third would often do as well.
+
+    Of a census the interval is rightly empty.
+    """
+    said = re.compile("All units said the same for (.*): the standard error is 0")
+    path = tmp_path / "points.gpkg"
+    points(
+        [5, 9, 14, 5, 9, 14, 50, 52],
+        [5, 9, 14, 40, 44, 48, 70, 72],
+        ["Wheat", "Wheat", "Grass", *["Maize & sorghum"] * 3, "Grass", "Wheat"],
+    ).to_file(path)
+    found = evaluate_map(product, path, column="crop")
+    maize = found.estimates.users_accuracy[1]
+    assert (maize.value, maize.lower, maize.upper) == (1, 1, 1)
+    assert (1 - 1 / 3) ** 3 > 0.25
+    told = [match[1] for note in found.notes if (match := said.match(note))]
+    assert told == [
+        "the user's accuracy of Maize & sorghum (3), the producer's accuracy of Maize & sorghum (3)"
+    ]
+
+    rows, cols = np.nonzero(codes_of() != 255)
+    names = np.array(LEGEND.names, dtype=object)[codes_of()[rows, cols]]
+    points(rows, cols, names).to_file(path)
+    found = evaluate_map(product, path, column="crop")
+    assert found.estimates.overall_accuracy.standard_error == 0
+    assert not [note for note in found.notes if said.match(note)]
+
+
 def test_report_and_figures(product, sample, tmp_path):
     path, *_ = sample
     found = evaluate_map(product, path, column="crop")
