@@ -22,6 +22,7 @@ from ..cube.store import write_json
 from ..errors import InputError, MissingFileError, OutputError
 from ..maps.classmap import ClassAreas, ClassMap, open_class_map
 from ..maps.vector import check_target, write_vector
+from .sizing import allocate, count_needed, standard_error
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -31,7 +32,6 @@ __all__ = [
     "Design",
     "SamplePlan",
     "SampleSpec",
-    "allocate",
     "design_path",
     "plan_sample",
     "read_design",
@@ -75,13 +75,13 @@ class SamplePlan:
     expected: NDArray[np.float64]
     """(K,) user's accuracy expected."""
 
+    needed: int | None = None
+    """Points with which this allocation would reach the target, where it does not."""
+
     @property
     def expected_error(self) -> float:
         """Standard error of the overall accuracy if what is expected holds."""
-        some = self.points > 0
-        share = self.areas.areas[some] / self.areas.areas.sum()
-        spread = self.expected[some] * (1 - self.expected[some])
-        return float(np.sqrt((share**2 * spread / self.points[some]).sum()))
+        return standard_error(self.points, self.expected, self.areas)
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text for people."""
@@ -102,6 +102,12 @@ class SamplePlan:
             f"Standard error of the overall accuracy, if user's accuracies are as expected: "
             f"{100 * self.expected_error:.2f} points."
         )
+        if self.needed is not None:
+            lines.append(
+                f"That misses the target error of {self.spec.target_error:g}: so many points reach "
+                "it only where Neyman's rule alone shares them out. With this allocation and "
+                f"minimum it takes --count {self.needed}."
+            )
         return lines
 
 
@@ -148,63 +154,37 @@ def plan_sample(class_map: ClassMap | str | Path, spec: SampleSpec) -> SamplePla
         finite = float((share * spread**2).sum()) / areas.pixels.sum()
         count = math.ceil(assumed**2 / (float(spec.target_error or 0) ** 2 + finite))
         count = max(count, 2 * int(there.sum()))
-    minimum = spec.minimum
-    if minimum is None:
-        minimum = 0 if spec.allocation == "equal" else min(_RARE, count // (2 * len(share)))
     weights = {"proportional": share, "equal": np.ones(len(share)), "neyman": share * spread}
-    points = np.zeros(len(opened.legend), dtype=np.int64)
-    points[there] = allocate(
-        weights[spec.allocation], count, minimum=minimum, available=areas.pixels[there]
-    )
-    return SamplePlan(
-        class_map=opened, spec=spec, areas=areas, points=points, minimum=minimum, expected=expected
-    )
 
-
-def allocate(
-    weights: NDArray[Any], count: int, *, minimum: int, available: NDArray[Any]
-) -> NDArray[np.int64]:
-    """Divide points among strata: the minimum for the rare, the others by their weights.
-
-    Parameters
-    ----------
-    weights : (H,)
-        Share of the points where no bound holds.
-    minimum : int
-        Points of each stratum at least, as far as it has pixels.
-    available : (H,)
-        Pixels of each stratum: points at most.
-
-    Returns
-    -------
-    (H,) int64, sums to ``count``.
-    """
-    weights = np.asarray(weights, dtype=np.float64)
-    most = np.asarray(available, dtype=np.int64)
-    least = np.minimum(minimum, most)
-    if not least.sum() <= count <= most.sum():
-        raise InputError(
-            f"Cannot draw {count} points from {len(most)} classes with {int(most.sum())} pixels "
-            f"and at least {minimum} points a class: that is {int(least.sum())} points or more, "
-            "and at most one a pixel. Change --count or --minimum."
+    def share_out(count: int) -> tuple[NDArray[np.int64], int]:
+        minimum = spec.minimum
+        if minimum is None:
+            equal = spec.allocation == "equal"
+            minimum = 0 if equal else min(_RARE, count // (2 * len(share)))
+        points = np.zeros(len(opened.legend), dtype=np.int64)
+        points[there] = allocate(
+            weights[spec.allocation], count, minimum=minimum, available=areas.pixels[there]
         )
-    weights = np.maximum(weights, weights.max() * 1e-9) if weights.max() > 0 else weights + 1.0
+        return points, minimum
 
-    def bounded(scale: float) -> NDArray[np.float64]:
-        return np.clip(weights * scale, least, most)
-
-    low, high = 0.0, float((most / weights).max()) + 1
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if bounded(middle).sum() < count else (low, middle)
-    exact = bounded(high)
-    points = np.clip(np.floor(exact + 1e-9), least, most).astype(np.int64)
-    # Largest remainders get the points that rounding down left over.
-    for place in np.argsort(points - exact, kind="stable"):
-        if points.sum() == count:
-            break
-        points[place] += points[place] < most[place]
-    return points
+    points, minimum = share_out(count)
+    needed = None
+    if spec.target_error is not None:
+        needed = count_needed(
+            lambda count: standard_error(share_out(count)[0], expected, areas),
+            spec.target_error,
+            least=count,
+            most=int(areas.pixels.sum()),
+        )
+    return SamplePlan(
+        class_map=opened,
+        spec=spec,
+        areas=areas,
+        points=points,
+        minimum=minimum,
+        expected=expected,
+        needed=needed,
+    )
 
 
 def write_sample(plan: SamplePlan, out: str | Path, *, overwrite: bool = False) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 
 import geopandas
@@ -21,12 +23,12 @@ from stcln_geo.report.design import (
     SampleSpec,
     _draw,
     _find,
-    allocate,
     design_path,
     plan_sample,
     read_design,
     write_sample,
 )
+from stcln_geo.report.sizing import allocate
 
 NAMES = ["Wheat", "Maize", "Grass"]
 TRANSFORM = Affine(10, 0, 500_000, 0, -10, 5_600_000)
@@ -73,6 +75,33 @@ def test_size_of_the_published_example(tmp_path):
     assert best.expected_error <= min(plan.expected_error, 0.01 + 1e-9)
     weights = np.array(list(shares.values())) * np.sqrt([0.21, 0.24, 0.09, 0.0475])
     np.testing.assert_allclose(best.points, 641 * weights / weights.sum(), atol=1)
+
+
+@pytest.mark.parametrize("allocation", ["proportional", "equal", "neyman"])
+def test_a_target_that_an_allocation_misses_is_told_with_the_count_it_takes(tmp_path, allocation):
+    """The oracle writes out equation 5 of Olofsson et al.; the size assumes Neyman's rule."""
+    path, target = tmp_path / "map.tif", 0.02
+    pixels = np.array([90_000, 6_000, 4_000])
+    write_map(path, np.repeat(np.arange(3), pixels).reshape(250, 400).astype(np.uint8))
+    expected = {NAMES[0]: 0.95, NAMES[1]: 0.6, NAMES[2]: 0.7}
+    wished = {"allocation": allocation, "minimum": 0, "expected": expected}
+
+    def error(count):
+        points = plan_sample(path, SampleSpec(count=count, **wished)).points
+        right = np.array(list(expected.values()))
+        variance = (pixels / pixels.sum()) ** 2 * right * (1 - right) / points
+        return math.sqrt((variance * (1 - points / pixels)).sum())
+
+    plan = plan_sample(path, SampleSpec(target_error=target, **wished))
+    assert plan.expected_error == pytest.approx(error(int(plan.points.sum())))
+    told = re.findall(r"misses the target error of 0.02.* --count (\d+)", "\n".join(plan.lines()))
+    if allocation == "neyman":
+        assert plan.expected_error == pytest.approx(target, rel=0.01)
+        assert not told
+        return
+    assert plan.expected_error > 1.02 * target
+    needed = int(told[0])
+    assert error(needed) <= target < error(needed - 3)
 
 
 @pytest.mark.parametrize(
