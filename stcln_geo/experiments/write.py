@@ -206,9 +206,7 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
         *(f"- {note}" for note in dict.fromkeys(score.note for score in scores)),
         "- strict reading: every labelled test pixel that was seen counts; macro figures are means "
         "over classes",
-        "- intervals: 95 %, Student's t over seeds, of these data"
-        + (" and of this pre-training" if steps.pretrain and settings.pretrain_seeds == 1 else "")
-        + ". They do not tell how figures would differ in other regions",
+        say_intervals(settings.run_seeds, settings.pretrain_seeds if steps.pretrain else None),
         f"- stcln-geo {__version__}, {environment.get('device')}, {environment.get('precision')}, "
         f"Python {environment.get('python')}, "
         + ", ".join(f"{name} {value}" for name, value in environment["packages"].items() if value),
@@ -223,6 +221,30 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
         )
         lines.append(f"- test pixels that were not seen and do not count, at most: {told}")
     return lines
+
+
+def say_intervals(seeds: Sequence[int], pretrainings: int | None) -> str:
+    """Say what the intervals hold for.
+
+    Parameters
+    ----------
+    pretrainings
+        Pre-trainings that the runs take in turn; None where there is none.
+    """
+    of_what, shared = "of these data", ""
+    if pretrainings == 1:
+        of_what += " and of this pre-training"
+    elif pretrainings is not None and pretrainings < len(seeds):
+        shared = (
+            f". The {len(seeds)} runs of a pre-trained arm share {pretrainings} pre-trainings, so "
+            "that they are not independent: intervals of such arms, and of differences with them, "
+            "are likely too narrow. Give as many --pretrain-seeds as --seeds for intervals that "
+            "hold for pre-training too"
+        )
+    return (
+        f"- intervals: 95 %, Student's t over seeds, {of_what}. They do not tell how figures would "
+        f"differ in other regions{shared}"
+    )
 
 
 def _sources(design: Design) -> tuple[str, ...]:

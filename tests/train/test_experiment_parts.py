@@ -34,6 +34,7 @@ from stcln_geo.experiments.scores import (
 )
 from stcln_geo.experiments.statistics import estimate, estimate_difference
 from stcln_geo.experiments.table import ALL_DATA, make_table, scores_csv, table_csv, table_markdown
+from stcln_geo.experiments.write import say_intervals
 from stcln_geo.grid import Lattice
 from stcln_geo.report.published import published_metrics
 from stcln_geo.train.protocol import load_protocol
@@ -65,6 +66,21 @@ def test_a_difference_is_paired_by_seed():
     ends = test.confidence_interval(0.95)
     assert found.count == 3, "seeds that one lacks, or that have no figure, are left out"
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-12)
+
+
+def test_runs_that_share_a_pretraining_are_not_passed_off_as_independent():
+    """Five values of two clusters: Student's interval of the five holds the mean too seldom."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(2000):
+        of_pretraining = rng.normal(0, 1, 2)
+        found = estimate([of_pretraining[seed % 2] + rng.normal(0, 0.3) for seed in range(5)])
+        held += found.low <= 0 <= found.high
+    assert held / 2000 < 0.85
+    assert "2 pre-trainings, so that they are not independent" in say_intervals(range(5), 2)
+    assert "of these data and of this pre-training" in say_intervals(range(5), 1)
+    for independent in (5, None):
+        assert "independent" not in say_intervals(range(5), independent)
 
 
 @pytest.mark.parametrize("values", [[], [None, float("nan")], [0.3]], ids=["none", "nan", "one"])
