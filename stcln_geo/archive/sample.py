@@ -19,6 +19,7 @@ from ..cube.store import writing
 from ..errors import InputError, MissingFileError
 from ..grid import Window
 from ..region import LONLAT, Region, is_geoparquet
+from .ground import EQUAL_AREA, pixel_areas
 from .sites import check_size, place_site
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _TRIES = 20
 _FEWEST = 200
 _SIDE = 2048
 """Side (pixels) of the squares in which a raster is read."""
-
-_EQUAL_AREA = "EPSG:6933"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +285,8 @@ def _raster_strata(
 def _classes(path: Path, region: Region | None) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
     """Yield a raster's squares: place, codes, and weight of each pixel (0 where it has no class).
 
-    In degrees a pixel's weight is the cosine of its latitude: its area.
+    A pixel's weight is its area on the ground: in degrees the cosine of its latitude, in a
+    projected CRS what an equal-area projection says of the cell of some pixels around it.
     """
     import rasterio
     from rasterio.features import geometry_mask
@@ -311,6 +311,8 @@ def _classes(path: Path, region: Region | None) -> Iterator[tuple[Window, np.nda
                 if raster.crs.is_geographic:
                     _, lat = corner * (np.zeros(len(codes)), np.arange(len(codes)) + 0.5)
                     weights *= np.maximum(np.cos(np.radians(lat)), 0)[:, None]
+                else:
+                    weights *= pixel_areas(raster.crs.to_wkt(), corner, codes.shape)
                 yield place, codes, weights
 
 
@@ -353,16 +355,16 @@ def _polygon_strata(
             f"Cannot place the polygons of {path}: the file names no CRS. Assign it, for example "
             f"with 'ogr2ogr -a_srs EPSG:4326 fixed.gpkg {path.name}'."
         )
-    shapes = table.to_crs(_EQUAL_AREA).geometry.make_valid()
+    shapes = table.to_crs(EQUAL_AREA).geometry.make_valid()
     if region is not None:
-        shapes = shapes.intersection(region.to_crs(_EQUAL_AREA))
+        shapes = shapes.intersection(region.to_crs(EQUAL_AREA))
     names = table[column].astype(str) if column is not None else shapes.map(lambda _: "all")
     parts = geopandas.GeoDataFrame({"stratum": names}, geometry=shapes).explode(index_parts=False)
     parts = parts[(parts.geometry.geom_type == "Polygon") & (parts.area > 0)]
     areas = {str(name): float(group.area.sum()) for name, group in parts.groupby("stratum")}
 
     def draw(numbers: Mapping[str, int]) -> dict[str, _Candidates]:
-        change = Transformer.from_crs(_EQUAL_AREA, LONLAT, always_xy=True)
+        change = Transformer.from_crs(EQUAL_AREA, LONLAT, always_xy=True)
         result = {}
         for name in sorted(numbers):
             polygons = parts.geometry[parts["stratum"] == name]

@@ -10,9 +10,11 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+from pyproj import Geod, Transformer
 from rasterio.transform import from_origin
 from shapely.geometry import box
 
+from stcln_geo.archive.ground import pixel_areas
 from stcln_geo.archive.sample import allocate, sample_sites
 from stcln_geo.archive.sites import place_site, read_sites
 from stcln_geo.errors import InputError, MissingFileError
@@ -91,6 +93,44 @@ def test_draws_are_uniform_by_area(tmp_path: Path):
     expected = np.sin(np.radians(29.5)) / np.sin(np.radians(80))
     assert (lat < 29.5).mean() == pytest.approx(expected, abs=0.07)
     assert abs((lat < 40).mean() - 0.5) > 0.1
+
+
+def test_draws_are_uniform_by_area_on_a_grid_of_mercator_too(tmp_path: Path):
+    # Half the area between the equator and 66.5 N lies south of 27.3 N; of the grid, a third does.
+    side = 10_000.0
+    with rasterio.open(
+        tmp_path / "n.tif", "w", driver="GTiff", width=41, height=1000, count=1, dtype="uint8",
+        crs="EPSG:3857", transform=from_origin(0, 1000 * side, side, side),
+    ) as file:  # fmt: skip
+        file.write(np.ones((1000, 41), "uint8"), 1)
+    sample_sites(tmp_path / "n.tif", tmp_path / "n.gpkg", count=600, size=16)
+    lat = geopandas.read_file(tmp_path / "n.gpkg").geometry.y
+    assert lat.max() < 66.6
+    for south in (15.0, 27.3, 45.0):
+        expected = np.sin(np.radians(south)) / np.sin(np.radians(66.5))
+        assert (lat < south).mean() == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("crs", "west", "north", "side"),
+    [
+        ("EPSG:3857", 1_000_000.0, 8_000_000.0, 1000.0),
+        ("EPSG:32631", 400_000.0, 5_000_000.0, 500.0),
+        ("EPSG:32760", 680_000.0, 4_000_000.0, 500.0),
+        ("EPSG:3035", 4_000_000.0, 3_000_000.0, 300.0),
+    ],
+    ids=["Mercator", "UTM", "over the antimeridian", "equal area"],
+)
+def test_areas_on_the_ground_are_those_of_geodesics(crs, west, north, side):
+    shape = (70, 97)
+    areas = pixel_areas(crs, from_origin(west, north, side, side), shape)
+    assert areas.shape == shape
+    change = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    for row, col in ((0, 0), (33, 40), (69, 96)):
+        x = west + side * (col + np.array([0, 1, 1, 0]))
+        y = north - side * (row + np.array([0, 0, 1, 1]))
+        oracle = abs(Geod(ellps="WGS84").polygon_area_perimeter(*change.transform(x, y))[0])
+        assert areas[row, col] == pytest.approx(oracle, rel=0.01)
 
 
 @pytest.fixture
