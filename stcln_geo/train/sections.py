@@ -30,6 +30,8 @@ __all__ = [
 ChooseBy = Literal["macro_miou", "macro_f1", "overall_accuracy"]
 Freeze = Literal["none", "convolutions", "encoder"]
 
+_DECAY = 0.01
+
 
 class Section(BaseModel):
     """Options that refuse what they do not know."""
@@ -146,7 +148,8 @@ class OptimiserSection(Section):
     """Highest learning rate; by default 1e-3 (tiny), 3e-4 (base), 1e-4 (large)."""
     encoder_factor: float = Field(default=1.0, ge=0)
     """The encoder's learning rate as a share of the others'; below 1 spares pre-trained weights."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=_DECAY, ge=0)
+    """Of ``adamw``; ``adam`` has none."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
@@ -155,6 +158,15 @@ class OptimiserSection(Section):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of a moving average of the weights, such as 0.999; 0 keeps none. With an average, it is
     what is judged, and what best.safetensors and last.safetensors hold."""
+
+    @model_validator(mode="after")
+    def _check_decay(self) -> Self:
+        if self.name == "adam" and self.weight_decay not in (0, _DECAY):
+            raise ValueError(
+                f"weight_decay={self.weight_decay} belongs to adamw, and name is adam, which has "
+                "none; set name to adamw, or leave weight_decay out"
+            )
+        return self
 
 
 class FinetuneOptimiserSection(OptimiserSection):

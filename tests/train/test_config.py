@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from stcln_geo.model.config import StclnConfig
 from stcln_geo.train.config import (
     FinetuneConfig,
     PretrainConfig,
+    TrainConfig,
     load_config,
     settle,
     to_toml,
@@ -113,6 +115,17 @@ def test_all_breaches_are_told_with_key_and_value() -> None:
     message = str(caught.value)
     for part in ("masking.mask_ratio", "1.5", "modell", "batch_size", "'many'"):
         assert part in message
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
+def test_a_decay_that_the_optimiser_does_not_have_is_refused(kind: type[TrainConfig]) -> None:
+    adam = {"optimiser.name": "adam"}
+    with pytest.raises(InputError, match=r"weight_decay=0\.1 belongs to adamw, and name is adam"):
+        load_config(kind, overrides={**adam, "optimiser.weight_decay": 0.1})
+    load_config(kind, overrides={"optimiser.weight_decay": 0.1})
+    # As the config.toml of a run has it.
+    written = tomllib.loads(to_toml(load_config(kind, overrides=adam)))
+    assert load_config(kind, base=written).optimiser.name == "adam"
 
 
 def test_options_of_the_other_kind_are_refused_and_its_defaults_are_not() -> None:
