@@ -18,13 +18,14 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from ..data.source import open_source
 from ..errors import StclnGeoError, TaskError
 from ..execution import ProgressHook, available_cores
 from ..model.checkpoint import find_checkpoint, read_metadata
 from ..train.evaluate import evaluate_run
 from ..train.finetune import finetune
 from ..train.pretrain import pretrain
-from ..train.run_directory import RunDirectory
+from ..train.run_directory import RunDirectory, fingerprints_of
 from .design import View
 from .settings import Settings
 from .steps import FinetuneStep, PretrainStep, Steps
@@ -127,6 +128,12 @@ def _is_judged(step: FinetuneStep, view: View) -> bool:
     rule = None if step.protocol is None else step.protocol.evaluation.model_dump(mode="json")
     if rule != found.get("judged_by"):
         return False
+    # A run goes on with its own season only as it was; that of others may have been split again.
+    season = step.season_of(view)
+    if season != step.season:
+        there = fingerprints_of(open_source(step.cube, season))
+        if there != found.get("judged_on"):
+            return False
     return bool(found.get("sha256") == read_metadata(find_checkpoint(step.out)).sha256)
 
 

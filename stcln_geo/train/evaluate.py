@@ -36,7 +36,13 @@ from .evaluation import Evaluation, EvaluationPlan, SplitName, write_evaluation
 from .finetune_task import count_confusion, make_lookup, observed_target
 from .plan import figures_hold_for
 from .protocol import EvaluationSection, Protocol
-from .run_directory import RunDirectory, fingerprint_labels, fingerprint_season, write_text
+from .run_directory import (
+    RunDirectory,
+    fingerprint_labels,
+    fingerprint_season,
+    fingerprints_of,
+    write_text,
+)
 
 __all__ = [
     "Evaluation",
@@ -132,6 +138,7 @@ def evaluate_run(
         protocol=plan.protocol,
         judged_by=plan.judged_by,
         published=_count_as_published(scores.confusion, plan),
+        judged_on=fingerprints_of(plan.source),
     )
     if evaluation.folder is not None:
         write_evaluation(evaluation, evaluation.folder, pictures=pictures)

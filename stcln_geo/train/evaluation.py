@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +119,8 @@ class Evaluation:
     """The same pixels, counted by a published rule."""
     dates: DateChoice | None = None
     """Which dates of a window were used; None for all."""
+    judged_on: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the season's pixels, and of its labels with their split."""
 
     @property
     def note(self) -> str:
@@ -196,6 +198,7 @@ class Evaluation:
             "split": self.split,
             "cube": str(self.cube),
             "season": self.season,
+            "judged_on": dict(self.judged_on),
             "dates": None if self.dates is None else self.dates.describe(self.season),
             "checkpoint": str(self.checkpoint),
             "sha256": self.sha256,

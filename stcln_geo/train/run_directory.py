@@ -47,6 +47,7 @@ __all__ = [
     "describe_environment",
     "fingerprint_labels",
     "fingerprint_season",
+    "fingerprints_of",
 ]
 
 Begun = Literal["new", "resume", "finished"]
@@ -356,6 +357,11 @@ def fingerprint_labels(season: Season | Stack | Source) -> str:
             for values in (source.fields.site, source.weight):
                 digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def fingerprints_of(source: Source) -> dict[str, str]:
+    """Return hashes of what a season is judged by: its pixels, and its labels with their split."""
+    return {"pixels": fingerprint_season(source), "labels": fingerprint_labels(source)}
 
 
 def _difference(old: str, new: str) -> str:

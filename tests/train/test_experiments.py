@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from stcln_geo.cli.main import invoke
+from stcln_geo.cube.contract import SPLITS
+from stcln_geo.cube.store import open_season
+from stcln_geo.data.split_labels import SplitSpec, split_labels
 from stcln_geo.experiments import Choices, Settings, plan_experiment, run_experiment
 from stcln_geo.experiments.statistics import estimate
 
@@ -208,6 +211,43 @@ def test_cross_year_tests_on_the_season_named(
         run("cross-year", cube, out, "--season", "2018-09-01", "--test-season", "2020-09-01") == 2
     )
     assert "2020-09-01" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_season_that_was_split_again_is_judged_again(
+    new_cube: Callable[..., Path], tmp_path: Path
+):
+    """The other season's split is no part of a run: its figures must follow it all the same."""
+    cube = new_cube("years")
+    new_cube("years", season="2019-09-01", seed=4)
+    out = tmp_path / "out"
+    years = ["--season", "2018-09-01", "--test-season", "2019-09-01"]
+    assert run("cross-year", cube, out, *years) == 0
+
+    def judged(season: str) -> set[int]:
+        return {int(one["pixels"]) + int(one["unseen_pixels"])
+                for one in read(out / "scores.csv") if one["season"] == season}  # fmt: skip
+
+    def tested(season: str) -> int:
+        fields = open_season(cube, season).fields
+        assert fields is not None
+        return int(fields.pixels[fields.split == SPLITS["test"]].sum())
+
+    own, before = tested("2018-09-01"), tested("2019-09-01")
+    assert (judged("2018-09-01"), judged("2019-09-01")) == ({own}, {before})
+    seeds = (seed for seed in range(1, 20))
+    while tested("2019-09-01") == before:
+        split_labels(cube, SplitSpec(seed=next(seeds), test=0.5), season="2019-09-01")
+    files = trained(out)
+    assert run("cross-year", cube, out, *years) == 0
+    assert (judged("2018-09-01"), judged("2019-09-01")) == ({own}, {tested("2019-09-01")})
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert weights
+    assert all(file.stat().st_mtime_ns == files[file] for file in weights), "not trained again"
+
+    files = trained(out)
+    assert run("cross-year", cube, out, *years) == 0
+    assert trained(out) == files, "nothing is judged again where nothing changed"
 
 
 @pytest.mark.slow
