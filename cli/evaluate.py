@@ -284,6 +284,7 @@ def _score_map(
 ) -> None:
     from ..cube.store import write_json
     from ..report.accuracy import evaluate_map, write_accuracy
+    from ..report.beside import ACCURACY_FOLDER
 
     accuracy = evaluate_map(class_map, reference, column=column, legend=legend, spec=spec)
     for line in accuracy.lines():
@@ -292,7 +293,8 @@ def _score_map(
         say("Nothing was written (--dry-run).")
         return
     beside = class_map if class_map.is_dir() else class_map.with_suffix("")
-    folder = out or (beside / "accuracy" if class_map.is_dir() else Path(f"{beside}-accuracy"))
+    named = Path(f"{beside}-{ACCURACY_FOLDER}")
+    folder = out or (beside / ACCURACY_FOLDER if class_map.is_dir() else named)
     say(f"Report: {write_accuracy(accuracy, folder)}")
     if json_file is not None:
         write_json(json_file, accuracy.to_json())

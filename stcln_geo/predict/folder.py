@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cube.store import write_json, writing
 from ..errors import OutputError
+from ..report.beside import remove_accuracy
 from ..storage import Location
 from .assemble import EMBEDDING_STORE
 from .outputs import OPTIONAL, layers_for
@@ -135,6 +136,7 @@ def _remove_run(out: Path) -> None:
         for pattern in _SHARD_FILES:
             for path in (out / "shards").glob(pattern):
                 path.unlink()
+        remove_accuracy(out)
 
 
 def remove_leftovers(out: Path) -> None:

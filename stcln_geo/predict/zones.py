@@ -24,6 +24,8 @@ from ..errors import InputError, OutputError, TaskError
 from ..execution import Execution, ProgressHook
 from ..grid import utm_zone_bounds, utm_zones
 from ..region import Region, footprint
+from ..report.beside import remove_accuracy
+from .folder import read_json
 from .outputs import layers_for
 from .plan import PredictionPlan
 from .planning import crs_name, plan_prediction
@@ -225,6 +227,12 @@ def run_zone_maps(
             f"Cannot predict several zones into {out}: the folder holds the map of one cube, and "
             "it would be taken for the whole. Choose another --out."
         )
+    replaced = [read_json(out / zone / PLAN_FILE) for zone in plan.plans]
+    if overwrite and any(
+        before is not None and before.get("run") != one.run_hash
+        for before, one in zip(replaced, plan.plans.values(), strict=True)
+    ):
+        remove_accuracy(out)
     zones, failures = {}, []
     for zone, one in plan.plans.items():
         try:

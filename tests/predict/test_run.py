@@ -13,6 +13,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -30,6 +31,7 @@ from stcln_geo.predict import Prediction, PredictSpec, plan_prediction, predict_
 from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
 from stcln_geo.predict import windows as windows_module
+from stcln_geo.report.accuracy import evaluate_map, write_accuracy
 from stcln_geo.storage import list_files, location, write_file
 
 PRODUCT = {
@@ -382,6 +384,33 @@ def test_runs_are_never_mixed(world: Any, tmp_path: Path) -> None:
     fresh = predict_region(world.cube, other, tmp_path / "fresh", region=small, spec=spec)
     assert np.array_equal(layers(second), layers(fresh))
     assert {path.name for path in out.iterdir()} == {*PRODUCT, "notes.txt"}
+
+
+def test_the_accuracy_of_a_map_does_not_outlive_it(world: Any, tmp_path: Path) -> None:
+    other = world.save(tmp_path / "other.safetensors", world.make_network(4, seed=5))
+    out = tmp_path / "out"
+    small = shapely.box(500_300, 5_600_000, 500_420, 5_600_100)
+    points = tmp_path / "points.gpkg"
+    geopandas.GeoDataFrame(
+        {"crop": ["Wheat", "Oat"]},
+        geometry=geopandas.points_from_xy([500_345, 500_365], [5_600_045, 5_600_055]),
+        crs="EPSG:32631",
+    ).to_file(points)
+    predict_region(world.cube, world.checkpoint, out, region=small, spec=PredictSpec(**CPU))
+    write_accuracy(evaluate_map(out, points, column="crop"), out / "accuracy")
+    (out / "accuracy" / "notes.txt").write_text("mine")
+
+    predict_region(world.cube, world.checkpoint, out, region=small, spec=PredictSpec(**CPU))
+    assert (out / "accuracy" / "report.html").is_file(), "the map is the same"
+    predict_region(world.cube, other, out, region=small, spec=PredictSpec(**CPU), overwrite=True)
+    assert [path.name for path in (out / "accuracy").iterdir()] == ["notes.txt"]
+
+    write_accuracy(evaluate_map(out, points, column="crop"), out / "accuracy")
+    (out / "accuracy" / "notes.txt").unlink()
+    predict_region(
+        world.cube, world.checkpoint, out, region=small, spec=PredictSpec(**CPU), overwrite=True
+    )
+    assert not (out / "accuracy").exists()
 
 
 def test_a_folder_with_a_foreign_map_is_left_alone(world: Any, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from stcln_geo.predict import run as run_module
 from stcln_geo.predict.qa import QA_LEGEND
 from stcln_geo.predict.zones import find_zone_cubes, plan_zone_maps, run_zone_maps
 from stcln_geo.region import Region
+from stcln_geo.report.beside import ACCURACY_FILES
 
 from ..gdal_python import gdal_names
 
@@ -403,6 +404,27 @@ def test_what_does_not_fit_together_is_refused(
     (tmp_path / "map" / "classes.tif").write_bytes(b"of one cube")
     with pytest.raises(OutputError, match=r"holds the map of one cube.*another --out"):
         run_zone_maps(plan, tmp_path / "map")
+
+
+def test_the_accuracy_of_a_mosaic_does_not_outlive_it(
+    world: Any, cubes: dict[str, Season], tmp_path: Path
+) -> None:
+    out = tmp_path / "map"
+    part = Region.from_bbox((5.998, 50.498, 6.002, 50.5))
+    other = world.save(tmp_path / "other.safetensors", world.make_network(4, seed=5))
+
+    def predict(checkpoint: Path, **options: Any) -> None:
+        plan = plan_zone_maps(list(cubes.values()), read_metadata(checkpoint), SPEC, region=part)
+        run_zone_maps(plan, out, **options)
+
+    predict(world.checkpoint)
+    (out / "accuracy").mkdir()
+    for name in ACCURACY_FILES:
+        (out / "accuracy" / name).write_text("of this map")
+    predict(world.checkpoint)
+    assert (out / "accuracy" / "accuracy.json").is_file(), "the map is the same"
+    predict(other, overwrite=True)
+    assert not (out / "accuracy").exists()
 
 
 def test_what_takes_one_map_says_so(world: Any, cubes: dict[str, Season], product: Path) -> None:

@@ -22,6 +22,7 @@ from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map
 from stcln_geo.report.accuracy import AccuracySpec, write_accuracy
 from stcln_geo.report.area import estimate_accuracy
+from stcln_geo.report.beside import ACCURACY_FILES
 from stcln_geo.report.reference import match_classes, read_units
 
 LEGEND = Legend.from_rows(
@@ -402,7 +403,7 @@ def test_report_and_figures(product, sample, tmp_path):
     assert page.count("data:image/png") == 3
     assert f"{100 * found.estimates.overall_accuracy.value:.1f}" in page
     names = {file.name for file in (tmp_path / "report").iterdir()}
-    assert {"report.html", "accuracy.json", "confusion.csv", "confusion.png"} <= names
+    assert names == set(ACCURACY_FILES)
     assert not [name for name in names if name.startswith(".")]
     told = json.loads((tmp_path / "report" / "accuracy.json").read_text())
     assert told["overall_accuracy"]["value"] == found.estimates.overall_accuracy.value
