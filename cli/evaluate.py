@@ -326,7 +326,8 @@ def _score_run(
 ) -> None:
     import json
 
-    from ..train.evaluate import Evaluation, evaluate_run, evaluate_seeds, plan_evaluation, runs_of
+    from ..train.evaluate import Evaluation, evaluate_run, plan_evaluation
+    from ..train.over_seeds import evaluate_seeds, runs_of
     from ..train.protocol import load_protocol
     from ..train.run_directory import write_text
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +38,7 @@ from .run_directory import (
     fingerprint_labels,
     fingerprint_season,
     fingerprints_of,
-    write_text,
+    is_finished,
 )
 
 __all__ = [
@@ -49,9 +46,7 @@ __all__ = [
     "EvaluationPlan",
     "SplitName",
     "evaluate_run",
-    "evaluate_seeds",
     "plan_evaluation",
-    "runs_of",
 ]
 
 _DEFAULT_CHIP = 32
@@ -139,6 +134,7 @@ def evaluate_run(
         judged_by=plan.judged_by,
         published=_count_as_published(scores.confusion, plan),
         judged_on=fingerprints_of(plan.source),
+        finished=is_finished(plan.info.path.parent.parent),
     )
     if evaluation.folder is not None:
         write_evaluation(evaluation, evaluation.folder, pictures=pictures)
@@ -216,77 +212,6 @@ def _count_as_published(confusion: np.ndarray, plan: EvaluationPlan) -> Publishe
     values = [entry.value for entry in plan.classes.legend.classes]
     placed = published_confusion(confusion, values, rule=plan.metric)
     return published_metrics(placed, rule=plan.metric)
-
-
-def runs_of(path: str | Path) -> list[Path]:
-    """Return the runs of a folder of seeds, in order of the seeds; else the path itself."""
-    folder = Path(path)
-    seeds = [child for child in folder.glob("seed-*") if (child / "run.json").is_file()]
-    return sorted(seeds, key=lambda run: int(run.name.partition("-")[2])) or [folder]
-
-
-def evaluate_seeds(
-    path: str | Path,
-    cube: str | Path,
-    *,
-    season: str | None = None,
-    split: SplitName = "test",
-    device: Device = "auto",
-    workers: int = 2,
-    progress: ProgressHook | None = None,
-    on_result: Callable[[Evaluation], None] | None = None,
-    protocol: Protocol | None = None,
-) -> dict[str, Any]:
-    """Evaluate each run of a folder of seeds; return the mean and deviation of each figure.
-
-    Writes ``evaluation-<split>.json`` into the folder, with a protocol
-    ``evaluation-<split>-<protocol>.json``, whose figures by a published rule are apart, under
-    ``published``.
-    """
-    folder = Path(path)
-    evaluations = []
-    for run in runs_of(folder):
-        evaluation = evaluate_run(
-            run,
-            cube,
-            season=season,
-            split=split,
-            device=device,
-            workers=workers,
-            progress=progress,
-            protocol=protocol,
-        )
-        evaluations.append(evaluation)
-        if on_result is not None:
-            on_result(evaluation)
-    figures = [evaluation.figures() for evaluation in evaluations]
-    told: dict[str, Any] = {"split": split, "runs": [], "note": evaluations[0].note}
-    told |= _over_runs(figures)
-    published = [one.published for one in evaluations if one.published is not None]
-    if protocol is not None:
-        told["protocol"] = protocol.name
-    if published:
-        summaries = [one.summary() for one in published]
-        told["published"] = {"rule": published[0].rule, **_over_runs(summaries)}
-    told["runs"] = [
-        {"checkpoint": str(evaluation.checkpoint), **figure}
-        for evaluation, figure in zip(evaluations, figures, strict=True)
-    ]
-    name = f"evaluation-{split}{_suffix(None if protocol is None else protocol.name)}.json"
-    write_text(folder / name, json.dumps(told, indent=1) + "\n")
-    return told
-
-
-def _over_runs(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Return the mean of each figure over runs, and its deviation (n - 1)."""
-    told = {}
-    for name in figures[0]:
-        known = [value for figure in figures if (value := figure[name]) is not None]
-        told[name] = {
-            "mean": float(np.mean(known)) if known else None,
-            "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        }
-    return told
 
 
 def _suffix(protocol: str | None) -> str:

@@ -121,15 +121,21 @@ class Evaluation:
     """Which dates of a window were used; None for all."""
     judged_on: Mapping[str, str] = field(default_factory=dict)
     """Hashes of the season's pixels, and of its labels with their split."""
+    finished: bool = True
+    """False where the checkpoint is of a run that is still to go on."""
 
     @property
     def note(self) -> str:
         """Say what the figures hold for."""
-        if self.same_cube:
-            return self.hold_for
-        return (
-            "The checkpoint was not trained on this cube and season: the figures are of transfer."
-        )
+        said = self.hold_for
+        if not self.same_cube:
+            said = (
+                "The checkpoint was not trained on this cube and season: the figures are of "
+                "transfer."
+            )
+        if not self.finished:
+            said += " The run is not finished: these are its best weights so far."
+        return said
 
     def figures(self) -> dict[str, float | None]:
         """Return the figures over all classes; None where there is none."""

@@ -48,6 +48,7 @@ __all__ = [
     "fingerprint_labels",
     "fingerprint_season",
     "fingerprints_of",
+    "is_finished",
 ]
 
 Begun = Literal["new", "resume", "finished"]
@@ -335,6 +336,12 @@ def describe_cube(source: Source, *, labels: bool) -> dict[str, Any]:
     if labels:
         described["labels"] = fingerprint_labels(source)
     return described
+
+
+def is_finished(path: Path) -> bool:
+    """Return False where a folder is that of a run that is still to go on."""
+    run = RunDirectory(path)
+    return not (path / "run.json").is_file() or run.status == "finished"
 
 
 def fingerprint_season(season: Season | Stack | Source) -> str:

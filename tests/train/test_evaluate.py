@@ -22,13 +22,9 @@ from stcln_geo.legend import Legend
 from stcln_geo.model.checkpoint import load_model
 from stcln_geo.report.metrics import confusion_matrix
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
-from stcln_geo.train.evaluate import (
-    evaluate_run,
-    evaluate_seeds,
-    plan_evaluation,
-    runs_of,
-)
+from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
 from stcln_geo.train.finetune import finetune
+from stcln_geo.train.over_seeds import evaluate_seeds, runs_of
 from stcln_geo.train.pretrain import pretrain
 from stcln_geo.train.seeds import finetune_seeds
 
@@ -219,3 +215,45 @@ def test_seeds_are_summed_up(small_cube: Path, tmp_path: Path) -> None:
     assert told["expected_calibration_error"]["mean"] == pytest.approx(np.mean(errors))
     assert told["macro_miou"]["deviation"] == pytest.approx(np.std(values, ddof=1))
     assert json.loads((tmp_path / "evaluation-test.json").read_text()) == told
+
+
+def test_figures_of_seeds_on_another_cube_stand_beside_those_on_their_own(
+    small_cube: Path, new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    finetune_seeds(
+        small_cube, out, load_config(FinetuneConfig, overrides={**SMALL, "steps": 2}), seeds=2
+    )
+    own = evaluate_seeds(out, small_cube)
+    there = evaluate_seeds(out, new_cube("elsewhere", seed=4))
+    files = {file.name: json.loads(file.read_text()) for file in out.glob("evaluation-*.json")}
+    assert files == {
+        "evaluation-test.json": own,
+        "evaluation-test-elsewhere-2018-09-01.json": there,
+    }
+    assert "transfer" in there["note"]
+    assert "transfer" not in own["note"]
+
+
+def test_a_run_that_was_stopped_is_in_no_mean(small_cube: Path, tmp_path: Path) -> None:
+    """As after a kill: its weights are those of a few steps."""
+    finetune_seeds(
+        small_cube, tmp_path, load_config(FinetuneConfig, overrides={**SMALL, "steps": 2}), seeds=3
+    )
+    whole = evaluate_seeds(tmp_path, small_cube)
+    stopped = tmp_path / "seed-1" / "run.json"
+    stopped.write_text(json.dumps({**json.loads(stopped.read_text()), "status": "running"}))
+    told = evaluate_seeds(tmp_path, small_cube)
+    assert told["runs"] == [whole["runs"][0], whole["runs"][2]]
+    values = [run["macro_miou"] for run in told["runs"]]
+    assert told["macro_miou"]["mean"] == pytest.approx(np.mean(values))
+    assert told["note"].endswith("Left out, as they are not finished: seed-1.")
+    alone = evaluate_run(tmp_path / "seed-1", small_cube)
+    assert "The run is not finished" in alone.lines()[-1]
+    assert "not finished" not in evaluate_run(tmp_path / "seed-0", small_cube).note
+
+    for seed in (0, 2):
+        file = tmp_path / f"seed-{seed}" / "run.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "status": "failed"}))
+    with pytest.raises(InputError, match="none of its 3 runs is finished"):
+        evaluate_seeds(tmp_path, small_cube)
