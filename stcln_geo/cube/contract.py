@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BANDS",
+    "FEWEST_CLEAR",
     "FILL",
     "NO_DAY",
     "OVERVIEW_STEP",
@@ -51,6 +52,9 @@ SCALE = 1e-4
 
 FILL = -32768
 """Digital number of a pixel without a measurement."""
+
+FEWEST_CLEAR = 3
+"""Clear dates that a pixel of a map needs for a class, unless a user asks for others."""
 
 NO_DAY = -128
 """Value of ``day_offset`` where nothing clear was observed."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from ..cube.contract import FEWEST_CLEAR
 from ..errors import InputError
 from ..model.device import Device, Precision
 from .outputs import OPTIONAL
@@ -76,7 +77,7 @@ class PredictSpec:
 
     window: int | None = None
     halo: int | None = None
-    min_clear: int = 3
+    min_clear: int = FEWEST_CLEAR
     blend: bool = False
     smooth: SmoothingMethod | None = None
     smooth_window: int | None = None

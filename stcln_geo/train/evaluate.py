@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..cube.contract import SPLITS
+from ..cube.contract import FEWEST_CLEAR, SPLITS
 from ..cube.season import FieldTable
 from ..data.batch import IGNORE_INDEX
 from ..data.chips import ChipDataset, plan_windows
@@ -114,6 +114,7 @@ def evaluate_run(
         names=plan.classes.legend.names,
         fields=plan.fields,
         unseen_pixels=scores.unseen,
+        sparse_pixels=scores.sparse,
         calibration=scores.calibration,
         uncalibrated=scores.uncalibrated,
         temperature=plan.info.temperature,
@@ -228,6 +229,8 @@ class _Scores:
     uncalibrated: Calibration
     unseen: int = 0
     """Labelled pixels without any clear date."""
+    sparse: int = 0
+    """Pixels that count, and have fewer clear dates than a map asks for."""
 
 
 def _score(
@@ -250,6 +253,8 @@ def _score(
             scores.unseen += int(((batch.target != IGNORE_INDEX) & (target == IGNORE_INDEX)).sum())
             moved, target = batch.to(device), target.to(device)
             days = positions_for(network.config, moved.days)
+            few = moved.valid.sum(dim=1) < FEWEST_CLEAR
+            scores.sparse += int((few & (target != IGNORE_INDEX)).sum())
             logits = network(moved.images(), days, moved.valid).float()
             scores.confusion += count_confusion(logits, target).cpu().numpy()
             counted = target != IGNORE_INDEX

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..cube.contract import FEWEST_CLEAR
 from ..data.chips import ChipDataset
 from ..data.dates import DateChoice
 from ..data.source import Source
@@ -90,6 +91,9 @@ class Evaluation:
     """(K,) int64: fields of each class in the split."""
     unseen_pixels: int
     """Labelled pixels without any clear date: no prediction, not counted in the figures."""
+    sparse_pixels: int
+    """Pixels that are counted, and that a map leaves without a class unless it is told otherwise:
+    they have fewer than three clear dates."""
     split: SplitName
     cube: Location
     season: str
@@ -164,6 +168,12 @@ class Evaluation:
             lines.append(f"{str(record['name'])[:23]:<24}{row}{int(count):>8}")
         if self.unseen_pixels:
             lines.append(f"{self.unseen_pixels} pixels have no clear date and are not counted.")
+        if self.sparse_pixels:
+            lines.append(
+                f"{self.sparse_pixels} of {self.metrics.pixels} pixels have fewer than "
+                f"{FEWEST_CLEAR} clear dates: they are counted here, and `predict` gives them no "
+                "class unless --min-clear says so."
+            )
         if self.published is not None:
             told = ", ".join(
                 f"{name} {show(value)}" for name, value in self.published.summary().items()
@@ -195,6 +205,7 @@ class Evaluation:
             **self.metrics.summary(),
             "pixels": self.metrics.pixels,
             "unseen_pixels": self.unseen_pixels,
+            "sparse_pixels": self.sparse_pixels,
             "fields": int(self.fields.sum()),
             "per_class": [
                 {**record, "support_fields": int(count)}

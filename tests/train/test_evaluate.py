@@ -20,6 +20,7 @@ from stcln_geo.errors import CheckpointError, InputError, LabelError
 from stcln_geo.grid import Lattice
 from stcln_geo.legend import Legend
 from stcln_geo.model.checkpoint import load_model
+from stcln_geo.predict import PredictSpec
 from stcln_geo.report.metrics import confusion_matrix
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
@@ -155,6 +156,31 @@ def test_pixels_without_a_clear_date_are_told_apart(
 
     assert evaluation.unseen_pixels >= hidden.sum()
     assert any("no clear date" in line for line in evaluation.lines())
+
+
+def test_pixels_that_a_map_leaves_blank_are_told_of(
+    new_cube: Callable[..., Path], run: Path
+) -> None:
+    """The oracle counts clear dates in the cube; a map asks for three of them by default."""
+    cube = new_cube(seed=0)
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    tested = season.fields.number[season.fields.split == SPLITS["test"]]
+    valid = season.valid[:]
+    half = np.cumsum(valid, axis=0) <= np.where(np.arange(valid.shape[2]) % 2, 2, 99)
+    season.valid[:] = valid & half
+    clear = season.valid[:].sum(axis=0)
+    judged = np.isin(season.parcels[:], tested) & (clear > 0)
+    few = judged & (clear < PredictSpec().min_clear)
+    assert 0 < few.sum() < judged.sum()
+
+    evaluation = evaluate_run(run, cube)
+
+    assert (evaluation.metrics.pixels, evaluation.sparse_pixels) == (judged.sum(), few.sum())
+    assert f"{few.sum()} of {judged.sum()} pixels have fewer than 3" in "\n".join(
+        evaluation.lines()
+    )
+    assert json.loads(json.dumps(evaluation.to_json()))["sparse_pixels"] == few.sum()
 
 
 def test_another_cube_is_transfer(new_cube: Callable[..., Path], run: Path) -> None:
