@@ -123,7 +123,7 @@ class Evaluation:
     """The same pixels, counted by a published rule."""
     dates: DateChoice | None = None
     """Which dates of a window were used; None for all."""
-    judged_on: Mapping[str, str] = field(default_factory=dict)
+    judged_on: Mapping[str, str | None] = field(default_factory=dict)
     """Hashes of the season's pixels, and of its labels with their split."""
     finished: bool = True
     """False where the checkpoint is of a run that is still to go on."""

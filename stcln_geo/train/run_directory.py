@@ -366,9 +366,10 @@ def fingerprint_labels(season: Season | Stack | Source) -> str:
     return digest.hexdigest()
 
 
-def fingerprints_of(source: Source) -> dict[str, str]:
+def fingerprints_of(source: Source) -> dict[str, str | None]:
     """Return hashes of what a season is judged by: its pixels, and its labels with their split."""
-    return {"pixels": fingerprint_season(source), "labels": fingerprint_labels(source)}
+    labels = fingerprint_labels(source)
+    return {"pixels": fingerprint_season(source), "built": source.built, "labels": labels}
 
 
 def _difference(old: str, new: str) -> str:
