@@ -13,8 +13,8 @@ from ._common import given_options, progress_bar, say
 _DEFAULT = "score"
 _OF_RUNS = ("split", "season", "protocol", "device", "workers")
 _OF_MAPS = (
-    "reference", "column", "layer", "legend", "match", "rename", "neighbourhood", "inner_buffer",
-    "strata", "strata_column", "design", "confidence_level", "out",
+    "reference", "column", "layer", "legend", "match", "rename", "other", "neighbourhood",
+    "inner_buffer", "strata", "strata_column", "design", "confidence_level", "out",
 )  # fmt: skip
 
 
@@ -106,6 +106,14 @@ def score(
         list[str] | None,
         typer.Option(metavar="VALUE=CLASS", help="Map: read a value as a class. Repeatable."),
     ] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VALUE",
+            help="Map: value of land that is none of the map's classes; the map is wrong there. "
+            "Repeatable.",
+        ),
+    ] = None,
     neighbourhood: Annotated[
         str, typer.Option(help="Map: at points, the pixel or the majority of 3x3.")
     ] = "pixel",
@@ -180,6 +188,7 @@ def score(
         layer=layer,
         match=match,  # type: ignore[arg-type]  # checked where it is used
         rename=_pairs(rename, "--rename"),
+        other=tuple(other or ()),
         neighbourhood=neighbourhood,  # type: ignore[arg-type]
         inner_buffer=inner_buffer,
         strata=strata,  # type: ignore[arg-type]

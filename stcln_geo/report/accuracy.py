@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap, open_class_map
 from .area import AreaAccuracy, Estimate, estimate_accuracy, normal_quantile
-from .caveats import notes_of_sample
+from .caveats import notes_of_sample, with_none_of_these
 from .design import Design, design_path, read_design
 from .html import write_text
 from .metrics import Metrics, confusion_matrix, metrics_from_confusion
@@ -42,6 +42,8 @@ class AccuracySpec:
     """What the reference's column holds: value, name or code of the legend."""
     rename: Mapping[str, str] = field(default_factory=dict)
     """Values of the column and the class of the map they stand for."""
+    other: tuple[str, ...] = ()
+    """Values of the column for land that is none of the map's classes: the map is wrong there."""
     neighbourhood: Neighbourhood = "pixel"
     inner_buffer: float = 0.0
     """Metres taken off parcels before the map is read in them."""
@@ -64,6 +66,7 @@ class MapAccuracy:
     reference: Path
     kind: Literal["points", "parcels"]
     legend: Legend
+    """Classes of the map, then one for land that is none of them where the reference has any."""
     metrics: Metrics
     """Plain figures of the sample's confusion matrix: each unit counts once."""
     estimates: AreaAccuracy
@@ -212,7 +215,11 @@ def evaluate_map(
         reference, column=column or ("reference" if design is not None else None), layer=spec.layer
     )
     truth, way = class_codes(
-        frame[column or "reference"], opened.legend, how=spec.match, rename=spec.rename
+        frame[column or "reference"],
+        opened.legend,
+        how=spec.match,
+        rename=spec.rename,
+        other=spec.other,
     )
     units = read_units(
         opened, frame, neighbourhood=spec.neighbourhood, inner_buffer=spec.inner_buffer
@@ -226,7 +233,11 @@ def evaluate_map(
             "outside the map, and the map has no label at the others. Give the reference of this "
             "region, with its column filled in."
         )
-    classes = len(opened.legend)
+    legend = opened.legend
+    beyond = int((truth[used] == len(legend)).sum())
+    if beyond:
+        legend = with_none_of_these(legend)
+    classes = len(legend)
     mapped = opened.count_pixels()
     strata = _strata(spec, design, frame, units, mapped.areas, mapped.pixels)
     estimates = estimate_accuracy(
@@ -240,17 +251,18 @@ def evaluate_map(
         confidence_level=spec.confidence_level,
     )
     total = float(strata.areas.sum()) * estimates.covered
+    metrics = metrics_from_confusion(
+        confusion_matrix(truth[used], units.predicted[used], classes=classes)
+    )
     return MapAccuracy(
         class_map=opened.path,
         reference=reference,
         kind=units.kind,
-        legend=opened.legend,
-        metrics=metrics_from_confusion(
-            confusion_matrix(truth[used], units.predicted[used], classes=classes)
-        ),
-        estimates=estimates,
+        legend=legend,
+        metrics=metrics.over(len(opened.legend)),
+        estimates=estimates.over(len(opened.legend)),
         areas=tuple(one.times(total) for one in estimates.area_share),
-        mapped_areas=mapped.areas,
+        mapped_areas=np.append(mapped.areas, np.zeros(classes - len(mapped.areas))),
         units=len(frame),
         used=int(used.sum()),
         empty=int((~known).sum()),
@@ -263,6 +275,7 @@ def evaluate_map(
                 units,
                 estimates,
                 opened.legend,
+                beyond=beyond,
                 truth=truth[used],
                 mapped=units.predicted[used],
                 strata=strata.of_unit[used],

@@ -16,7 +16,7 @@ the estimators of Olofsson et al. 2014 (doi 10.1016/j.rse.2014.02.015, eqs. 5-7,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -74,6 +74,12 @@ class AreaAccuracy:
     covered: float
     """Share of the area in strata with a sample: what the figures hold for."""
     confidence_level: float
+
+    def over(self, classes: int) -> AreaAccuracy:
+        """Return the same with macro figures over the first classes alone."""
+        return replace(
+            self, macro_f1=_mean(self.f1[:classes]), macro_miou=_mean(self.iou[:classes])
+        )
 
 
 def estimate_accuracy(

@@ -9,14 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..legend import Legend
+from ..legend import Legend, LegendClass
 from .area import AreaAccuracy, Estimate
 from .reference import Units
 
-__all__ = ["notes_of_sample"]
+__all__ = ["notes_of_sample", "with_none_of_these"]
+
+_NONE_OF_THESE = "none of the classes"
 
 _NOTHING = 1e-9
 """A standard error below this is 0, but for rounding."""
+
+
+def with_none_of_these(legend: Legend) -> Legend:
+    """Return a legend with one more class, for land that is none of its classes."""
+    more = LegendClass(code=len(legend), value=_NONE_OF_THESE, name=_NONE_OF_THESE, color="#9aa5b1")
+    return Legend((*legend.classes, more))
 
 
 def notes_of_sample(
@@ -24,6 +32,7 @@ def notes_of_sample(
     estimates: AreaAccuracy,
     legend: Legend,
     *,
+    beyond: int,
     truth: NDArray[Any],
     mapped: NDArray[Any],
     strata: NDArray[Any],
@@ -35,6 +44,10 @@ def notes_of_sample(
 
     Parameters
     ----------
+    legend
+        Classes of the map.
+    beyond
+        Units of land that is none of these.
     truth, mapped, strata : (n,) class codes and stratum of the units that were used.
     stratum_areas : (H,)
     stratum_names
@@ -49,6 +62,11 @@ def notes_of_sample(
             "The unit is the parcel with the class of most of its pixels; all shares are weighted "
             "by the parcels' areas. Areas per class hold only if the parcels are a random sample "
             "of everything mapped."
+        )
+    if beyond:
+        notes.append(
+            f"{beyond} {units.kind} lie on land that is none of the map's classes. The map is "
+            "wrong there, whatever it says; macro figures are means over the map's classes."
         )
     if estimates.covered < 1 - 1e-12:
         missing = np.flatnonzero(number == 0).tolist()

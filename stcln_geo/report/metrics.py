@@ -11,7 +11,7 @@ class that occurs in the truth and is never found has an IoU and F1 of 0 and doe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,6 +52,12 @@ class Metrics:
     def pixels(self) -> int:
         """Number of pixels counted."""
         return int(self.confusion.sum())
+
+    def over(self, classes: int) -> Metrics:
+        """Return the same with macro figures over the first classes alone."""
+        return replace(
+            self, macro_miou=_mean(self.iou[:classes]), macro_f1=_mean(self.f1[:classes])
+        )
 
     def summary(self) -> dict[str, float | None]:
         """Return the figures over all classes; None stands for NaN (JSON has no NaN)."""

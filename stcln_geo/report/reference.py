@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,18 +136,46 @@ def match_classes(
         "know. Its classes are (name, value, code): "
         f"{', '.join(f'{entry.name} ({entry.value}, {entry.code})' for entry in legend.classes)}. "
         "Correct them, or say which class they are with --rename, as in --rename "
-        f"{unknown[way][0]!r}={legend.names[0]!r}."
+        f"{unknown[way][0]!r}={legend.names[0]!r}; name land that is none of them with --other, as "
+        f"in --other {unknown[way][0]!r}."
     )
 
 
 def class_codes(
-    column: Any, legend: Legend, *, how: Matching = "auto", rename: Mapping[str, str] | None = None
+    column: Any,
+    legend: Legend,
+    *,
+    how: Matching = "auto",
+    rename: Mapping[str, str] | None = None,
+    other: Collection[str] = (),
 ) -> tuple[NDArray[np.int64], str]:
-    """Return the class code of each feature, 255 where the column is empty, and how it was read."""
+    """Return the class code of each feature, 255 where the column is empty, and how it was read.
+
+    Parameters
+    ----------
+    other
+        Values of land that is none of the legend's classes; they get the code after the last.
+    """
+    strange = {str(text).strip().casefold() for text in other}
+    both = [entry for entry in legend.classes
+            if strange & {entry.name.casefold(), entry.value.casefold()}]  # fmt: skip
+    if both:
+        raise LabelError(
+            f"Cannot take {both[0].name} for land that is none of the map's classes: it is one of "
+            f"them ({', '.join(legend.names)}). Leave it out of --other."
+        )
+    if strange and len(legend) == CLASS_NODATA:
+        raise LabelError(
+            f"Cannot take {', '.join(other)} for land that is none of the map's classes: the map "
+            f"has {len(legend)} of them, and no code is left. Leave --other out."
+        )
     texts = values_as_text(column)
     renamed = {str(old): str(new) for old, new in (rename or {}).items()}
     texts = [None if text is None else renamed.get(text, text) for text in texts]
-    way, table = match_classes({text for text in texts if text is not None}, legend, how)
+    named = {text for text in texts if text is not None}
+    known = {text for text in named if text.casefold() not in strange}
+    way, table = match_classes(known, legend, how)
+    table |= dict.fromkeys(named - known, len(legend))
     codes = [CLASS_NODATA if text is None else table[text] for text in texts]
     return np.array(codes, dtype=np.int64), way
 

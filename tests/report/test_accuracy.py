@@ -344,6 +344,55 @@ def test_how_areas_on_the_grid_differ_from_those_on_the_ground(tmp_path, crs, gr
     assert max(shares) > 1
 
 
+def test_land_that_is_none_of_the_classes_counts_against_the_map(product, tmp_path, capsys):
+    """A fifth of what is mapped is forest: left empty in the reference, it flatters the map."""
+    rng = np.random.default_rng(11)
+    codes = codes_of()
+    truth = np.where(rng.random(SHAPE) < 0.2, 3, codes)
+    places = rng.permutation(np.argwhere(codes != 255))[:700]
+    rows, cols = places.T
+    names = np.array([*LEGEND.names, "Forest"], dtype=object)[truth[rows, cols]]
+    path = tmp_path / "points.gpkg"
+    points(rows, cols, names).to_file(path)
+    with pytest.raises(LabelError, match="--other 'Forest'"):
+        evaluate_map(product, path, column="crop")
+    found = evaluate_map(product, path, column="crop", spec=AccuracySpec(other=("forest",)))
+
+    pixels = np.bincount(codes[codes != 255])
+    oracle = estimate_accuracy(
+        truth[rows, cols], codes[rows, cols], classes=4, strata=codes[rows, cols],
+        stratum_areas=100.0 * pixels, stratum_units=pixels,
+    )  # fmt: skip
+    assert found.estimates.overall_accuracy == oracle.overall_accuracy
+    assert found.estimates.users_accuracy[:3] == oracle.users_accuracy[:3]
+    assert found.areas[3].value == pytest.approx(oracle.area_share[3].value * 100 * pixels.sum())
+    assert found.areas[3].lower < 100 * ((truth == 3) & (codes != 255)).sum() < found.areas[3].upper
+    assert found.estimates.macro_miou == pytest.approx(
+        np.mean([one.value for one in oracle.iou[:3]])
+    )
+    assert found.estimates.macro_miou > oracle.macro_miou
+    assert found.legend.names == (*LEGEND.names, "none of the classes")
+    assert found.mapped_areas.tolist() == [*(100.0 * pixels), 0]
+    assert any("none of the map's classes" in note for note in found.notes)
+    assert not any("producer's accuracy of none" in note for note in found.notes)
+    assert "none of the classes" in write_accuracy(found, tmp_path / "report").read_text()
+    told = json.loads((tmp_path / "report" / "accuracy.json").read_text())
+    assert told["per_class"][3]["area_m2"]["value"] == pytest.approx(found.areas[3].value)
+
+    points(rows, cols, np.where(names == "Forest", None, names)).to_file(path)
+    flattered = evaluate_map(product, path, column="crop", spec=AccuracySpec(other=("forest",)))
+    assert flattered.legend == LEGEND
+    assert flattered.estimates.overall_accuracy.value == 1
+    assert found.estimates.overall_accuracy.value < 0.85
+    with pytest.raises(LabelError, match="Wheat for land that is none"):
+        evaluate_map(product, path, column="crop", spec=AccuracySpec(other=("wheat",)))
+
+    points(rows, cols, names).to_file(path)
+    words = ["evaluate", str(product), str(path), "--column", "crop", "--other", "Forest"]
+    assert invoke(words) == 0
+    assert "points lie on land that is none of the map's classes" in capsys.readouterr().out
+
+
 def test_half_intervals_are_told_before_they_are_cut(product, tmp_path):
     """Two units of a class, one of them right: 50 percent, with a standard error of 50 points."""
     path = tmp_path / "points.gpkg"
