@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap, open_class_map
 from .area import AreaAccuracy, Estimate, estimate_accuracy, normal_quantile
-from .caveats import notes_of_sample, with_none_of_these
+from .caveats import notes_of_sample, notes_of_unused_design, with_none_of_these
 from .design import Design, design_path, read_design
 from .html import write_text
 from .metrics import Metrics, confusion_matrix, metrics_from_confusion
@@ -251,6 +251,10 @@ def evaluate_map(
         confidence_level=spec.confidence_level,
     )
     total = float(strata.areas.sum()) * estimates.covered
+    unused: list[str] = []
+    if design is not None and spec.strata != "auto" and design.column in frame.columns:
+        told = values_as_text(frame[design.column][used])
+        unused = notes_of_unused_design(design, spec.strata, told, units.stratum[used])
     metrics = metrics_from_confusion(
         confusion_matrix(truth[used], units.predicted[used], classes=classes)
     )
@@ -283,6 +287,7 @@ def evaluate_map(
                 stratum_names=strata.names,
                 stratum_units=strata.pixels,
             ),
+            *unused,
             mapped.note,
         ),
     )

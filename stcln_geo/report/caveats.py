@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from ..legend import Legend, LegendClass
 from .area import AreaAccuracy, Estimate
+from .design import Design
 from .reference import Units
 
-__all__ = ["notes_of_sample", "with_none_of_these"]
+__all__ = ["notes_of_sample", "notes_of_unused_design", "with_none_of_these"]
+
+_EQUAL = 1.25
+"""Chances count as equal where the largest is at most so many times the smallest."""
 
 _NONE_OF_THESE = "none of the classes"
 
@@ -95,6 +99,38 @@ def notes_of_sample(
             f"{units.vanished} parcels are nothing but border: the inner buffer left none."
         )
     return notes
+
+
+def notes_of_unused_design(
+    design: Design, chosen: str, told: Sequence[str | None], own: NDArray[Any]
+) -> list[str]:
+    """Say where strata by which points were drawn are passed over, which makes figures biased.
+
+    They may be where all points had the same chance, or where the strata used are the same.
+
+    Parameters
+    ----------
+    chosen
+        Strata used in place of the design's: ``map`` or ``none``.
+    told : (n,)
+        Stratum of each unit that was used, as the design names it.
+    own : (n,) class code of the pixel of each.
+    """
+    place = {stratum: number for number, stratum in enumerate(design.strata)}
+    pairs = {(place[text], int(code)) for text, code in zip(told, own, strict=True)
+             if text in place}  # fmt: skip
+    counts = np.bincount([place[text] for text in told if text in place], minlength=len(place))
+    chances = (counts / np.maximum(design.pixels, 1))[counts > 0]
+    if not len(chances) or chances.max() <= _EQUAL * chances.min():
+        return []
+    if chosen == "map" and all(
+        len({pair[side] for pair in pairs}) == len(pairs) for side in (0, 1)
+    ):
+        return []
+    return [
+        f"The points were drawn by the strata of {design.path.name}, with unequal chances, and "
+        f"--strata {chosen} passes them over: the figures are biased. Leave --strata out."
+    ]
 
 
 def _without_variation(

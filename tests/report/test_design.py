@@ -259,6 +259,13 @@ def test_a_map_made_later_is_scored_with_the_strata_of_the_first(codes, tmp_path
     for code in range(3):
         assert found.areas[code].value == pytest.approx(100.0 * (truth == code).sum())
         assert found.areas[code].standard_error == pytest.approx(0, abs=1e-6)
+    # Passing the strata over is told where it makes a difference, and only there.
+    for scored, strata, warned in (
+        (second, "auto", False), (second, "map", True), (second, "none", True),
+        (first, "map", False), (first, "none", True),
+    ):  # fmt: skip
+        notes = evaluate_map(scored, out, spec=AccuracySpec(strata=strata)).notes
+        assert any("unequal chances" in note for note in notes) == warned, (scored, strata)
     points.drop(columns="stratum").to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(InputError, match="--strata-column"):
         evaluate_map(second, tmp_path / "bare.parquet", spec=AccuracySpec(design=design_path(out)))
