@@ -23,6 +23,7 @@ from ..errors import StclnGeoError, TaskError
 from ..execution import ProgressHook, available_cores
 from ..model.checkpoint import find_checkpoint, read_metadata
 from ..train.evaluate import evaluate_run
+from ..train.evaluation import folder_elsewhere
 from ..train.finetune import finetune
 from ..train.pretrain import pretrain
 from ..train.run_directory import RunDirectory, fingerprints_of
@@ -113,9 +114,11 @@ def evaluation_file(step: FinetuneStep, view: View) -> Path:
     season = step.season_of(view)
     choice = view.choice(season)
     named = "" if step.protocol is None else f"-{step.protocol.name.replace(':', '-')}"
-    other = "" if season == step.season else f"-{step.cube.stem}-{season}"
+    begin = f"evaluation-test{named}"
     cut = "" if choice is None else choice.suffix(season)
-    return step.out / f"evaluation-test{named}{other}{cut}" / "metrics.json"
+    if season == step.season:
+        return step.out / f"{begin}{cut}" / "metrics.json"
+    return folder_elsewhere(step.out, begin, step.cube, season, cut) / "metrics.json"
 
 
 def _is_judged(step: FinetuneStep, view: View) -> bool:

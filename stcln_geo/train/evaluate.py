@@ -29,7 +29,7 @@ from ..report.metrics import metrics_from_confusion
 from ..report.published import PublishedMetrics, published_confusion, published_metrics
 from .card import write_model_card
 from .classes import ClassChoice, choose_classes
-from .evaluation import Evaluation, EvaluationPlan, SplitName, write_evaluation
+from .evaluation import Evaluation, EvaluationPlan, SplitName, folder_elsewhere, write_evaluation
 from .finetune_task import count_confusion, make_lookup, observed_target
 from .plan import figures_hold_for
 from .protocol import EvaluationSection, Protocol
@@ -350,6 +350,8 @@ def _folder(plan: EvaluationPlan) -> Path | None:
     run = path.parent.parent
     if path.parent.name != "checkpoints" or not (run / "run.json").is_file():
         return None
-    other = "" if plan.same_cube else f"-{source.path.stem}-{source.season}"
+    begin = f"evaluation-{plan.split}{_suffix(plan.protocol)}"
     cut = "" if plan.dates is None else plan.dates.suffix(source.season)
-    return run / f"evaluation-{plan.split}{_suffix(plan.protocol)}{other}{cut}"
+    if plan.same_cube:
+        return run / f"{begin}{cut}"
+    return folder_elsewhere(run, begin, source.path, source.season, cut)

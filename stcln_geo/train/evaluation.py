@@ -21,11 +21,11 @@ from ..model.checkpoint import CheckpointInfo
 from ..report.calibration import Calibration, plot_reliability
 from ..report.metrics import Metrics
 from ..report.published import PublishedMetrics, PublishedRule
-from ..storage import Location
+from ..storage import Location, location
 from .classes import ClassChoice
 from .run_directory import write_text
 
-__all__ = ["Evaluation", "EvaluationPlan", "SplitName", "write_evaluation"]
+__all__ = ["Evaluation", "EvaluationPlan", "SplitName", "folder_elsewhere", "write_evaluation"]
 
 SplitName = Literal["test", "validation", "train"]
 
@@ -242,6 +242,21 @@ class Evaluation:
             },
             "note": self.note,
         }
+
+
+def folder_elsewhere(run: Path, begin: str, cube: Location, season: str, end: str = "") -> Path:
+    """Return where the figures of a run on another cube or season go.
+
+    It is named after the cube; where another cube of this name has been judged on, and is still
+    there, after the cube's folder too.
+    """
+    plain = run / f"{begin}-{cube.stem}-{season}{end}"
+    file = plain / "metrics.json"
+    if file.is_file():
+        before = location(json.loads(file.read_text(encoding="utf-8"))["cube"])
+        if before.exists() and before.resolve() != cube.resolve():
+            return run / f"{begin}-{cube.parent.name}-{cube.stem}-{season}{end}"
+    return plain
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, pictures: bool = True) -> None:

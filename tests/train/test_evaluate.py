@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,32 @@ def test_another_cube_is_transfer(new_cube: Callable[..., Path], run: Path) -> N
     assert not evaluation.same_cube
     assert "transfer" in evaluation.note
     assert evaluation.folder == run / "evaluation-test-elsewhere-2018-09-01"
+
+
+def test_cubes_of_one_name_do_not_lose_each_others_figures(
+    new_cube: Callable[..., Path], run: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("evaluation-*"))
+    cubes = {}
+    for place, seed in (("north", 3), ("south", 4)):
+        (tmp_path / place).mkdir()
+        cubes[place] = new_cube(f"made-{place}", seed=seed).rename(tmp_path / place / "cube.zarr")
+    told = {place: evaluate_run(own, cube).to_json() for place, cube in cubes.items()}
+    files = {
+        file.parent.name: json.loads(file.read_text())
+        for file in own.glob("evaluation-test-*/metrics.json")
+    }
+    assert files == {
+        "evaluation-test-cube-2018-09-01": told["north"],
+        "evaluation-test-south-cube-2018-09-01": told["south"],
+    }
+    evaluate_run(own, cubes["north"])
+    evaluate_run(own, cubes["south"])
+    assert len(list(own.glob("evaluation-test-*"))) == 2, "the same cubes take the same folders"
+    # A cube that was moved is none beside which another one must be told apart.
+    moved = cubes["north"].rename(tmp_path / "cube.zarr")
+    assert evaluate_run(own, moved).folder == own / "evaluation-test-cube-2018-09-01"
 
 
 def test_a_new_split_is_refused(new_cube: Callable[..., Path], tmp_path: Path) -> None:
