@@ -174,7 +174,7 @@ def sample(
         typer.Option("--allocation", help="equal or proportional number of sites per stratum."),
     ] = "equal",
 ) -> None:
-    """Propose the sites of an archive, spread over land cover or other classes.
+    """Propose sites, spread over land cover or other classes.
 
     Writes the points and a picture of them. Squares of one UTM zone do not overlap.
     """
@@ -216,7 +216,10 @@ def add(
 
 @app.command()
 def info(archive: _ArchiveArgument) -> None:
-    """Describe an archive: sites, area, dates, clear fraction and bytes of each season."""
+    """Describe an archive, season by season.
+
+    Sites, area, dates, clear fraction, labelled fields and bytes.
+    """
     from ..archive.summary import describe_archive
 
     say(describe_archive(archive))
@@ -224,7 +227,10 @@ def info(archive: _ArchiveArgument) -> None:
 
 @app.command()
 def validate(archive: _ArchiveArgument) -> None:
-    """Check every member and every row of the index; exits with 1 if something is broken."""
+    """Check every member and every row of the index.
+
+    Exits with 1 if something is broken.
+    """
     from ..archive.validate import validate_archive
     from ..storage import location
 

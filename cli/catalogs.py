@@ -16,6 +16,12 @@ app = typer.Typer(
 )
 
 
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A shipped name, a YAML file, a folder or address."),
+]
+
+
 @app.command("list")
 def list_catalogs() -> None:
     """List the shipped catalogs and their collections."""
@@ -28,11 +34,12 @@ def list_catalogs() -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A shipped name, a YAML file, a folder or address.")],
+    name: Name,
 ) -> None:
-    """Print a catalog as YAML: where it is, its bands and what its numbers mean.
+    """Print a catalog as YAML.
 
-    The output can be saved, changed and given to --catalog.
+    It says where the catalog is, its bands and what its numbers mean. The output can be saved,
+    changed and given to --catalog.
     """
     import yaml
 
@@ -45,7 +52,7 @@ def show(
 
 @app.command()
 def probe(
-    name: Annotated[str, typer.Argument(help="A shipped name, a YAML file, a folder or address.")],
+    name: Name,
     collection: Annotated[
         str | None, typer.Option("--collection", help="Collection id; by default every one.")
     ] = None,
@@ -63,10 +70,10 @@ def probe(
         typer.Option("--allow-host", help="A private host that assets may be on; repeatable."),
     ] = None,
 ) -> None:
-    """Compare a live provider with its description; exits with 1 where they contradict.
+    """Compare a live provider with its description.
 
     Searches one item per collection, compares asset names, pixel sizes, nodata, scale and offset,
-    and reads a small window of one band.
+    and reads a small window of one band. Exits with 1 where they contradict each other.
     """
     from ..catalog import load_catalog
     from ..cube.probe import probe_catalog

@@ -15,9 +15,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 
 Source = Annotated[
     Path,
-    typer.Argument(help="A .safetensors file, a run directory, or a published .tar file."),
+    typer.Argument(
+        metavar="SOURCE", help="A .safetensors file, a run directory, or a published .tar file."
+    ),
 ]
-Out = Annotated[Path, typer.Argument(help="The .safetensors file to write.")]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT.safetensors", help="The .safetensors file to write.")
+]
 
 
 @app.callback()
@@ -27,7 +31,7 @@ def checkpoint() -> None:
 
 @app.command("import")
 def import_published(
-    source: Annotated[Path, typer.Argument(help="A published .tar file.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A published .tar file.")],
     out: Out,
     legend: Annotated[
         Path | None,
@@ -67,12 +71,15 @@ def info(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A .safetensors, .pt2 or .onnx file, a run directory, or a published .tar file."
+            metavar="PATH",
+            help="A .safetensors, .pt2 or .onnx file, a run directory, or a published .tar file.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a checkpoint is: network, bands, z-score, legend, provenance, sha256.
+    """Tell what a checkpoint is and holds.
+
+    Network, bands, mean and deviation, legend, temperature, provenance and sha256.
 
     Of an exported .pt2 or .onnx file only the description is read; nothing in it is run.
     """
@@ -136,7 +143,10 @@ def info(
 @app.command("export")
 def export(
     source: Source,
-    out: Annotated[Path, typer.Argument(help="The file to write: .safetensors, .pt2 or .onnx.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The file to write: .safetensors, .pt2 or .onnx."),
+    ],
     file_format: Annotated[
         str | None,
         typer.Option(
@@ -147,7 +157,7 @@ def export(
         bool, typer.Option("--encoder", help="Write the encoder alone, for others to start from.")
     ] = False,
 ) -> None:
-    """Copy the checkpoint of a run into one file to pass on, with a STAC item beside it.
+    """Copy the checkpoint of a run into one file to pass on.
 
     A .safetensors file holds the weights, for stcln-geo. A .pt2 file (torch.export) or .onnx file
     holds a program that gives the logits of images without stcln-geo, for any number of samples

@@ -95,7 +95,10 @@ def plan(
     memory: MemoryOption = "8GB",
     workers: WorkersOption = 0,
 ) -> None:
-    """Print what a build would do: grid, dates, blocks, reads, bytes; no pixel is read."""
+    """Print what a build would do, before a pixel is read.
+
+    Grid, dates, gaps, offsets, blocks, reads, bytes and memory.
+    """
     from ..cube.request import SearchRequest, plan_request
 
     execution, budget = execution_from(workers, None), parse_memory(memory)
@@ -297,9 +300,9 @@ def repair(
         bool, typer.Option("--dry-run", help="List the lacking scenes, and read no pixel.")
     ] = False,
 ) -> None:
-    """Read again the scenes that were left out of a cube; exits with 1 if some still lack.
+    """Read again the scenes that were left out of a cube.
 
-    Only the shards that lack a scene are built again.
+    Only the shards that lack a scene are built again. Exits with 1 if scenes still lack.
     """
     from ..cube.append import stored_plan
     from ..cube.repair import find_left_out, repair_cube

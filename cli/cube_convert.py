@@ -44,7 +44,7 @@ def export(
         bool, typer.Option("--dry-run", help="Say what would be written, and its size.")
     ] = False,
 ) -> None:
-    """Write a season as cloud-optimized GeoTIFFs, one per date, for GDAL and QGIS.
+    """Write a GeoTIFF (COG) per date, for GDAL and QGIS.
 
     A STAC collection beside them describes the folder. Files that are there are skipped, so an
     export that was stopped continues when the same command runs again.
@@ -95,10 +95,10 @@ def rechunk(
         bool, typer.Option("--dry-run", help="Say what would be written, and its size.")
     ] = False,
 ) -> None:
-    """Write a cube in another layout: the same numbers in other chunks, shards or codec.
+    """Copy a cube into other chunks, shards or codec.
 
-    Labels and all that append and repair need come along. One that was stopped continues when the
-    same command runs again.
+    The numbers are the same. Labels and all that append and repair need come along. One that was
+    stopped continues when the same command runs again.
     """
     from ..cube.layout import Codec
     from ..cube.rechunk import rechunk_cube

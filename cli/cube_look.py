@@ -14,7 +14,7 @@ __all__ = ["info", "preview", "validate"]
 
 
 def info(
-    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of the cube.")],
 ) -> None:
     """Describe a cube: grid, bands, seasons, dates, labels."""
     from ..cube.audit import suspect_dates
@@ -61,10 +61,15 @@ def info(
 
 
 def validate(
-    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
-    season: SeasonOption = None,
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of the cube.")],
+    season: Annotated[
+        str | None, typer.Option("--season", help="Season (YYYY-MM-DD); by default all.")
+    ] = None,
 ) -> None:
-    """Check that every season of a cube keeps the cube contract; exits with 1 if one does not."""
+    """Check that a cube keeps the cube contract.
+
+    Every breach is named with its remedy. Exits with 1 if there is one.
+    """
     from ..cube.contract import validate_cube
     from ..cube.dataset import open_cube
     from ..cube.store import choose_season, list_seasons
@@ -86,7 +91,7 @@ def validate(
 
 
 def preview(
-    cube: Annotated[Path, typer.Argument(help="Folder of the cube.")],
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of the cube.")],
     out: Annotated[Path | None, typer.Argument(metavar="OUT.png", help="Picture to write.")] = None,
     season: SeasonOption = None,
     date: Annotated[
@@ -110,7 +115,10 @@ def preview(
         ),
     ] = None,
 ) -> None:
-    """Write a picture of a season's dates from the cube's overview; no pixel is decoded."""
+    """Draw the dates of a season, as a sheet or an animation.
+
+    Both come from the overview that the cube stores, so no pixel is decoded.
+    """
     from ..cube.preview import write_animation, write_preview
     from ..errors import InputError
 

@@ -147,14 +147,14 @@ def score(
         bool, typer.Option("--dry-run", help="Check everything and count; write nothing.")
     ] = False,
 ) -> None:
-    """Score a fine-tuned network on the fields of one split, or a map on points or parcels.
+    """Score a network on the fields of a split, or a map.
 
     A network is scored on the windows of prediction; only the pixels of the split count. Writes
     RUN/evaluation-SPLIT/ with metrics.json, confusion.csv and confusion.png.
 
-    A map is scored with standard errors and confidence intervals, and the area of each class is
-    estimated (Olofsson et al. 2014). Writes MAP/accuracy/ with report.html, accuracy.json,
-    confusion.csv and pictures.
+    A map is scored on points or parcels, with standard errors and confidence intervals, and the
+    area of each class is estimated (Olofsson et al. 2014). Writes MAP/accuracy/ with report.html,
+    accuracy.json, confusion.csv and pictures.
     """
     from ..errors import InputError
     from ..maps.classmap import is_class_map

@@ -15,8 +15,9 @@ def experiment(
     name: Annotated[
         str,
         typer.Argument(
+            metavar="NAME",
             help="few-labels, mask-ratio, mask-strategy, sta, short-series, early-season, "
-            "cross-year or protocol."
+            "cross-year or protocol.",
         ),
     ],
     data: Annotated[

@@ -13,7 +13,9 @@ from ._common import progress_bar, say
 
 def finetune(
     context: typer.Context,
-    cube: Annotated[Path, typer.Argument(help="A cube or stack with labels and a split.")],
+    cube: Annotated[
+        Path, typer.Argument(metavar="CUBE", help="A cube or stack with labels and a split.")
+    ],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     init: Annotated[
         Path | None,

@@ -46,7 +46,9 @@ def pastis(
     dry_run: _DryRun = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Import PASTIS: one season from 2018-09-01 with labels, parcels and folds.
+    """Import PASTIS, with labels, parcels and folds.
+
+    The stack has one season, from 2018-09-01.
 
     A run that was stopped continues when the same command runs again; a finished one has nothing
     to do.
@@ -77,7 +79,9 @@ def mtlcc(
     dry_run: _DryRun = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Import MTLCC, from TFRecords or GeoTIFFs: one season per calendar year, with labels.
+    """Import MTLCC, from TFRecords or GeoTIFFs, with labels.
+
+    The stack has one season per calendar year.
 
     A run that was stopped continues when the same command runs again; a finished one has nothing
     to do.

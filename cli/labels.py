@@ -27,9 +27,12 @@ DryRun = Annotated[
 
 @app.command()
 def burn(
-    cube: Annotated[Path, typer.Argument(help="The cube.")],
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="The cube.")],
     vector: Annotated[
-        Path, typer.Argument(help="Polygons with a crop column: GeoPackage, GeoJSON, GeoParquet...")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Polygons with a crop column: GeoPackage, GeoJSON, GeoParquet..."
+        ),
     ],
     column: Annotated[str, typer.Option(help="Column that names the crop.")],
     legend: Annotated[
@@ -83,7 +86,7 @@ def burn(
 
 @app.command()
 def split(
-    cube: Annotated[Path, typer.Argument(help="The cube, or a stack with labels.")],
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="The cube, or a stack with labels.")],
     by: Annotated[
         str | None,
         typer.Option(
@@ -137,7 +140,7 @@ def split(
     season: Season = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Divide the fields of a cube or stack among training, validation and test.
+    """Divide the fields among training, validation and test.
 
     By field or block, each class is divided by itself and has at least one field to train on and
     one to test on. Sites of a stack are dealt out as a whole: at random, by fold or by name.

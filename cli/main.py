@@ -58,10 +58,24 @@ class _LazyGroup(TyperGroup):
             return super().get_command(ctx, cmd_name)
         return load_command(cmd_name)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of these words; of one that does not exist, name those like it."""
+        word = args[0] if args else "-"
+        if not ctx.resilient_parsing and not word.startswith("-") and word not in _ORDER:
+            ctx.fail(f"No such command {word!r}.{_like(word)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the overview from the table above."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, {**_GROUPS, **_VERBS}[name]) for name in _ORDER])
+
+
+def _like(word: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, _ORDER)
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def load_command(name: str) -> Any:
@@ -82,7 +96,6 @@ app = typer.Typer(
     name="stcln-geo",
     cls=_LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

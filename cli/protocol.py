@@ -36,13 +36,19 @@ def list_all() -> None:
 def show(
     name: Annotated[
         str,
-        typer.Argument(help="Name, one round as pastis-official:fold-1, or path of a .toml file."),
+        typer.Argument(
+            metavar="NAME",
+            help="Name, one round as pastis-official:fold-1, or path of a .toml file.",
+        ),
     ],
     toml: Annotated[
         bool, typer.Option("--toml", help="Print the file, as a start for one of your own.")
     ] = False,
 ) -> None:
-    """Say what a protocol sets, where it is from, and how it differs from what was published."""
+    """Say what a protocol sets, and where it is from.
+
+    Notes tell how it differs from what was published.
+    """
     from ..train.protocol import load_protocol, read_protocol_text
 
     protocol = load_protocol(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,83 @@ def test_the_demo_looks_at_the_size_before_it_begins(capsys, tmp_path):
     assert "to simulate" in failing(capsys, [*demo, "--data", tmp_path, "--size", "64x64"])
     assert invoke([str(argument) for argument in demo]) == 0
     assert "--size 301x203" in capsys.readouterr().out
+
+
+def test_a_misspelt_command_is_told_what_is_like_it(capsys):
+    assert "Did you mean 'cube'?" in failing(capsys, ["cub", "info", "x.zarr"])
+    assert "Did you mean 'predict'?" in failing(capsys, ["prdict"])
+    assert "Did you mean 'build'?" in failing(capsys, ["cube", "biuld"])
+    assert "Did you mean" not in failing(capsys, ["xyzzy"])
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("stcln-geo pre", {"pretrain", "predict"}),
+        ("stcln-geo cube b", {"build"}),
+        ("stcln-geo cube build --cat", {"--catalog"}),
+        ("stcln-geo evaluate d", {"design"}),
+    ],
+)
+def test_the_shell_is_told_how_a_command_goes_on(words, offered):
+    """As the script of --show-completion asks, and without a heavy library, so at once."""
+    code = (
+        "import atexit, sys\n"
+        "heavy = ('torch', 'dask', 'xarray', 'rasterio', 'geopandas')\n"
+        "atexit.register(lambda: print(*(m for m in heavy if m in sys.modules), file=sys.stderr))\n"
+        "from stcln_geo.cli.main import run\n"
+        "run([])"
+    )
+    asked = {
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "_STCLN_GEO_COMPLETE": "complete_bash",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.split()) == offered
+    assert result.stderr.strip() == ""
+
+
+def test_the_script_for_a_shell_is_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        invoke(["--show-completion", "bash"])
+    assert end.value.code == 0
+    assert "_STCLN_GEO_COMPLETE=complete_bash" in capsys.readouterr().out
+
+
+def commands(command=None, path=()):
+    """Yield every command and group with its path."""
+    import typer
+
+    from stcln_geo.cli.main import app
+
+    command = typer.main.get_command(app) if command is None else command
+    yield path, command
+    if hasattr(command, "list_commands"):
+        context = command.context_class(command, info_name="x")
+        for name in command.list_commands(context):
+            yield from commands(command.get_command(context, name), (*path, name))
+
+
+def test_overviews_are_whole_sentences_and_arguments_in_capitals(capsys, monkeypatch):
+    """In a terminal of 80 columns no line of an overview is cut; nobody reads half of one."""
+    monkeypatch.setenv("COLUMNS", "80")
+    groups = [path for path, command in commands() if hasattr(command, "list_commands")]
+    assert len(groups) > 8
+    for path in groups:
+        assert invoke([*path, "--help"]) == 0
+        _, _, overview = capsys.readouterr().out.partition("Commands:")
+        assert [line for line in overview.splitlines() if line.endswith("...")] == [], path
+    named = {
+        (*path, parameter.metavar or parameter.name)
+        for path, command in commands()
+        for parameter in command.params
+        if parameter.param_type_name == "argument"
+    }
+    assert {name for *_, name in named if not name[0].isupper()} == set(), named
 
 
 def test_version_and_help(capsys):
