@@ -33,6 +33,7 @@ PYTHON_PAGES = (
     ("Maps", "maps", "Parcels and polygons of a finished map."),
     ("COGs", "cog", "Cloud-optimized GeoTIFFs: write and check."),
     ("Export", "export", "Cubes as files for GDAL and QGIS."),
+    ("Experiments", "experiments", "Arms, seeds, tables with intervals."),
     ("Reports", "report", "Metrics and reports."),
 )
 """Title, folder under the package, first sentence; folders that do not exist are left out."""

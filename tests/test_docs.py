@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
+import inspect
 import os
 import re
 import shlex
@@ -114,6 +118,99 @@ def test_a_wrong_command_would_be_found(text: str) -> None:
         check(Line(page=ROOT / "README.md", text=text, whole=True))
 
 
+def parsed(line: Line) -> dict[str, object]:
+    """Return the values of a whole line's options, converted as the command would get them."""
+    command, words = TREE, shlex.split(line.text, comments=True)[1:]
+    context = command.context_class(command, info_name=COMMAND)
+    while hasattr(command, "list_commands"):
+        _, command, words = command.resolve_command(context, words)
+        context = command.context_class(command, info_name=COMMAND)
+    return command.make_context(COMMAND, words).params
+
+
+WHOLE = [line for line in LINES if line.whole and "--help" not in line.text.split()]
+
+
+@pytest.mark.parametrize("line", WHOLE, ids=str)
+def test_the_values_in_the_pages_are_taken(line: Line) -> None:
+    """Numbers are numbers, the collection is known, and options of a training are options."""
+    from stcln_geo.catalog import shipped_catalogs
+    from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
+
+    values = parsed(line)
+    catalog = shipped_catalogs().get(str(values.get("catalog")))
+    # Of repair it is the catalog of other scenes, found by tile and time.
+    if catalog is not None and "cube repair" not in line.text:
+        assert (values.get("collection") or catalog.default_collection()) in catalog.collections
+    for kind, verb in ((PretrainConfig, "pretrain"), (FinetuneConfig, "finetune")):
+        given = [str(text) for text in values.get("assignments") or ()]
+        if line.text.split()[1] == verb:
+            load_config(kind, assignments=given)
+        elif line.text.split()[1] == "experiment":
+            mine = [text.removeprefix(f"{verb}.") for text in given if text.startswith(f"{verb}.")]
+            load_config(kind, assignments=mine)
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+FOREIGN = {
+    "--gpus", "--gpus-per-task", "--interface", "--lifetime", "--mem-per-cpu", "--full-check",
+    "--strict", "--study",
+}  # fmt: skip
+"""Options of SLURM, Dask, GDAL's validator and a study that the prose names."""
+
+
+def test_every_option_in_the_prose_exists() -> None:
+    known = set(FOREIGN)
+    stack = [TREE]
+    while stack:
+        command = stack.pop()
+        known |= {name for parameter in command.params for name in parameter.opts}
+        known |= {"--help", "--install-completion", "--show-completion"}
+        if hasattr(command, "list_commands"):
+            context = command.context_class(command, info_name=COMMAND)
+            names = command.list_commands(context)
+            stack += [command.get_command(context, name) for name in names]
+    unknown = {
+        f"{page.relative_to(ROOT)}: {option}"
+        for page in PAGES
+        if page.name not in {"benchmarks.md", "CHANGELOG.md", "CONTRIBUTING.md"}
+        for span in re.findall(r"`([^`]+)`", prose(page))
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)
+        if option not in known
+    }
+    assert unknown == set()
+
+
+def test_options_of_training_and_their_defaults_are_those_of_the_code() -> None:
+    """`section.key` in the prose exists; a table that states a default states the code's."""
+    from stcln_geo.train.config import FinetuneConfig, PretrainConfig
+
+    def defaults(key: str) -> list[object]:
+        section, name = key.split(".")
+        sections = [getattr(kind(), section, None) for kind in (PretrainConfig, FinetuneConfig)]
+        return [getattr(part, name) for part in sections if hasattr(part, name)]
+
+    sections = "model|data|optimiser|validation|loss|labels|masking"
+    stated = 0
+    for page in (ROOT / "docs").rglob("*.md"):
+        text = prose(page)
+        for key in re.findall(rf"`((?:{sections})\.[a-z_]+)\b", text):
+            assert defaults(key), f"{page.name}: {key}"
+        for table in re.findall(
+            r"^\| option \| default \|.*?(?=^$)", text, re.DOTALL | re.MULTILINE
+        ):
+            for key, value in re.findall(r"^\| `([\w.]+)`[^|]*\| ([^|]+?) \|", table, re.MULTILINE):
+                mine = {str(default).lower() for default in defaults(key)}
+                mine |= {text.removesuffix(".0") for text in mine}
+                assert value in mine, f"{page.name}: {key} is {value}; in the code {mine}"
+                stated += 1
+    assert stated > 10
+
+
 def test_every_make_target_in_the_pages_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {
@@ -172,6 +269,40 @@ def test_python_examples_compile() -> None:
     assert examples
     for page, block in examples:
         compile(block, str(page), "exec")
+
+
+def test_python_examples_call_what_exists_as_it_can_be_called() -> None:
+    """Names that are imported exist, and calls of them bind to their signatures."""
+    calls = 0
+    for page in PAGES:
+        names: dict[str, object] = {}
+        for block in re.findall(
+            r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            tree = ast.parse(block)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stcln_geo"):
+                    module = importlib.import_module(node.module or "")
+                    names |= {alias.name: getattr(module, alias.name) for alias in node.names}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", None) in names:
+                    keywords = {word.arg: None for word in node.keywords if word.arg}
+                    if len(keywords) == len(node.keywords):
+                        inspect.signature(names[node.func.id]).bind(*node.args, **keywords)
+                        calls += 1
+    assert calls > 15
+
+
+def test_every_package_has_a_reference_page() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    pytest.importorskip("mkdocs")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    packages = {path.parent.name for path in (ROOT / "stcln_geo").glob("*/__init__.py")}
+    assert {name for _, name, _ in hooks.PYTHON_PAGES} == {"stcln_geo", *packages}
+    import stcln_geo
+
+    assert {"__version__", *hooks.public_names()} == set(stcln_geo.__all__)
 
 
 @pytest.mark.slow
