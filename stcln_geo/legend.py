@@ -41,12 +41,20 @@ class LegendClass:
         Name shown to people.
     color
         ``#rrggbb``.
+    also
+        Further values in the source that mean the same class.
     """
 
     code: int
     value: str
     name: str
     color: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """All values in the source that mean this class."""
+        return (self.value, *self.also)
 
     def __post_init__(self) -> None:
         """Check the colour and the code."""
@@ -82,7 +90,7 @@ class Legend:
                 "must run 0, 1, 2, ... in order, those of ignored classes last. Build it with "
                 "Legend.from_values or Legend.from_rows."
             )
-        values = [entry.value for entry in every]
+        values = [value for entry in every for value in entry.values]
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise LabelError(
@@ -114,10 +122,12 @@ class Legend:
         """
         text = str(wanted)
         if not isinstance(wanted, int):
-            for key in ("name", "value"):
-                for entry in self.classes:
-                    if getattr(entry, key) == text:
-                        return entry
+            for entry in self.classes:
+                if entry.name == text:
+                    return entry
+            for entry in self.classes:
+                if text in entry.values:
+                    return entry
         if text.isdecimal() and int(text) < len(self):
             return self.classes[int(text)]
         known = ", ".join(f"{entry.code} {entry.name}" for entry in self.classes)
@@ -147,10 +157,12 @@ class Legend:
     def to_json(self) -> str:
         """Return the legend as JSON text: a list of value, name and color by code.
 
-        Ignored classes have ``"ignored": true`` besides.
+        Classes of several values have the further ones in ``"also"``; ignored classes have
+        ``"ignored": true``.
         """
         rows: list[dict[str, object]] = [
             {"code": entry.code, "value": entry.value, "name": entry.name, "color": entry.color}
+            | ({"also": list(entry.also)} if entry.also else {})
             for entry in (*self.classes, *self.ignored)
         ]
         for row in rows[len(self.classes) :]:
@@ -197,6 +209,7 @@ class Legend:
                     value=str(value),
                     name=_in_one_line(str(row.get("name") or "")) or _in_one_line(str(value)),
                     color=str(row.get("color") or PALETTE[code % len(PALETTE)]),
+                    also=tuple(str(more) for more in _listed(row.get("also"))),
                 )
             )
         return cls(tuple(classes[:learnt]), tuple(classes[learnt:]))
@@ -204,6 +217,10 @@ class Legend:
     @classmethod
     def read(cls, path: str | Path) -> Legend:
         """Read a legend file: ``.csv`` or ``.json`` with value, name, color, ignored.
+
+        Rows of one name are one class of several values, so that crops can be grouped: the colour
+        is that of the first row which has one. The legends that maps come with say the code of
+        each class, and are taken as they are. A ``.csv`` may have semicolons or tabs.
 
         Raises
         ------
@@ -220,11 +237,7 @@ class Legend:
             )
         try:
             text = path.read_text(encoding="utf-8-sig")
-            rows = (
-                json.loads(text)
-                if path.suffix == ".json"
-                else list(csv.DictReader(text.splitlines(), skipinitialspace=True))
-            )
+            rows = json.loads(text) if path.suffix == ".json" else _table(text)
             if not all(isinstance(row, dict) for row in rows):
                 raise TypeError("rows are not records")
         except (ValueError, TypeError, csv.Error) as error:
@@ -232,7 +245,40 @@ class Legend:
                 f"Cannot read the legend {path}: {error}. It must be a .csv with the header "
                 "value,name,color, or a .json list of such records."
             ) from error
-        return cls.from_rows(rows, source=str(path))
+        return cls.from_rows(_grouped(rows, source=str(path)), source=str(path))
+
+
+def _table(text: str) -> list[dict[str, object]]:
+    """Read a table whose columns part at commas, or else at what its first line has."""
+    header = next(iter(text.splitlines()), "")
+    parted = next((sign for sign in ",;\t" if sign in header), ",")
+    return list(csv.DictReader(text.splitlines(), delimiter=parted, skipinitialspace=True))
+
+
+def _grouped(rows: list[dict[str, object]], *, source: str) -> list[dict[str, object]]:
+    """Put rows of the same name together, unless they say codes of their own."""
+    if any("code" in row or row.get("value") in (None, "") for row in rows):
+        return rows
+    groups: dict[str, dict[str, object]] = {}
+    for row in rows:
+        name = _in_one_line(str(row.get("name") or "")) or _in_one_line(str(row["value"]))
+        if name not in groups:
+            groups[name] = dict(row)
+            continue
+        group = groups[name]
+        if _is_ignored(group) != _is_ignored(row):
+            raise LabelError(
+                f"Cannot make a legend from {source}: of the rows named {name!r} some are ignored "
+                "and some are not, and rows of one name are one class. Give the ignored ones "
+                "another name."
+            )
+        group["also"] = [*_listed(group.get("also")), row["value"], *_listed(row.get("also"))]
+        group["color"] = group.get("color") or row.get("color")
+    return list(groups.values())
+
+
+def _listed(also: object) -> list[object]:
+    return also if isinstance(also, list) else []
 
 
 def _in_one_line(text: str) -> str:

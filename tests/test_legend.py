@@ -26,6 +26,42 @@ def test_read_csv_and_json(tmp_path):
     assert Legend.read(tmp_path / "legend.json") == legend
 
 
+GROUPS = (
+    "value,name,color\n1110,Wheat,#d8a12d\n1200,Maize,\n1111, Wheat ,\n8100,,\n"
+    "spelt,Wheat,#000000\n"
+)
+
+
+def test_rows_of_one_name_are_one_class(tmp_path):
+    (tmp_path / "legend.csv").write_text(GROUPS)
+    legend = Legend.read(tmp_path / "legend.csv")
+    assert legend.names == ("Wheat", "Maize", "8100")
+    assert [entry.values for entry in legend.classes] == [
+        ("1110", "1111", "spelt"),
+        ("1200",),
+        ("8100",),
+    ]
+    assert legend.classes[0].color == "#d8a12d"
+    assert legend.find("1111") == legend.find("spelt") == legend.classes[0]
+    assert Legend.from_json(legend.to_json()) == legend
+    (tmp_path / "legend.json").write_text(legend.to_json())
+    assert Legend.read(tmp_path / "legend.json") == legend
+    assert legend.keep({"1110"}).classes[0].values == ("1110", "1111", "spelt")
+
+
+def test_classes_with_codes_of_their_own_are_not_put_together(tmp_path):
+    """The legend of a map made before, which may have two classes of one name."""
+    (tmp_path / "legend.csv").write_text("code,value,name\n0,1110,Wheat\n1,1111,Wheat\n")
+    assert len(Legend.read(tmp_path / "legend.csv")) == 2
+
+
+@pytest.mark.parametrize("sign", [";", "\t"], ids=["semicolon", "tab"])
+def test_a_table_of_excel_has_semicolons_or_tabs(tmp_path, sign):
+    (tmp_path / "a.csv").write_text(GROUPS)
+    (tmp_path / "b.csv").write_text(GROUPS.replace(",", sign))
+    assert Legend.read(tmp_path / "b.csv") == Legend.read(tmp_path / "a.csv")
+
+
 def test_a_csv_of_excel_begins_with_a_byte_order_mark(tmp_path):
     (tmp_path / "legend.csv").write_text("value,name\n7,wheat\n9,maize\n", encoding="utf-8-sig")
     assert Legend.read(tmp_path / "legend.csv").names == ("wheat", "maize")
@@ -55,8 +91,11 @@ def test_keep_makes_codes_dense_again():
         ("value,name\n1,a\n1,b\n", "stand twice"),
         ("name\nwheat\n", "lacks 'value'"),
         ("value\n", "holds no class"),
+        ("value,name\n1,a\n1,a\n", "stand twice"),
+        ("value,name,ignored\n1,a,\n2,a,true\n", "'a' some are ignored and some are not"),
+        ("value,name\n1,a\n2,a\n,a\n", "row 3 lacks 'value'"),
     ],
-    ids=["colour", "repeated", "no-value", "empty"],
+    ids=["colour", "repeated", "no-value", "empty", "row-twice", "half-ignored", "third-row"],
 )
 def test_bad_legends_are_explained(tmp_path, text, match):
     path = tmp_path / "legend.csv"

@@ -105,7 +105,8 @@ def burn_labels(
     column
         The column that names the crop. Whole numbers stored as 1110.0 count as ``1110``.
     legend
-        The classes wanted; values not in it stay unlabelled. By default all values, sorted.
+        The classes wanted, each of one value or of several; values not in it stay unlabelled.
+        By default all values, sorted.
     min_fields
         Classes with fewer fields (with a pixel) are dropped, since they cannot be both
         trained and tested; their pixels stay unlabelled.
@@ -383,10 +384,18 @@ def _choose_classes(
         fields, total = counts.get(text, (0, 0))
         counts[text] = (fields + int(count > 0), total + int(count))
     known = _in_order(set(counts))
+    keep = {value for value in known if counts[value][0] >= min_fields}
+    ignored: set[str] = set()
     if legend is not None:
-        known = [entry.value for entry in legend.classes]
-    keep = [value for value in known if counts.get(value, (0, 0))[0] >= min_fields]
-    ignored = {entry.value for entry in legend.ignored} if legend is not None else set()
+        # Crops that are grouped have enough fields together, or not.
+        known = [value for entry in legend.classes for value in entry.values]
+        keep = {
+            value
+            for entry in legend.classes
+            if sum(counts.get(value, (0, 0))[0] for value in entry.values) >= min_fields
+            for value in entry.values
+        }
+        ignored = {value for entry in legend.ignored for value in entry.values}
     dropped = tuple(
         DroppedClass(
             value=value,
@@ -404,8 +413,9 @@ def _choose_classes(
         ]
     )
     if legend is not None:
-        return legend.keep(set(keep)), dropped
-    return Legend.from_values(keep) if keep else Legend(()), dropped
+        return legend.keep(keep), dropped
+    chosen = [value for value in known if value in keep]
+    return Legend.from_values(chosen) if chosen else Legend(()), dropped
 
 
 def _code_fields(
@@ -417,7 +427,7 @@ def _code_fields(
     -------
     labels (Y, X) uint8; parcels (Y, X) int32; the table of fields.
     """
-    codes = {entry.value: entry.code for entry in legend.classes}
+    codes = {value: entry.code for entry in legend.classes for value in entry.values}
     code = np.array([codes.get(text, UNLABELLED) for text in texts], dtype=np.uint8)
     kept = np.flatnonzero((code != UNLABELLED) & (pixels > 0))
     number_of = np.zeros(len(texts) + 1, dtype=np.int32)

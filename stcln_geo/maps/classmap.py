@@ -41,8 +41,8 @@ class ClassMap:
     confidence: Path | None
     """The raster of confidence in percent beside it, where the map is a product."""
     legend: Legend
-    values: tuple[int, ...]
-    """Pixel value of each class code: equal to the codes in a product."""
+    values: dict[int, int]
+    """Class code of each pixel value: the same number in a product."""
     nodata: int | None
     """Pixel value of no label."""
     shape_yx: tuple[int, int]
@@ -193,8 +193,9 @@ class _Reader:
 
     def __init__(self, class_map: ClassMap, source: Any) -> None:
         self._map, self._source = class_map, source
-        self._values = np.array(class_map.values)
-        self._order = np.argsort(self._values)
+        pairs = sorted(class_map.values.items())
+        self._values = np.array([value for value, _ in pairs])
+        self._codes = np.array([code for _, code in pairs])
         self._table: NDArray[np.uint8] | None = None
         self._strange: NDArray[np.bool_] | None = None
         if np.dtype(source.dtypes[0]) in (np.uint8, np.uint16):
@@ -226,14 +227,13 @@ class _Reader:
 
     def _translate(self, pixels: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return codes, and where a value has none though it is not nodata."""
-        ordered = self._values[self._order]
-        place = np.minimum(np.searchsorted(ordered, pixels), len(ordered) - 1)
-        known = ordered[place] == pixels
+        place = np.minimum(np.searchsorted(self._values, pixels), len(self._values) - 1)
+        known = self._values[place] == pixels
         empty = np.zeros(pixels.shape, dtype=bool)
         if self._map.nodata is not None:
             empty = pixels == self._map.nodata
         known &= ~empty
-        codes = np.where(known, self._order[place], CLASS_NODATA).astype(np.uint8)
+        codes = np.where(known, self._codes[place], CLASS_NODATA).astype(np.uint8)
         return codes, ~known & ~empty
 
 
@@ -317,14 +317,16 @@ def _check_raster(file: Path, source: Any) -> None:
 
 def _meaning(
     file: Path, source: Any, own: Legend | None, given: Legend | str | Path | None
-) -> tuple[tuple[int, ...], Legend]:
-    """Return the pixel values of the classes and their legend."""
+) -> tuple[dict[int, int], Legend]:
+    """Return the class code of each pixel value, and the legend."""
     if own is not None:
-        return own.codes, own
+        return {code: code for code in own.codes}, own
     if given is not None:
         legend = given if isinstance(given, Legend) else Legend.read(given)
         try:
-            return tuple(int(entry.value) for entry in legend.classes), legend
+            return {
+                int(value): entry.code for entry in legend.classes for value in entry.values
+            }, legend
         except ValueError as error:
             raise InputError(
                 f"Cannot read {file} with this legend: the values of a class map's legend are "
@@ -345,7 +347,8 @@ def _meaning(
             f"Cannot use {file} as a class map: it holds {len(values) or 'no'} different values "
             "beside nodata, and a map has 1 to 255 classes. Give a map of classes."
         )
-    return tuple(values), Legend.from_values([str(value) for value in values])
+    codes = {value: code for code, value in enumerate(values)}
+    return codes, Legend.from_values([str(value) for value in values])
 
 
 def _raster_window(window: Window) -> Any:

@@ -103,7 +103,7 @@ def match_classes(
     """
     names = [name.casefold() for name in legend.names]
     tables: dict[str, dict[str, int]] = {
-        "value": {entry.value: entry.code for entry in legend.classes},
+        "value": {value: entry.code for entry in legend.classes for value in entry.values},
         "name": {name: code for code, name in enumerate(names) if names.count(name) == 1},
         "code": {str(code): code for code in legend.codes},
     }

@@ -142,11 +142,11 @@ def _find_silent(legend: Legend, silent: Sequence[str]) -> tuple[set[int], list[
     new: dict[str, LegendClass] = {}
     for text in silent:
         by_name = [entry for entry in legend.classes if text == entry.name]
-        found = by_name or [entry for entry in legend.classes if text == entry.value]
+        found = by_name or [entry for entry in legend.classes if text in entry.values]
         if found:
             known.add(found[0].code)
             continue
-        unlearnt = [entry for entry in legend.ignored if text in (entry.name, entry.value)]
+        unlearnt = [entry for entry in legend.ignored if text in (entry.name, *entry.values)]
         color = PALETTE[(len(legend) + len(new)) % len(PALETTE)]
         made = LegendClass(code=0, value=text, name=text, color=color)
         entry = unlearnt[0] if unlearnt else made

@@ -227,6 +227,28 @@ def test_legend_chooses_names_and_order(cube: Path, tmp_path: Path) -> None:
     }
 
 
+def test_crops_may_be_grouped_by_a_legend(cube: Path, tmp_path: Path) -> None:
+    """Labels are those of a file in which each crop of a group has the name of the group."""
+    frame = polygons(open_season(cube))
+    frame["crop"] = np.where(frame["id"] == 0, "spelt", frame["crop"])
+    (tmp_path / "legend.csv").write_text(
+        "value,name\nbeet,Beet\nwheat,Cereal\nspelt,Cereal\nmaize,Maize\n"
+    )
+    legend = Legend.read(tmp_path / "legend.csv")
+
+    report = burn_labels(cube, write(frame, tmp_path / "f.gpkg"), column="crop", legend=legend)
+
+    season = open_season(cube)
+    labels, fields = season.labels[:], season.fields
+    assert report.legend.names == ("Beet", "Cereal", "Maize")
+    assert report.dropped == ()
+    assert season.legend == report.legend
+    frame["crop"] = frame["crop"].replace({"wheat": "b", "spelt": "b", "beet": "a", "maize": "c"})
+    burn_labels(cube, write(frame, tmp_path / "plain.gpkg"), column="crop")
+    np.testing.assert_array_equal(labels, open_season(cube).labels[:])
+    np.testing.assert_array_equal(fields.code, open_season(cube).fields.code)
+
+
 def test_numbers_are_sorted_as_numbers_and_written_whole(cube: Path, tmp_path: Path) -> None:
     frame = polygons(open_season(cube))
     frame["code"] = np.where(frame["crop"] == "beet", 1110.0, np.where(frame["id"] % 2, 20.0, 9.0))

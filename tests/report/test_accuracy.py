@@ -283,6 +283,21 @@ def test_a_foreign_map_and_a_legend_file(tmp_path, sample):
     found = evaluate_map(raster, path, column="crop", legend=legend)
     assert found.used > 60
     assert found.mapped_areas.sum() == 100.0 * (values != 0).sum()
+    # Rows of one name are one class: 20 and 40 together, in the map and in the reference.
+    legend.write_text("value,name\n40,Other\n10,Wheat\n20,Other\n")
+    grouped = evaluate_map(
+        raster, path, column="crop", legend=legend,
+        spec=AccuracySpec(rename={"Grass": "40", "Maize & sorghum": "20", "Wheat": "10"}),
+    )  # fmt: skip
+    assert grouped.legend.names == ("Other", "Wheat")
+    whole = found.metrics.confusion
+    np.testing.assert_array_equal(
+        grouped.metrics.confusion,
+        [[whole[1:, 1:].sum(), whole[1:, 0].sum()], [whole[0, 1:].sum(), whole[0, 0]]],
+    )
+    np.testing.assert_allclose(
+        grouped.mapped_areas, [found.mapped_areas[1:].sum(), found.mapped_areas[0]]
+    )
     legend.write_text("value,name\n10,Wheat\n20,Maize & sorghum\n")
     with pytest.raises(InputError, match="value 40"):
         evaluate_map(
