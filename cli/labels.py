@@ -38,8 +38,8 @@ def burn(
     legend: Annotated[
         Path | None,
         typer.Option(
-            help="Classes to keep, as .csv or .json with value, name, color; values of one name are "
-            "one class. Default: all values."
+            help="Classes to keep, as .csv or .json with value, name, color; values of one name "
+            "are one class. Default: all values."
         ),
     ] = None,
     min_fields: Annotated[

@@ -121,6 +121,7 @@ def _root(
 
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted."""
+    _say_warnings_plainly()
     code = invoke(sys.argv[1:] if arguments is None else arguments)
     if code == _INTERRUPTED:
         # Said here, once: the demo runs commands within a command.
@@ -150,6 +151,28 @@ def invoke(arguments: list[str]) -> int:
         shown()  # click's own complaint about a wrong flag or a missing argument
         return int(getattr(error, "exit_code", 2))
     return outcome if isinstance(outcome, int) else 0
+
+
+def _say_warnings_plainly() -> None:
+    """Show our own warnings as lines for people, without the place in the code."""
+    import warnings
+
+    from ..errors import StclnGeoWarning
+
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: Any = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if issubclass(category, StclnGeoWarning):
+            from ._common import warn
+
+            warn(str(message))
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
 
 
 def _complain(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError, MissingFileError
+from .errors import InputError, MissingFileError, StclnGeoWarning
 from .grid import utm_zone_bounds, utm_zones
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["LONLAT", "Region", "footprint", "is_geoparquet"]
+__all__ = ["LONLAT", "Region", "choose_layer", "footprint", "is_geoparquet", "spatial_layers"]
 
 LONLAT = "EPSG:4326"
 
@@ -125,8 +126,9 @@ class Region:
             if is_geoparquet(path):
                 layers, table = [path.stem], geopandas.read_parquet(path)
             else:
-                layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
-                table = geopandas.read_file(path) if len(layers) == 1 else None
+                layers = spatial_layers(path)
+                one = layers[0] if layers else None  # a table without geometry is named below
+                table = geopandas.read_file(path, layer=one) if len(layers) < 2 else None
         except (
             pyogrio.errors.DataSourceError,
             pyogrio.errors.DataLayerError,
@@ -140,8 +142,9 @@ class Region:
             ) from error
         if table is None:
             raise InputError(
-                f"Cannot choose a layer of {path}: it has {', '.join(layers) or 'none'}. "
-                "Give a file with one layer."
+                f"Cannot choose a layer of {path}: those with geometry are {', '.join(layers)}. "
+                f"Give a file with one, for example made with 'ogr2ogr one.gpkg {path.name} "
+                f"{layers[0]}'."
             )
         if not isinstance(table, geopandas.GeoDataFrame):
             raise InputError(
@@ -240,6 +243,33 @@ class Region:
 
         geometry: dict[str, Any] = mapping(self.geometry)
         return geometry
+
+
+def choose_layer(path: Path, layer: str | None = None) -> str | None:
+    """Return the layer of a vector file to read: the one named, else the first with geometry.
+
+    Tables without geometry do not count, such as the ``layer_styles`` that QGIS stores. Of several
+    layers a `StclnGeoWarning` says which is read. None where no layer has a geometry: the reader
+    then says what the file holds instead.
+    """
+    if layer is not None:
+        return layer
+    layers = spatial_layers(path)
+    if len(layers) > 1:
+        warnings.warn(
+            f"{path} has {len(layers)} layers: {', '.join(layers)}. The first is read; name "
+            "another with --layer, or make a file of it alone.",
+            StclnGeoWarning,
+            stacklevel=3,
+        )
+    return layers[0] if layers else None
+
+
+def spatial_layers(path: Path) -> list[str]:
+    """Return the names of the layers of a vector file that have a geometry, in its order."""
+    import pyogrio
+
+    return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
 
 
 def is_geoparquet(path: Path) -> bool:

@@ -124,6 +124,24 @@ def test_labels_of_one_class_only(capsys, cube, archive, tmp_path):
     assert open_season(cube).legend is None
 
 
+def test_the_layer_that_is_read_is_told_in_words(cube, archive, tmp_path):
+    """A GeoPackage of two layers: one line, not the place in a library where it was noticed."""
+    import geopandas
+
+    parcels = geopandas.read_file(archive / "parcels.gpkg")
+    for layer in ("fields", "others"):
+        parcels.to_file(tmp_path / "fields.gpkg", layer=layer)
+    command = [Path(sys.executable).with_name("stcln-geo"), "labels", "burn", cube,
+               tmp_path / "fields.gpkg", "--column", "crop_code", "--min-fields", "1"]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.startswith("Warning: ")
+    assert "has 2 layers: fields, others. The first is read" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    run = subprocess.run([*command, "--layer", "others"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_labels_with_a_wrong_column(capsys, cube, archive):
     said = failing(capsys, ["labels", "burn", cube, archive / "parcels.gpkg", "--column", "plant"])
     assert "crop_code" in said

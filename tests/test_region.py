@@ -14,9 +14,9 @@ from pyproj import Transformer
 from shapely import segmentize, transform
 from shapely.geometry import LineString, MultiPolygon, Polygon, box
 
-from stcln_geo.errors import InputError, MissingFileError
+from stcln_geo.errors import InputError, MissingFileError, StclnGeoWarning
 from stcln_geo.grid import utm_crs
-from stcln_geo.region import Region
+from stcln_geo.region import Region, choose_layer
 
 
 def test_bbox_text_and_numbers_are_the_same():
@@ -208,3 +208,31 @@ def test_parts_by_zone_cover_the_region_and_overlap_by_the_margin():
     assert west.bounds[2] < 6.01
     small = Region.from_bbox((4.0, 50.0, 4.1, 50.1))
     assert small.by_utm_zone(margin=320.0) == {"EPSG:32631": small}
+
+
+def with_styles(path: Path) -> Path:
+    """Put into a GeoPackage the table in which QGIS keeps styles: it has no geometry."""
+    import pandas
+    import pyogrio
+
+    styles = pandas.DataFrame({"f_table_name": ["x"], "styleQML": ["<qgis/>"]})
+    pyogrio.write_dataframe(styles, path, layer="layer_styles", append=True)
+    return path
+
+
+def test_the_styles_that_qgis_stores_are_no_layer_of_a_region(tmp_path: Path, recwarn) -> None:
+    area = geopandas.GeoDataFrame(geometry=[box(3, 50, 4, 51)], crs=4326)
+    area.to_file(tmp_path / "region.gpkg", layer="region")
+    path = with_styles(tmp_path / "region.gpkg")
+    assert Region.from_file(path).geometry.bounds == (3, 50, 4, 51)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_of_several_layers_the_one_that_is_read_is_told(tmp_path: Path, recwarn) -> None:
+    path = tmp_path / "fields.gpkg"
+    for layer in ("fields", "roads"):
+        geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)], crs=4326).to_file(path, layer=layer)
+    assert choose_layer(path, "roads") == "roads"
+    assert len(recwarn) == 0
+    with pytest.warns(StclnGeoWarning, match="2 layers: fields, roads. The first is read"):
+        assert choose_layer(path) == "fields"

@@ -18,7 +18,7 @@ import numpy as np
 from ..cube.store import writing
 from ..errors import InputError, MissingFileError
 from ..grid import Window
-from ..region import LONLAT, Region, is_geoparquet
+from ..region import LONLAT, Region, choose_layer, is_geoparquet
 from .ground import EQUAL_AREA, pixel_areas
 from .sites import check_size, place_site
 
@@ -332,8 +332,10 @@ def _polygon_strata(
     from pyproj import Transformer
 
     try:
-        read = geopandas.read_parquet if is_geoparquet(path) else geopandas.read_file
-        table = read(path)
+        if is_geoparquet(path):
+            table = geopandas.read_parquet(path)
+        else:
+            table = geopandas.read_file(path, layer=choose_layer(path))
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise InputError(
             f"Cannot stratify by {path}: {error}. It must be a raster (.tif) or polygons "

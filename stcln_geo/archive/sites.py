@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError, MissingFileError
 from ..grid import SNAP_METRES, Window, geobox_from_window, utm_zone_at
-from ..region import LONLAT, footprint, is_geoparquet
+from ..region import LONLAT, choose_layer, footprint, is_geoparquet
 
 if TYPE_CHECKING:
     import geopandas
@@ -195,7 +195,7 @@ def read_points(path: str | Path) -> geopandas.GeoDataFrame:
         elif is_geoparquet(path):
             table = geopandas.read_parquet(path)
         else:
-            table = geopandas.read_file(path)
+            table = geopandas.read_file(path, layer=choose_layer(path))
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
-from ..region import is_geoparquet
+from ..region import choose_layer, is_geoparquet, spatial_layers
 from ..storage import Location
 from .lock import cube_lock
 from .store import FieldTable, Season, choose_season, open_season, write_fields
@@ -261,6 +261,7 @@ def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -
             place = _geometry_column(path)
             _check_column(path, column, [name for name in names if name != place])
             return geopandas.read_parquet(path, columns=[column, place])
+        layer = choose_layer(path, layer)
         info = pyogrio.read_info(path, layer=layer)
         _check_column(path, column, [str(name) for name in info["fields"]])
         if info["geometry_type"] is None:
@@ -303,6 +304,7 @@ def _extent(path: Path, layer: str | None) -> str:
     if is_geoparquet(path):
         bounds = geopandas.read_parquet(path, columns=[_geometry_column(path)]).total_bounds
     else:
+        layer = layer or spatial_layers(path)[0]
         bounds = pyogrio.read_info(path, layer=layer, force_total_bounds=True)["total_bounds"]
     return _format_bounds(tuple(bounds)) if bounds is not None else "nothing"
 

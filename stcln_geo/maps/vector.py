@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cube.store import writing
 from ..errors import InputError, MissingFileError, OutputError
-from ..region import is_geoparquet
+from ..region import choose_layer, is_geoparquet
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -68,7 +68,7 @@ def read_vector(path: str | Path, *, layer: str | None = None, purpose: str) -> 
         elif path.suffix.lower() == ".csv":
             frame = _read_csv(path, purpose)
         else:
-            frame = geopandas.read_file(path, layer=layer)
+            frame = geopandas.read_file(path, layer=choose_layer(path, layer))
     except InputError:
         raise
     except (
