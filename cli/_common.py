@@ -22,6 +22,7 @@ __all__ = [
     "parse_memory",
     "progress_bar",
     "say",
+    "say_next",
     "warn",
 ]
 
@@ -36,6 +37,14 @@ def console(*, stderr: bool = False) -> Console:
 def say(text: str) -> None:
     """Print a line for the user, without interpreting markup."""
     console().print(text, markup=False)
+
+
+def say_next(*words: object, season: str | None = None, first: str = "") -> None:
+    """Print the command that usually comes next, as a shell takes it."""
+    import shlex
+
+    named = () if season is None else ("--season", season)
+    say(f"Next: {first}{shlex.join(['stcln-geo', *map(str, words), *named])}")
 
 
 def warn(text: str) -> None:

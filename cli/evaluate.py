@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ._common import given_options, progress_bar, say
+from ._common import given_options, progress_bar, say, say_next
 
 _DEFAULT = "score"
 _OF_RUNS = ("split", "season", "protocol", "device", "workers")
@@ -277,7 +277,7 @@ def design_sample(
         return
     write_sample(plan, out, overwrite=overwrite)
     say(f"{out}: {int(plan.points.sum())} points; {design_path(out)}: their design")
-    say(f"Next: fill in the column reference, then stcln-geo evaluate {class_map} {out}")
+    say_next("evaluate", class_map, out, first="fill in the column reference, then ")
 
 
 def _score_map(

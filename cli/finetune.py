@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import progress_bar, say
+from ._common import progress_bar, say, say_next
 
 
 def finetune(
@@ -108,6 +108,7 @@ def finetune(
     the validation fields are kept. The same command again goes on where it stopped; a finished
     run is left alone.
     """
+    from ..storage import location
     from ..train.config import FinetuneConfig, load_config, to_toml
     from ..train.finetune import finetune as train
     from ..train.finetune import plan_finetune
@@ -172,7 +173,7 @@ def finetune(
             )
             if first:
                 say_result(result)
-                say(f"Next: stcln-geo evaluate {out} {cube}")
+                say_next("evaluate", out, location(cube), season=recipe.season)
             return
         summary = finetune_seeds(
             cube,
@@ -192,4 +193,4 @@ def finetune(
     if summary.mean is not None:
         deviation = "" if summary.deviation is None else f" (sd {summary.deviation:.4f})"
         say(f"{summary.monitor}, mean of {seeds} seeds: {summary.mean:.4f}{deviation}")
-    say(f"Next: stcln-geo evaluate {out} {cube}")
+    say_next("evaluate", out, location(cube), season=recipe.season)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import say
+from ._common import say, say_next
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,7 +82,7 @@ def burn(
     if dry_run:
         say("Nothing was written (--dry-run).")
     else:
-        say(f"Next: stcln-geo labels split {location(cube)}")
+        say_next("labels", "split", location(cube), season=season)
 
 
 @app.command()

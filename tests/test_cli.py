@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,25 @@ def test_the_layer_that_is_read_is_told_in_words(cube, archive, tmp_path):
     assert len(run.stderr.splitlines()) == 1
     run = subprocess.run([*command, "--layer", "others"], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_what_comes_next_can_be_run_as_it_is_printed(capsys, archive, tmp_path):
+    """Of two seasons in a folder whose name has a space."""
+    import shlex
+
+    folder = tmp_path / "two seasons"
+    assert invoke(["simulate", str(folder / "archive"), "--size", "101x75", "--dates", "4",
+                   "--seasons", "2"]) == 0  # fmt: skip
+    cube, season = str(folder / "cube.zarr"), "2022-09-01"
+    assert invoke(["cube", "build", "--catalog", str(folder / "archive"), cube]) == 0
+    burn = ["labels", "burn", cube, str(archive / "parcels.gpkg"), "--column", "crop_code"]
+    train = ["finetune", cube, "--out", str(folder / "run"), "--season", season, "--steps", "1",
+             "--preset", "tiny"]  # fmt: skip
+    for command in ([*burn, "--season", season, "--min-fields", "1"], train):
+        capsys.readouterr()
+        assert invoke(command) == 0
+        (told,) = re.findall("Next: stcln-geo (.*)", capsys.readouterr().out)
+        assert invoke(shlex.split(told)) == 0, told
 
 
 def test_labels_with_a_wrong_column(capsys, cube, archive):
