@@ -34,7 +34,8 @@ def validate(
     """Check the layout and the content of a map.
 
     Beyond the usual checks of offsets: every tile decodes, every value is a class or nodata,
-    overviews show only classes that lie below them, palette and names are there.
+    overviews show only classes that lie below them, palette and names are there. Exits with 1
+    where something is wrong.
     """
     from ..cog import validate_cog
     from ..legend import Legend
@@ -45,5 +46,5 @@ def validate(
     for text in errors:
         say(f"Error: {text}")
     if errors or warnings:
-        raise typer.Exit(2)
+        raise typer.Exit(1)
     say(f"{file} is a valid cloud-optimized GeoTIFF.")
