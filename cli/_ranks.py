@@ -59,7 +59,7 @@ def share_out(
     if (nodes or 1) > 1:
         raise InputError(
             f"Cannot train on --nodes {nodes} from here: the processes on other nodes must be "
-            "started there. Use torchrun or srun (docs: Resume, several GPUs, clusters)."
+            "started there. Use torchrun or srun (docs: Train on several GPUs and machines)."
         )
     if devices is None or devices == 1:
         return None

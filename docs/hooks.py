@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,11 @@ def python_page(title: str, name: str, sentence: str) -> str:
     lines = [f"# {title}", "", sentence, ""]
     if name == "stcln_geo":
         modules = [f"stcln_geo.{path.stem}" for path in public_modules(PACKAGE)]
-        lines += ["Import these from `stcln_geo`:", ""]
-        lines += [f"- [`{public}`][{target}]" for public, target in sorted(public_names().items())]
+        lines += ["Import these from `stcln_geo`:", "", "| name | what it does |", "|---|---|"]
+        lines += [
+            f"| [`{public}`][{target}] | {cell(first_sentence(public))} |"
+            for public, target in sorted(public_names().items())
+        ]
         lines.append("")
     else:
         modules = [f"stcln_geo.{name}.{path.stem}" for path in public_modules(PACKAGE / name)]
@@ -108,6 +112,13 @@ def public_names() -> dict[str, str]:
     return targets
 
 
+def first_sentence(name: str) -> str:
+    """Return the first line of what a public name says of itself, its double backticks single."""
+    import stcln_geo
+
+    return (inspect.getdoc(getattr(stcln_geo, name)) or "").partition("\n")[0].replace("``", "`")
+
+
 def defines(module: str, name: str) -> bool:
     """Tell whether a module's source defines a public function or class of this name."""
     source = sys.modules[module].__file__
@@ -120,6 +131,23 @@ def defines(module: str, name: str) -> bool:
 # --- the command line reference ------------------------------------------------------------
 
 
+FOR_SCRIPTS = """
+`stcln-geo COMMAND --help` prints the same in a terminal, and `stcln-geo --install-completion` lets the shell complete commands and options.
+
+## For scripts
+
+| exit code | meaning |
+|---|---|
+| 0 | done, or nothing to do |
+| 1 | part of the work failed and the rest is done, or `validate`, `probe` or `repair` found something wrong |
+| 2 | what was asked for cannot be done: a wrong option or file, a full disk. One sentence says why, and the remedy |
+| 130 | interrupted: the same command goes on |
+
+Results go to standard output; progress, warnings and errors to standard error. Figures are better read from files than from what is printed:
+`evaluate --json FILE`, `checkpoint info --json`, `run.json` of each run and map, `accuracy.json` of a map.
+"""
+
+
 def command_tree() -> Any:
     """Return the click command that the typer application stands for."""
     import typer
@@ -130,7 +158,7 @@ def command_tree() -> Any:
 def cli_page() -> str:
     """Return the page with every command, its arguments and its options."""
     root = command_tree()
-    lines = ["# Command line", "", paragraphs(root.help), ""]
+    lines = ["# Command line", "", paragraphs(root.help), "", FOR_SCRIPTS, ""]
     lines += command_lines(root, COMMAND, level=2)
     return "\n".join(lines) + "\n"
 

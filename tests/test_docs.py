@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +129,11 @@ def parsed(line: Line) -> dict[str, object]:
     return command.make_context(COMMAND, words).params
 
 
-WHOLE = [line for line in LINES if line.whole and "--help" not in line.text.split()]
+WHOLE = [
+    line
+    for line in LINES
+    if line.whole and "--help" not in line.text and not line.text.startswith(f"{COMMAND} -")
+]
 
 
 @pytest.mark.parametrize("line", WHOLE, ids=str)
@@ -261,6 +266,37 @@ def test_glossary_is_in_alphabetical_order() -> None:
     terms = [lines[index - 1] for index, line in enumerate(lines) if line.startswith(":   ")]
     assert len(terms) > 20
     assert terms == sorted(terms, key=str.lower)
+
+
+def test_files_that_the_pages_print_can_be_read(tmp_path: Path) -> None:
+    """Legends, options of training, lists of sites, catalogs: as a reader would save them."""
+    from stcln_geo.catalog import load_catalog
+    from stcln_geo.data.site_split import read_site_lists
+    from stcln_geo.legend import Legend
+    from stcln_geo.train.config import PretrainConfig, load_config
+
+    read = dict.fromkeys(("legend", "options", "sites", "catalog"), 0)
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for kind, block in re.findall(
+            r"^ *```(text|toml|yaml)\n(.*?)^ *```", page.read_text(), flags=re.DOTALL | re.MULTILINE
+        ):
+            text = textwrap.dedent(block)
+            file = tmp_path / f"file.{kind}"
+            file.write_text(text)
+            if text.startswith("value,name"):
+                legend = Legend.read(file)
+                assert len(legend) < len(text.splitlines()) - 1, "the page is about groups"
+                read["legend"] += 1
+            elif kind == "toml" and text.startswith("train"):
+                assert read_site_lists(file)
+                read["sites"] += 1
+            elif kind == "toml":
+                load_config(PretrainConfig, file=file)
+                read["options"] += 1
+            elif kind == "yaml" and "collections:" in text:
+                assert load_catalog(file).collections
+                read["catalog"] += 1
+    assert min(read.values()) > 0, read
 
 
 def test_python_examples_compile() -> None:
