@@ -10,7 +10,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
+import json
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +46,7 @@ PYTHON_PAGES = (
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the generated pages into the navigation."""
-    pages = [{"Command line": "reference/cli.md"}]
+    pages = [{"Command line": "reference/cli.md"}, {"Training options": "reference/options.md"}]
     pages += [{title: f"reference/python/{name}.md"} for title, name, _ in existing_pages()]
     assert config.nav is not None
     config.nav.append({"Reference": pages})
@@ -52,6 +56,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site."""
     files.append(File.generated(config, "reference/cli.md", content=cli_page()))
+    files.append(File.generated(config, "reference/options.md", content=options_page()))
     for title, name, sentence in existing_pages():
         page = python_page(title, name, sentence)
         files.append(File.generated(config, f"reference/python/{name}.md", content=page))
@@ -126,6 +131,82 @@ def defines(module: str, name: str) -> bool:
     return any(
         isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in tree.body
     )
+
+
+# --- the options of training ----------------------------------------------------------------
+
+
+def options_page() -> str:
+    """Return the page with every option of pre-training and fine-tuning, by section."""
+    lines = ["# Training options", "", ABOUT_OPTIONS, ""]
+    rows = option_rows()
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in rows):
+        lines += [f"## `{section}`" if section else "## Of the whole run", ""]
+        lines += ["| option | pre-training | fine-tuning | meaning |", "|---|---|---|---|"]
+        for key, (defaults, meaning) in rows.items():
+            if key.rpartition(".")[0] == section:
+                shown = " | ".join(code(text) if text else "" for text in defaults)
+                lines.append(f"| {code(key)} | {shown} | {cell(meaning)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+ABOUT_OPTIONS = """
+`pretrain` and `finetune` take any of these by `--set KEY=VALUE`, or from a TOML file by `--config`, where the part before the last point
+is the table: `[optimiser]` with `warmup = 0.1`. Values are those of TOML. The columns give the defaults; \u2013 where the command has no such
+option, nothing where the default depends on data, preset or checkpoint. `--print-config` prints what a run would take.
+"""
+
+
+def option_rows() -> dict[str, tuple[tuple[str, str], str]]:
+    """Return the defaults (pre-training, fine-tuning) and the meaning of each option, by key."""
+    from stcln_geo.train.config import FinetuneConfig, PretrainConfig
+
+    found = [dict(options_of(kind)) for kind in (PretrainConfig, FinetuneConfig)]
+    keys = list(dict.fromkeys([*found[0], *found[1]]))
+    keys.sort(key=lambda key: (key.rpartition(".")[0] != "", 0))
+    absent = ("\u2013", "")
+    return {
+        key: (
+            tuple(options.get(key, absent)[0] for options in found),
+            next(options[key][1] for options in found if key in options),
+        )
+        for key in keys
+    }
+
+
+def options_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the key, default and meaning of each option of a recipe, its sections included."""
+    meanings = attribute_docs(kind)
+    for name, field in kind.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if hasattr(type(default), "model_fields"):
+            yield from options_of(type(default), f"{prefix}{name}.")
+        else:
+            text = json.dumps(default) if default is not None else ""
+            values = ", ".join(f"`{value}`" for value in choices_of(field.annotation))
+            meaning = meanings.get(name, "") + (f" Values: {values}." if values else "")
+            yield prefix + name, (text, meaning)
+
+
+def choices_of(annotation: Any) -> list[str]:
+    """Return the texts that a type allows, if it allows no others (None does not count)."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    inner = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    return choices_of(inner[0]) if len(inner) == 1 else []
+
+
+def attribute_docs(kind: Any) -> dict[str, str]:
+    """Return what stands under the attributes of a class and of its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("stcln_geo."):
+            (tree,) = ast.parse(inspect.getsource(base)).body
+            for field, text in itertools.pairwise(tree.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    docs[field.target.id] = ast.literal_eval(text.value).replace("``", "`")
+    return docs
 
 
 # --- the command line reference ------------------------------------------------------------

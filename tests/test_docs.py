@@ -6,14 +6,17 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -329,16 +332,49 @@ def test_python_examples_call_what_exists_as_it_can_be_called() -> None:
     assert calls > 15
 
 
-def test_every_package_has_a_reference_page() -> None:
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+def hooks() -> Any:
+    """Return the module that writes the reference pages."""
     pytest.importorskip("mkdocs")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    packages = {path.parent.name for path in (ROOT / "stcln_geo").glob("*/__init__.py")}
-    assert {name for _, name, _ in hooks.PYTHON_PAGES} == {"stcln_geo", *packages}
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_package_has_a_reference_page() -> None:
     import stcln_geo
 
-    assert {"__version__", *hooks.public_names()} == set(stcln_geo.__all__)
+    packages = {path.parent.name for path in (ROOT / "stcln_geo").glob("*/__init__.py")}
+    assert {name for _, name, _ in hooks().PYTHON_PAGES} == {"stcln_geo", *packages}
+    assert {"__version__", *hooks().public_names()} == set(stcln_geo.__all__)
+
+
+def test_every_option_of_training_is_explained() -> None:
+    """The page has what --print-config prints, with the same defaults, and a meaning of each."""
+    import tomllib
+
+    from stcln_geo.train.config import FinetuneConfig, PretrainConfig, to_toml
+
+    rows = hooks().option_rows()
+    assert [key for key, (_, meaning) in rows.items() if len(meaning) < 10] == []
+
+    def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict) and (value or not prefix):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    for column, kind in enumerate((PretrainConfig, FinetuneConfig)):
+        printed = dict(flat(tomllib.loads(to_toml(kind()))))
+        stated = {
+            key: json.loads(defaults[column])
+            for key, (defaults, _) in rows.items()
+            if defaults[column] not in ("", "\N{EN DASH}")
+        }
+        assert stated == printed
 
 
 @pytest.mark.slow

@@ -51,9 +51,11 @@ class TrainConfig(Section):
     """What both kinds of training share."""
 
     seed: int = Field(default=0, ge=0)
+    """Sets first weights, order, masks and random changes, and which few fields are taken."""
     season: str | None = None
     """Season of the cube; by default the only one (pre-training: all)."""
     steps: int | None = Field(default=None, ge=1)
+    """Steps to train; by default 5000 of pre-training and 2000 of fine-tuning."""
     epochs: float | None = Field(default=None, gt=0)
     """Instead of steps: passes over the chips."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -63,6 +65,7 @@ class TrainConfig(Section):
     ranks: int | None = Field(default=None, ge=1)
     """Processes that share a step, one a device; settled by how the run is started."""
     precision: Precision = "auto"
+    """``auto`` takes ``bf16`` on GPUs that have it and on CPUs with AMX, else ``float32``."""
     deterministic: bool = False
     """Use only operations that repeat bit for bit; slower on GPUs."""
     recompute: bool = False

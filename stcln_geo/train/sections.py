@@ -43,6 +43,7 @@ class ModelSection(Section):
     """The network. Sizes left out are those of the preset, or of the checkpoint begun from."""
 
     preset: PresetName | None = None
+    """Sizes by name; by default ``base``, the published ones, or those of the checkpoint."""
     bands: tuple[str, ...] | None = None
     """Common STAC names; by default all bands of the cube, or those of the checkpoint."""
     mode: Mode | None = None
@@ -53,10 +54,15 @@ class ModelSection(Section):
     sta: bool | None = None
     """False: without the spatiotemporal attention. By default with it, or as the checkpoint."""
     widths: tuple[int, int] | None = None
+    """Channels after the first and the second block of convolutions."""
     layers: int | None = Field(default=None, ge=1)
+    """Layers of the transformer over dates."""
     heads: int | None = Field(default=None, ge=1)
+    """Heads of its attention; the second of ``widths`` is a multiple of twice as many."""
     feedforward: int | None = Field(default=None, ge=1)
+    """Width of its feed-forward part."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Share of its values that are dropped in training."""
 
 
 class DataSection(Section):
@@ -144,13 +150,15 @@ class OptimiserSection(Section):
     """How the weights move."""
 
     name: Literal["adamw", "adam"] = "adamw"
+    """The rule by which weights move."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Highest learning rate; by default 1e-3 (tiny), 3e-4 (base), 1e-4 (large)."""
     encoder_factor: float = Field(default=1.0, ge=0)
     """The encoder's learning rate as a share of the others'; below 1 spares pre-trained weights."""
     weight_decay: float = Field(default=_DECAY, ge=0)
-    """Of ``adamw``; ``adam`` has none."""
+    """How strongly ``adamw`` draws weights to zero; ``adam`` does not."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after ``warmup``: falls to a hundredth, or stays."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     clip: float = Field(default=5.0, ge=0)
@@ -205,7 +213,9 @@ class LabelsSection(Section):
     """Which training fields are used; by default all of the train split."""
 
     fields_per_class: int | None = Field(default=None, ge=1)
+    """Train on so many fields of each class."""
     fraction: float | None = Field(default=None, gt=0, le=1)
+    """Train on this share of each class's fields."""
     ignore: tuple[str | int, ...] = ()
     """Classes left out, by name, source value or code: no output, no loss, no figures."""
     silent: tuple[str, ...] = ()
