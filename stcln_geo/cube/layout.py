@@ -63,10 +63,15 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Check that shards hold whole chunks and whole overview pixels."""
-        if self.codec not in get_args(Codec) or (self.dates is not None and self.dates < 1):
+        if self.codec not in get_args(Codec):
             raise InputError(
-                f"Cannot lay out {self.dates} dates per chunk with the codec {self.codec!r}: dates "
-                f"must be 1 or more, the codec {' or '.join(get_args(Codec))}. Correct them."
+                f"Cannot use the codec {self.codec!r}: it must be {' or '.join(get_args(Codec))}. "
+                "Leave it out for zstd."
+            )
+        if self.dates is not None and self.dates < 1:
+            raise InputError(
+                f"Cannot lay out {self.dates} dates per chunk: it must be 1 or more. Leave it out "
+                "to keep all dates together."
             )
         fits = self.chunk >= OVERVIEW_STEP and self.chunk % OVERVIEW_STEP == 0
         if not fits or self.shard < self.chunk or self.shard % self.chunk:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..errors import InputError, MissingFileError
 from ..model.config import PresetName
@@ -38,6 +39,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "merge_values",
+    "option_keys",
     "settle",
     "to_toml",
 ]
@@ -182,15 +184,44 @@ def load_config(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        breaches = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg'].lower()} "
-            f"(given: {item['input']!r})"
-            for item in error.errors()
-        )
+        breaches = "; ".join(_breach(kind, item) for item in error.errors())
         raise InputError(
             f"Cannot use the training options: {breaches}. The keys and types are those of "
-            f"{kind.__name__}; --dry-run prints them all. Correct these values."
+            f"{kind.__name__}, which --print-config prints. Correct these values."
         ) from error
+
+
+def _breach(kind: type[TrainConfig], item: Any) -> str:
+    """Say what is wrong with an option; of one that does not exist, which ones are like it."""
+    key = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if item["type"] != "extra_forbidden":
+        return f"{key}: {item['msg'].lower()} (given: {item['input']!r})"
+    hint = " and ".join(_like(key, list(option_keys(kind))))
+    told = f", but {hint}" if hint else ""
+    return f"{key}: there is no such option{told} (given: {item['input']!r})"
+
+
+def _like(key: str, known: list[str]) -> list[str]:
+    """Return the options that may be meant by a key: in other sections, longer, or misspelt."""
+    section, _, name = key.rpartition(".")
+    elsewhere = [option for option in known if option.rpartition(".")[2] == name]
+    start = f"{section}." if section else ""
+    beside = dict.fromkeys(
+        option.removeprefix(start).partition(".")[0] for option in known if option.startswith(start)
+    )
+    longer = [other for other in beside if name in other.split("_")][:3]
+    near = longer or get_close_matches(name, beside, n=2, cutoff=0.75)
+    return elsewhere or [start + other for other in near]
+
+
+def option_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all options of a recipe, those of its sections included."""
+    for name, field in kind.model_fields.items():
+        section = type(field.default)
+        if issubclass(section, BaseModel):
+            yield from option_keys(section, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def merge_values(values: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -291,7 +322,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise InputError(
                 f"Cannot set {key!r}: {section!r} is a value, not a section. "
-                "Use the dotted keys that --dry-run prints."
+                "Use the dotted keys that --print-config prints."
             )
         values = inner
     values[last] = value

@@ -14,6 +14,7 @@ from stcln_geo.train.config import (
     PretrainConfig,
     TrainConfig,
     load_config,
+    option_keys,
     settle,
     to_toml,
 )
@@ -135,6 +136,44 @@ def test_options_of_the_other_kind_are_refused_and_its_defaults_are_not() -> Non
     with pytest.raises(InputError, match=r"validation\.chips=9 belongs to pre-training"):
         load_config(FinetuneConfig, assignments=["validation.chips=9"])
     assert load_config(FinetuneConfig, assignments=["validation.chips=64"]).validation.dates is None
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("masking.ratio=0.3", ", but masking.mask_ratio and masking.mask_ratio_start "),
+        ("learning_rate=1e-4", ", but optimiser.learning_rate "),
+        ("batchsize=4", ", but batch_size "),
+        ("data.drop_date=0.1", ", but data.drop_dates "),
+        ("optimizer.name=adam", ", but optimiser (given"),
+        ("optimiser.colour=1", ": there is no such option (given"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_told_what_is_like_it(given: str, meant: str) -> None:
+    with pytest.raises(InputError, match="there is no such option") as caught:
+        load_config(PretrainConfig, assignments=[given])
+    assert meant in str(caught.value)
+
+
+def test_the_keys_of_options_are_those_of_the_file_of_a_run() -> None:
+    """Each key can be set to its default, and the file has no other."""
+    for kind in (PretrainConfig, FinetuneConfig):
+        keys = set(option_keys(kind))
+        printed = tomllib.loads(to_toml(kind()))
+        for section, values in printed.items():
+            if isinstance(values, dict):
+                assert {f"{section}.{key}" for key in values if key != "weights"} <= keys
+            else:
+                assert section in keys
+        assert load_config(kind, assignments=[f"{key}=null" for key in sorted(keys)
+                                              if _is_optional(kind, key)]) == kind()  # fmt: skip
+
+
+def _is_optional(kind: type, key: str) -> bool:
+    value: object = kind()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value is None
 
 
 def test_refuses_what_cannot_be_read(tmp_path: Path) -> None:
