@@ -66,6 +66,8 @@ def trackers_from(track: str) -> tuple[str, ...]:
 
 def say_result(result: RunResult) -> None:
     """Tell where a run ended and how good it is."""
+    from ..progress import duration_text
+
     best = "not judged" if result.best is None else f"{result.monitor} {result.best:.4f}"
     if result.already:
         say(f"{result.path} is finished: {best} at step {result.best_step}. Nothing to do.")
@@ -74,6 +76,6 @@ def say_result(result: RunResult) -> None:
         say(note)
     early = ", stopped early" if result.stopped_early else ""
     say(
-        f"{result.path}: {result.steps} steps in {result.seconds:.0f} s{early}; {best} at step "
-        f"{result.best_step}. Weights: {result.checkpoint}"
+        f"{result.path}: {result.steps} steps in {duration_text(result.seconds)}{early}; {best} at "
+        f"step {result.best_step}. Weights: {result.checkpoint}"
     )

@@ -13,7 +13,21 @@ if TYPE_CHECKING:
 
     from .execution import ProgressHook
 
-__all__ = ["progress_bar"]
+__all__ = ["duration_text", "progress_bar"]
+
+
+def duration_text(seconds: float) -> str:
+    """Write a time for people: ``45 s``, ``12 min 05 s``, ``3 h 20 min`` or ``2 d 04 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d} h"
 
 
 @contextmanager
@@ -88,7 +102,8 @@ def _line_progress(label: str, target: Console, *, every_s: float = 5.0) -> Prog
         since, then = begun
         left = ""
         if done > since:
-            left = f", eta {(now - then) / (done - since) * (total - done):.0f} s"
-        target.print(f"{label}: {done}/{total} {what} ({elapsed:.0f} s{left})", markup=False)
+            left = f", eta {duration_text((now - then) / (done - since) * (total - done))}"
+        spent = duration_text(elapsed)
+        target.print(f"{label}: {done}/{total} {what} ({spent}{left})", markup=False)
 
     return advance

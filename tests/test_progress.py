@@ -7,6 +7,7 @@ import time
 import pytest
 
 from stcln_geo import progress_bar
+from stcln_geo.progress import duration_text
 
 
 @pytest.mark.parametrize("first", [0, 1, 147])
@@ -23,3 +24,18 @@ def test_what_an_earlier_call_has_done_does_not_shorten_the_eta(first, monkeypat
     for line in lines:
         done, left = int(line.split("/")[0].split()[-1]), int(line.split("eta ")[1].split()[0])
         assert left == pytest.approx((400 - done) / 10, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (99.4, "99 s"),
+        (100, "1 min 40 s"),
+        (3599.6, "1 h 00 min"),
+        (165_742, "46 h 02 min"),
+        (172_800, "2 d 00 h"),
+    ],
+)
+def test_times_are_for_people(seconds, text):
+    assert duration_text(seconds) == text

@@ -23,6 +23,7 @@ from ..cube.stored import LEDGER_FILE, manifest_paths, read_manifest, read_manif
 from ..cube.zarr_store import zarr_store
 from ..errors import InputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
+from ..progress import duration_text
 from ..storage import Location, writing
 from .index import write_index
 from .plan import ARCHIVE_FILE, ArchivePlan, StackPlan, check_folder, size_text
@@ -65,7 +66,7 @@ class CreateReport:
         left_out = f"; {self.failures} assets left out" if self.failures else ""
         return (
             f"{self.path}: {self.site_seasons} site-seasons, {self.written} written now; "
-            f"{self.windows_read} asset windows read{left_out}; {self.seconds:.1f} s."
+            f"{self.windows_read} asset windows read{left_out}; {duration_text(self.seconds)}."
         )
 
 

@@ -15,6 +15,7 @@ from ..cube.stack import StackLayout, plan_stack_layout
 from ..cube.stored import read_manifest
 from ..errors import CubeError, InputError, OutputError, SearchError
 from ..execution import ProgressHook
+from ..progress import duration_text
 from ..storage import Location, location
 from .searches import (
     Group,
@@ -208,8 +209,8 @@ class ArchivePlan:
             f"requests and {size_text(self.transfer_bytes)} to transfer (whole COG blocks)",
             f"On disk     {size_text(self.raw_bytes)} before compression, about "
             f"{size_text(self.raw_bytes / _COMPRESSION)} on disk",
-            f"Time        about {_time_text(seconds)} at {_WINDOWS_PER_SECOND} asset windows a "
-            "second and worker (assumed; the run shows its own)",
+            f"Time        about {duration_text(max(seconds, 1))} at {_WINDOWS_PER_SECOND} asset "
+            "windows a second and worker (assumed; the run shows its own)",
         ]
         return "\n".join(lines)
 
@@ -327,13 +328,6 @@ def size_text(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size / 1e3:.3g} kB"
-
-
-def _time_text(seconds: float) -> str:
-    for unit, factor in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 1.5 * factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{max(seconds, 1):.0f} s"
 
 
 def _native(band: str) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import tiles
+from ..progress import duration_text
 from ..storage import Location, location, writing
 from .audit import SUSPECT, suspect_scenes
 from .begin import open_or_create, prepare_folder
@@ -67,7 +68,7 @@ class BuildReport:
         return (
             f"{self.path}: {self.dates} dates in {', '.join(self.seasons)}; "
             f"{self.shards_written} shards written{kept}, {self.windows_read} asset windows read"
-            f"{left_out}; {self.seconds:.1f} s."
+            f"{left_out}; {duration_text(self.seconds)}."
         )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ..catalog import load_catalog
 from ..errors import CubeError, NothingFoundError
 from ..execution import Execution, ProgressHook
+from ..progress import duration_text
 from ..storage import Location, location
 from .append import region_of, stored_plan
 from .build import BuildReport, carry_out
@@ -77,7 +78,7 @@ class RepairReport:
         return (
             f"{self.path}: {len(self.repaired)} scenes repaired{more}; "
             f"{self.build.shards_written} shards written ({self.build.shards_taken} kept), "
-            f"{self.build.windows_read} asset windows read; {self.build.seconds:.1f} s."
+            f"{self.build.windows_read} asset windows read; {duration_text(self.build.seconds)}."
         )
 
 

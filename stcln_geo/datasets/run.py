@@ -22,6 +22,7 @@ from ..cube.stored import manifest_folder, manifest_paths, read_manifest, read_m
 from ..errors import CubeError, OutputError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..legend import UNLABELLED, Legend
+from ..progress import duration_text
 from ..storage import Location, location, write_file, writing
 from .mtlcc_tiles import read_mtlcc_record, read_mtlcc_tif
 from .pastis import read_pastis_site
@@ -67,7 +68,7 @@ class ImportReport:
             return f"{self.path} is complete ({self.sites} sites): nothing to do."
         return (
             f"{self.path}: {self.sites} sites, {self.written} written now "
-            f"({size_text(self.bytes_read)} before compression); {self.seconds:.1f} s."
+            f"({size_text(self.bytes_read)} before compression); {duration_text(self.seconds)}."
         )
 
 

@@ -10,6 +10,7 @@ from ..data.source import open_source
 from ..data.split import check_labelled
 from ..errors import InputError
 from ..grid import Lattice
+from ..progress import duration_text
 from ..train.finetune import plan_finetune
 from ..train.plan import TrainingPlan
 from ..train.pretrain import plan_pretrain
@@ -62,7 +63,7 @@ class Cost:
             *self.lines_of_kinds,
             f"runs: {self.runs}, of which {self.runs - self.left} are finished",
             f"optimiser steps left: {self.steps:,}",
-            f"time left: about {self.seconds / 3600:.2f} h, one run after the other",
+            f"time left: about {duration_text(self.seconds)}, one run after the other",
             f"disk: about {self.disk / 1e9:.2f} GB in all",
             *self.how,
         ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MissingFileError
 from ..legend import Legend
+from ..progress import duration_text
 from ..storage import part_path, writing
 
 __all__ = [
@@ -211,13 +212,7 @@ def _number(value: int) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    return duration_text(seconds)
 
 
 def _size(size_bytes: int | None) -> str:

@@ -18,6 +18,7 @@ from ..data.split import sites_apart
 from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
 from ..model.device import autocast_for
+from ..progress import duration_text
 from .card import write_model_card
 from .config import TrainConfig, to_toml
 from .fit import FitOutcome, fit
@@ -98,7 +99,7 @@ class TrainingPlan:
             f"chips of a step: {config.rank_batch} x {config.ranks or 1} ranks x "
             f"{config.accumulate} batches = {config.global_batch}",
             f"batch (chips x dates x bands x rows x columns): {batch}",
-            f"one step: {self.seconds_per_step:.3f} s; all steps: about {self.eta:.0f} s",
+            f"one step: {self.seconds_per_step:.3f} s; all steps: about {duration_text(self.eta)}",
             f"memory in use: {self.memory / 1e9:.2f} GB",
             *self.notes,
             "options:",
