@@ -68,18 +68,22 @@ def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
     ]
 
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+_LEAST = 10_000
+"""Nobody gives less than this many bytes of memory: 8 without a unit means gigabytes."""
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes of a size such as ``8GB``, ``500MiB`` or ``0.5GB``."""
+    """Return the bytes of a size such as ``8GB``, ``500MiB`` or ``8G``; bare numbers are bytes."""
     from ..errors import InputError
 
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
+    unit = "" if match is None else match[2].lower().removesuffix("b") + "b"
+    size = 0 if match is None else int(float(match[1]) * _UNITS.get(unit, 0))
+    if size < _LEAST:
         raise InputError(
-            f"Cannot use {text!r} as an amount of memory: it must be a positive number with a "
-            "unit. Write for example --memory 8GB."
+            f"Cannot use {text!r} as an amount of memory: it must be a number with a unit, "
+            "since without one it counts bytes. Write for example --memory 8GB."
         )
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return size

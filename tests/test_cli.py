@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from stcln_geo.cli._common import parse_memory
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import list_seasons, open_season
+from stcln_geo.errors import InputError
 
 
 @pytest.fixture(scope="session")
@@ -321,6 +323,22 @@ def test_overviews_are_whole_sentences_and_arguments_in_capitals(capsys, monkeyp
         if parameter.param_type_name == "argument"
     }
     assert {name for *_, name in named if not name[0].isupper()} == set(), named
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8e9), ("8G", 8e9), ("6Gi", 6 * 2**30), ("0.5 gib", 2**29), ("512M", 512e6),
+     ("4000000000", 4e9)],
+)  # fmt: skip
+def test_amounts_of_memory(text, size):
+    """As people write them, and as SLURM and Kubernetes do."""
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["8", "0GB", "-1GB", "GB", "8 apples", "8GBB", ""])
+def test_a_memory_of_eight_bytes_is_a_mistake(text):
+    with pytest.raises(InputError, match="with a unit"):
+        parse_memory(text)
 
 
 def test_version_and_help(capsys):
