@@ -151,14 +151,20 @@ def class_codes(
 ) -> tuple[NDArray[np.int64], str]:
     """Return the class code of each feature, 255 where the column is empty, and how it was read.
 
+    A text that is renamed is the class it is renamed to, by name or as the others are matched,
+    whatever way the other texts are classes.
+
     Parameters
     ----------
     other
         Values of land that is none of the legend's classes; they get the code after the last.
     """
     strange = {str(text).strip().casefold() for text in other}
-    both = [entry for entry in legend.classes
-            if strange & {entry.name.casefold(), entry.value.casefold()}]  # fmt: skip
+    both = [
+        entry
+        for entry in legend.classes
+        if strange & {text.casefold() for text in (entry.name, *entry.values)}
+    ]
     if both:
         raise LabelError(
             f"Cannot take {both[0].name} for land that is none of the map's classes: it is one of "
@@ -170,12 +176,15 @@ def class_codes(
             f"has {len(legend)} of them, and no code is left. Leave --other out."
         )
     texts = values_as_text(column)
-    renamed = {str(old): str(new) for old, new in (rename or {}).items()}
-    texts = [None if text is None else renamed.get(text, text) for text in texts]
-    named = {text for text in texts if text is not None}
-    known = {text for text in named if text.casefold() not in strange}
-    way, table = match_classes(known, legend, how)
-    table |= dict.fromkeys(named - known, len(legend))
+    present = {text for text in texts if text is not None}
+    renamed = {str(old): str(new) for old, new in (rename or {}).items() if str(old) in present}
+    foreign = {text for text in present if renamed.get(text, text).casefold() in strange}
+    way, table = match_classes(present - foreign - renamed.keys(), legend, how)
+    for old in renamed.keys() - foreign:
+        new = renamed[old]
+        named = [code for code, name in enumerate(legend.names) if name == new]
+        table[old] = named[0] if len(named) == 1 else match_classes({new}, legend, how)[1][new]
+    table |= dict.fromkeys(foreign, len(legend))
     codes = [CLASS_NODATA if text is None else table[text] for text in texts]
     return np.array(codes, dtype=np.int64), way
 

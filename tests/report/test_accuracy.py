@@ -139,6 +139,22 @@ def test_unknown_classes_are_named_and_can_be_renamed(product, tmp_path):
     assert any("the figures hold for the other" in note for note in found.notes)
 
 
+def test_values_may_be_renamed_to_names(product, tmp_path):
+    """The remedy that a message names, where the column holds the crops' values."""
+    legend = open_class_map(product).legend
+    values = [entry.value for entry in legend.classes]
+    points([50, 50, 50], [5, 40, 70], [values[0], "corn", values[2]]).to_file(tmp_path / "p.gpkg")
+    with pytest.raises(LabelError, match="--rename") as caught:
+        evaluate_map(product, tmp_path / "p.gpkg", column="crop")
+    assert f"--rename 'corn'={legend.names[0]!r}" in str(caught.value)
+    spec = AccuracySpec(rename={"corn": legend.names[1]})
+    found = evaluate_map(product, tmp_path / "p.gpkg", column="crop", spec=spec)
+    assert np.diag(found.metrics.confusion).tolist() == [1, 1, 1]
+    by_value = AccuracySpec(rename={"corn": values[1]}, match="value")
+    again = evaluate_map(product, tmp_path / "p.gpkg", column="crop", spec=by_value)
+    np.testing.assert_array_equal(again.metrics.confusion, found.metrics.confusion)
+
+
 def test_numbers_that_mean_two_things_are_not_guessed():
     legend = Legend.from_values(["1", "2", "3"])
     with pytest.raises(LabelError, match="--match value or --match code"):
