@@ -277,7 +277,8 @@ def design_sample(
         return
     write_sample(plan, out, overwrite=overwrite)
     say(f"{out}: {int(plan.points.sum())} points; {design_path(out)}: their design")
-    say_next("evaluate", class_map, out, first="fill in the column reference, then ")
+    named = () if legend is None else ("--legend", legend)
+    say_next("evaluate", class_map, out, *named, first="fill in the column reference, then ")
 
 
 def _score_map(

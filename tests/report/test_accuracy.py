@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 
 import geopandas
 import numpy as np
@@ -526,6 +527,29 @@ def test_the_commands(product, tmp_path, capsys):
     assert invoke(["polygons", str(product), str(out), "--minimum-area", "500"]) == 0
     assert "0.08 % less than on the ground" in capsys.readouterr().out
     assert len(geopandas.read_file(out)) == 4
+
+
+def test_points_of_a_map_without_a_legend_are_scored_by_the_command_that_is_printed(
+    tmp_path, capsys
+):
+    codes = np.repeat(np.array([[3, 7]], dtype=np.uint8), 40, axis=0).repeat(20, axis=1)
+    with rasterio.open(
+        tmp_path / "classes.tif", "w", driver="GTiff", width=40, height=40, count=1, dtype="uint8",
+        crs="EPSG:32631", transform=rasterio.transform.from_origin(5e5, 5.6e6, 10, 10), nodata=255,
+    ) as target:  # fmt: skip
+        target.write(codes, 1)
+    (tmp_path / "legend.csv").write_text("value,name\n3,Wheat\n7,Maize\n")
+    points = tmp_path / "points.gpkg"
+    design = ["evaluate", "design", str(tmp_path / "classes.tif"), "--count", "20"]
+    assert invoke([*design, "--legend", str(tmp_path / "legend.csv"), "--out", str(points)]) == 0
+    frame = geopandas.read_file(points)
+    frame["reference"] = frame["stratum_name"]
+    frame.to_file(points)
+
+    (told,) = re.findall("then stcln-geo (.*)", capsys.readouterr().out)
+
+    assert invoke(shlex.split(told)) == 0
+    assert "Overall accuracy 100.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
