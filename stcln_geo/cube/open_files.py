@@ -2,12 +2,16 @@
 
 A task reads a window of every file, and so does the next one. Opening a file far away takes two
 requests before the first pixel. Files of this machine are opened anew, as they may be replaced.
+
+A file of the web must be an image in itself. GDAL goes by content, not by name, and some formats
+only point at other files (VRT, WMS): opened from somebody's server, they would read this machine's.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -21,6 +25,10 @@ MOST = 256
 IDLE_SECONDS = 600.0
 """After so long without a reader a file is opened anew, as a provider may have replaced it, and
 makes room for another."""
+
+_FAR = re.compile(r"(https?|s3|gs|az|abfss?)://|/vsi(curl|s3|gs|az|adls)/")
+_IMAGES = ("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")
+"""GDAL's drivers for what providers offer; those of a build without them count for nothing."""
 
 _idle: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 """When it was last read, and the dataset, by address; the longest idle first."""
@@ -36,17 +44,15 @@ def open_file(address: str) -> Iterator[Any]:
     Raises
     ------
     rasterio.errors.RasterioIOError
-        If the file cannot be opened.
+        If the file cannot be opened, or is of the web and neither a GeoTIFF nor a JPEG 2000.
     """
-    import rasterio
-
     with _lock:
         last, source = _idle.pop(address, (0.0, None))
     if source is not None and time.monotonic() - last >= IDLE_SECONDS:
         source.close()
         source = None
     if source is None:
-        source = rasterio.open(address)
+        source = _open(address)
     try:
         yield source
     except BaseException:
@@ -63,6 +69,17 @@ def close_files() -> None:
         _idle.clear()
     for source in spares:
         source.close()
+
+
+def _open(address: str) -> Any:
+    import rasterio
+    from rasterio.env import ensure_env_with_credentials
+
+    if not _FAR.match(address):
+        return rasterio.open(address)
+    # `rasterio.open` takes one driver only; the credentials for a bucket are its decorator's.
+    reader = ensure_env_with_credentials(rasterio.DatasetReader)
+    return reader(address, driver=list(_IMAGES))
 
 
 def _keep(address: str, source: Any) -> list[Any]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 import yaml
+from odc.geo.geobox import GeoBox
 
 from stcln_geo.catalog import Access, Catalog, load_catalog
 from stcln_geo.cli.main import invoke
@@ -175,6 +177,59 @@ def test_redirects_that_turn_in_circles_end(web: Any):
         follow_redirects(f"{url}/to?" * 1 + "/to?" * 20 + "/x", access)
     assert len(asked) == 5
     assert follow_redirects(f"{url}/to?/x.tif", access) == f"{url}/x.tif"
+
+
+_POINTING = {
+    "vrt": """<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>{crs}</SRS>
+        <GeoTransform>{transform}</GeoTransform><VRTRasterBand dataType="UInt16" band="1">
+        <SimpleSource><SourceFilename relativeToVRT="0">{file}</SourceFilename>
+        <SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>""",
+    "warped vrt": """<VRTDataset rasterXSize="{side}" rasterYSize="{side}"
+        subClass="VRTWarpedDataset"><SRS>{crs}</SRS><GeoTransform>{transform}</GeoTransform>
+        <VRTRasterBand dataType="UInt16" band="1" subClass="VRTWarpedRasterBand"/>
+        <GDALWarpOptions><SourceDataset relativeToVRT="0">{file}</SourceDataset>
+        <BandList><BandMapping src="1" dst="1"/></BandList></GDALWarpOptions></VRTDataset>""",
+    "wms": """<GDAL_WMS><Service name="TMS"><ServerUrl>file://{file}</ServerUrl></Service>
+        <DataWindow><UpperLeftX>0</UpperLeftX><UpperLeftY>90</UpperLeftY><LowerRightX>90</LowerRightX>
+        <LowerRightY>0</LowerRightY><SizeX>{side}</SizeX><SizeY>{side}</SizeY></DataWindow>
+        <Projection>EPSG:4326</Projection><BandsCount>1</BandsCount></GDAL_WMS>""",
+}
+
+
+@pytest.mark.parametrize("kind", _POINTING)
+def test_a_file_of_the_web_cannot_point_at_files_of_this_machine(
+    planted: Any, web: Any, tmp_path: Path, kind: str
+):
+    url, _ = web
+    private = planted.folder / "S2_1_red.tif"
+    with rasterio.open(private) as source:
+        grid = GeoBox(source.shape, source.transform, str(source.crs))
+        told = {
+            "file": private, "crs": source.crs, "side": source.width,
+            "transform": ",".join(map(str, source.transform.to_gdal())),
+        }  # fmt: skip
+    (tmp_path / "red.tif").write_text(_POINTING[kind].format(**told))
+    reader = AssetReader(Access(allow_hosts=("127.0.0.1",)), pause=0)
+    with pytest.raises(AssetReadError, match="not recognized as being in a supported"):
+        reader.read(f"{url}/red.tif", grid)
+    if kind == "vrt":
+        # A catalog of files may: its files are this machine's already.
+        own = AssetReader(Access(local_files=True), pause=0).read(str(tmp_path / "red.tif"), grid)
+        assert own.max() > 0
+
+
+def test_jpeg_2000_of_the_web_is_read(planted: Any, web: Any, tmp_path: Path):
+    url, _ = web
+    with rasterio.open(planted.folder / "S2_1_red.tif") as source:
+        grid, values = GeoBox(source.shape, source.transform, str(source.crs)), source.read()
+        profile = {**source.profile, "driver": "JP2OpenJPEG", "REVERSIBLE": "YES", "QUALITY": 100}
+    wanted = ("width", "height", "count", "dtype", "crs", "transform", "driver", "REVERSIBLE",
+              "QUALITY")  # fmt: skip
+    kept = {name: profile[name] for name in wanted}
+    with rasterio.open(tmp_path / "red.jp2", "w", **kept) as made:
+        made.write(values)
+    reader = AssetReader(Access(allow_hosts=("127.0.0.1",)), pause=0)
+    assert (reader.read(f"{url}/red.jp2", grid) == values[0]).all()
 
 
 # --- whole builds ---
