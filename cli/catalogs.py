@@ -80,6 +80,7 @@ def probe(
     from ..cube.time_range import parse_time_range
     from ..errors import InputError
     from ..region import Region
+    from ..web import redact
 
     if bbox is not None and region is not None:
         raise InputError(
@@ -103,6 +104,6 @@ def probe(
         say("  ".join([*cells, row[4]]).rstrip())
     wrong = sum(not one.agrees for one in findings)
     if wrong:
-        say(f"{wrong} of {len(findings)} findings contradict the description of '{name}'.")
+        say(f"{wrong} of {len(findings)} findings contradict the description of '{redact(name)}'.")
         raise typer.Exit(1)
-    say(f"All {len(findings)} findings agree with the description of '{name}'.")
+    say(f"All {len(findings)} findings agree with the description of '{redact(name)}'.")

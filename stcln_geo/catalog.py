@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .documents import read_json, read_text
 from .errors import CatalogError
-from .web import host_of
+from .web import host_of, redact
 
 __all__ = [
     "Access",
@@ -192,7 +192,7 @@ class Catalog(_Model):
     def _not_refused(cls, endpoint: str | None) -> str | None:
         host = urlparse(endpoint or "").hostname
         if host in _REFUSED:
-            raise ValueError(f"{endpoint} cannot be used: {_REFUSED[host]}")
+            raise ValueError(f"{redact(endpoint or '')} cannot be used: {_REFUSED[host]}")
         return endpoint
 
     @model_validator(mode="after")
@@ -313,7 +313,7 @@ def _load(text: str, allow_hosts: Sequence[str]) -> Catalog:
         return _from_folder(path)
     if not path.is_file():
         raise CatalogError(
-            f"Cannot find the catalog {text!r}: it is neither a file or folder nor one of "
+            f"Cannot find the catalog {redact(text)!r}: it is neither a file or folder nor one of "
             f"{', '.join(shipped)}. Give one of these names, a YAML file, a folder with "
             "catalog.json, or an address that starts with https://."
         )
@@ -392,8 +392,9 @@ def _filters_of(landing: Mapping[str, Any]) -> str | None:
 def _static(location: str, document: Mapping[str, Any]) -> Catalog:
     if document.get("type") not in {"Catalog", "Collection"}:
         raise CatalogError(
-            f"Cannot use {location} as a catalog: its type is {document.get('type')!r}, but a "
-            "static STAC catalog is a Catalog or a Collection. Give the catalog.json above it."
+            f"Cannot use {redact(location)} as a catalog: its type is {document.get('type')!r}, "
+            "but a static STAC catalog is a Catalog or a Collection. Give the catalog.json above "
+            "it."
         )
     template = shipped_catalogs()["static"]
     return template.model_copy(
@@ -431,6 +432,6 @@ def _validated(content: Mapping[str, Any], source: str) -> Catalog:
             for entry in error.errors()
         )
         raise CatalogError(
-            f"Cannot use the catalog {source}: {problems}. Correct these entries; "
+            f"Cannot use the catalog {redact(source)}: {problems}. Correct these entries; "
             "'stcln-geo catalogs show earth-search' prints an example."
         ) from error

@@ -32,8 +32,8 @@ def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, An
         text = _fetch(location, allow_hosts)
     elif "://" in location:
         raise CatalogError(
-            f"Cannot read {location}: catalogs are read from files and from http(s) addresses. "
-            "Copy it to a folder, or give its https address."
+            f"Cannot read {redact(location)}: catalogs are read from files and from http(s) "
+            "addresses. Copy it to a folder, or give its https address."
         )
     else:
         text = read_text(Path(location))
@@ -41,13 +41,13 @@ def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, An
         content = json.loads(text)
     except ValueError as error:
         raise CatalogError(
-            f"Cannot read {location} as JSON: {error}. A STAC document is a JSON object. "
+            f"Cannot read {redact(location)} as JSON: {error}. A STAC document is a JSON object. "
             "Check that the file is complete."
         ) from error
     if not isinstance(content, dict):
         raise CatalogError(
-            f"Cannot use {location}: it holds a {type(content).__name__}, but a STAC document is "
-            "a JSON object. Give the path of a catalog.json."
+            f"Cannot use {redact(location)}: it holds a {type(content).__name__}, but a STAC "
+            "document is a JSON object. Give the path of a catalog.json."
         )
     return content
 
@@ -78,6 +78,7 @@ def _fetch(address: str, allow_hosts: Sequence[str]) -> str:
             answer.raise_for_status()
         except requests.RequestException as error:
             raise CatalogError(
-                f"Cannot fetch {address}: {error}. Check the address and the connection."
+                f"Cannot fetch {redact(address)}: {redact(str(error))}. Check the address and the "
+                "connection."
             ) from error
         return answer.text

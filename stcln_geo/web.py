@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from .errors import UnsafeAddressError
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from requests import Session
 
 __all__ = [
-    "SECRET_PARAMETER",
     "WEB",
     "guard_redirects",
     "host_of",
     "is_private",
+    "is_secret",
     "matches_host",
     "private_host",
     "redact",
@@ -31,12 +31,13 @@ __all__ = [
 WEB = ("http://", "https://")
 _PRIVATE_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|intranet|lan|home\.arpa)\.?")
 SECRET_PARAMETER = re.compile(
-    r"sig|signature|se|sp|sv|st|skoid|sktid|ske|sks|token|access_?token|sas|key|api_?key"
-    r"|subscription-key|password|awsaccesskeyid|googleaccessid|x-(amz|goog)-.*|expires|policy"
-    r"|key-pair-id",
+    r"sig|se|sp|sv|st|skoid|sktid|ske|sks|sas|key|pwd|jwt|hmac|expires|policy|key-pair-id"
+    r"|x-(amz|goog|oss|cos|obs)-.*|q-(ak|sign.*)|hdn(ts|ea)"
+    r"|.*(token|secret|signature|passw|credential|bearer|googleaccessid).*"
+    r"|.*(api|access|subscription|account|private)[-_.]?key.*|(.*[-_.])?auth(orization|[-_.]?key)?",
     re.IGNORECASE,
 )
-"""Names of query parameters that must not be written down."""
+"""Names of parameters in addresses that must not be written down."""
 
 
 def guard_redirects(session: Session, allowed: Sequence[str], *, what: str) -> None:
@@ -82,16 +83,20 @@ def guard_redirects(session: Session, allowed: Sequence[str], *, what: str) -> N
 def redact(text: str) -> str:
     """Return a text with passwords, tokens and signatures in addresses replaced by dots."""
     if "@" in text:
-        text = re.sub(r"(\w://)[^/@\s]+@", r"\1...@", text)
+        # A password may itself hold an @, unquoted.
+        text = re.sub(r"(\w://)[^/?#\s]+@", r"\1...@", text)
     if "=" not in text:
         return text
     return re.sub(
-        r"([?&;])([\w.~-]+)=([^&;\s'\")]+)",
-        lambda match: (
-            f"{match[1]}{match[2]}=..." if SECRET_PARAMETER.fullmatch(match[2]) else match[0]
-        ),
+        r"([?&;#])([\w.~%+-]+)=([^&;#\s'\")]+)",
+        lambda match: f"{match[1]}{match[2]}=..." if is_secret(match[2]) else match[0],
         text,
     )
+
+
+def is_secret(parameter: str) -> bool:
+    """Return True for the name of a query parameter, quoted or not, that holds a secret."""
+    return SECRET_PARAMETER.fullmatch(unquote(parameter)) is not None
 
 
 def host_of(href: str) -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from ..catalog import Access, Catalog
 from ..errors import UnsafeAddressError
 from ..web import (
-    SECRET_PARAMETER,
     WEB,
     host_of,
     is_private,
+    is_secret,
     matches_host,
     private_host,
     redact,
@@ -140,7 +140,10 @@ def without_secrets(item: Mapping[str, Any], access: Access) -> dict[str, Any]:
         href = str(asset.get("href", ""))
         secret = _secret_in(href)
         if secret and access.kind == "sas" and matches_host(host_of(href), access.sign_hosts):
-            plain["assets"][key]["href"] = urlunsplit(urlsplit(href)._replace(query=""))
+            parts = urlsplit(href)
+            host = parts.netloc.rpartition("@")[2]
+            bare = parts._replace(netloc=host, query="", fragment="")
+            plain["assets"][key]["href"] = urlunsplit(bare)
         elif secret:
             plain["assets"][key]["signed_by"] = secret
     return plain
@@ -169,7 +172,7 @@ def check_asset(asset: Mapping[str, Any], access: Access, *, what: str) -> str:
 def _redacted(value: Any) -> Any:
     # JSON values: thousands of items have a million of them, so no slower test than their type.
     if isinstance(value, str):
-        return redact(value) if "://" in value else value
+        return redact(value)
     if isinstance(value, dict):
         return {key: _redacted(entry) for key, entry in value.items()}
     return [_redacted(entry) for entry in value] if isinstance(value, list | tuple) else value
@@ -177,12 +180,13 @@ def _redacted(value: Any) -> Any:
 
 def _secret_in(href: str) -> str | None:
     """Return the name of the first secret in an address."""
-    if "@" not in href and "?" not in href:
+    if not any(sign in href for sign in "@?#;&"):
         return None
-    parts = urlsplit(href) if "://" in href else None
-    if parts is None:
-        return None
-    if parts.password or parts.username:
-        return "password"
-    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    return next((name for name in names if SECRET_PARAMETER.fullmatch(name)), None)
+    try:
+        parts = urlsplit(href)
+        if parts.password or parts.username:
+            return "password"
+    except ValueError:  # no address at all; it will not be read
+        pass
+    names = re.findall(r"[?&;#]([^=&;#]+)=", href)
+    return next((unquote(name) for name in names if is_secret(name)), None)

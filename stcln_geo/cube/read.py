@@ -27,7 +27,7 @@ from ..catalog import Access
 from ..errors import InputError, UnsafeAddressError
 from ..grid import Window
 from ..storage import Location, S3Path, write_file, writing
-from .addresses import follow_redirects
+from .addresses import follow_redirects, redact
 from .hosts import asked_pause, hold_back, host_gate
 from .open_files import open_file
 from .pixels import Pixels
@@ -383,13 +383,14 @@ def _environment(access: Access, href: str, *, fresh: bool) -> Iterator[None]:
 
 
 def _reason(error: BaseException, href: str) -> str:
-    """Return the chain of messages, without the address (it may carry a token)."""
+    """Return the chain of messages, without the address or a part of it (it may carry a token)."""
     parts: list[str] = []
     current: BaseException | None = error
     while current is not None:
         text = str(current) or type(current).__name__
         text = re.sub(rf"\S*{re.escape(href)}[^\s'\"]*", "the file", text)
         text = re.sub(r"https?://\S+", "the address", text).replace(os.path.basename(href), "")
+        text = redact(text)
         if text not in parts:
             parts.append(text)
         current = current.__cause__ or current.__context__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -313,12 +314,82 @@ def test_secrets_are_taken_out_of_texts():
         "https://...@h.org/x?a=1&sig=...&b=2"
     )
     assert SECRET not in redact(f"got /x?X-Amz-Signature={SECRET} and ?token={SECRET}")
+    assert redact(f"https://me:a@{SECRET}@h.org/x@y") == "https://...@h.org/x@y"
+    assert redact("https://h.org/?mail=a@b.org&bbox=1") == "https://h.org/?mail=a@b.org&bbox=1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sig", "api-key", "X-API-Key", "access-token", "id_token", "client_secret", "auth", "authkey",
+     "Authorization", "jwt", "passwd", "x-oss-signature", "x-oss-credential", "OSSAccessKeyId",
+     "q-signature", "hdnts", "%73ig"],
+)  # fmt: skip
+def test_secrets_have_many_names(name: str):
+    for sign in "?&#":
+        href = f"https://h.org/a.tif{'?a=1' * (sign == '&')}{sign}{name}={SECRET}"
+        assert SECRET not in redact(href)
+        told = without_secrets({"assets": {"B04": {"href": href}}}, FAR)["assets"]["B04"]
+        assert SECRET not in json.dumps(told)
+        assert told["signed_by"] == name.replace("%73", "s")
+
+
+@pytest.mark.parametrize(
+    "query", ["width=2", "monkey=1", "author=x", "design=1", "keyword=x", "assets=sp"]
+)
+def test_other_parameters_stay(query: str):
+    href = f"https://h.org/a.tif?{query}"
+    item = {"assets": {"B04": {"href": href}}}
+    assert without_secrets(item, FAR) == item
+
+
+def test_addresses_that_are_none_and_relative_ones_keep_no_secret():
+    assets = {
+        "a": {"href": f"http://[me:{SECRET}@x?sig={SECRET}"},
+        "b": {"href": f"b?sig={SECRET}"},
+    }
+    assert SECRET not in json.dumps(without_secrets({"assets": assets}, FAR))
+
+
+def test_a_read_that_fails_tells_no_token(web: Any, tmp_path: Path):
+    url, _ = web
+    (tmp_path / "token").write_text(
+        json.dumps({"token": f"se=2099&sig={SECRET}", "msft:expiry": "2099-01-01T00:00:00Z"})
+    )
+    with socket.socket() as silent:
+        # Bound, but nobody listens.
+        silent.bind(("127.0.0.1", 0))
+        access = Access(
+            kind="sas", token_url=f"{url}/token", sign_hosts=("127.0.0.1",),
+            allow_hosts=("127.0.0.1",),
+        )  # fmt: skip
+        href = f"http://127.0.0.1:{silent.getsockname()[1]}/box/a.tif"
+        grid = geobox_from_window(Window(0, 0, 4, 4), crs="EPSG:32631", resolution=10)
+        with pytest.raises(AssetReadError, match="refused") as error:
+            AssetReader(access, pause=0).read(href, grid)
+    assert "sig=..." in error.value.reason
+    assert SECRET not in f"{error.value}"
+
+
+def test_the_address_of_a_catalog_is_told_without_its_secret(web: Any, tmp_path: Path, capsys: Any):
+    url, _ = web
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "item.json").write_text("{}")
+    (tmp_path / "text.json").write_text("text")
+    mine = url.replace("://", f"://me:{SECRET}@")
+    for name in ("none", "list", "item", "text"):
+        for address in (f"{mine}/{name}.json", f"{url}/{name}.json?api-key={SECRET}"):
+            assert invoke(["catalogs", "show", address]) == 2
+            shown = capsys.readouterr()
+            assert f"/{name}.json" in shown.err.replace("\n", "")
+            assert SECRET not in shown.out + shown.err
 
 
 def test_signatures_are_left_out_where_reading_signs_and_refused_elsewhere(planted: Any):
     href = "https://acc.blob.core.windows.net/box/a.tif"
     sas = Access(kind="sas", token_url="https://example.org/{account}/{container}")
     signed = {"assets": {"B04": {"href": f"{href}?se=2020&sig={SECRET}"}}}
+    assert without_secrets(signed, sas) == {"assets": {"B04": {"href": href}}}
+    signed["assets"]["B04"]["href"] = href.replace("acc.", f"me:{SECRET}@acc.") + f"#sig={SECRET}"
     assert without_secrets(signed, sas) == {"assets": {"B04": {"href": href}}}
     file = planted.folder / "S2_1.json"
     item = json.loads(file.read_text())
