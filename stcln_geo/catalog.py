@@ -40,9 +40,12 @@ _REFUSED = {
 
 
 _SECRET_OPTION = re.compile(
-    r"SECRET|TOKEN|PASSWORD|USERPWD|CREDENTIALS|HEADERS|ACCESS_KEY|SAS|CONNECTION_STRING",
+    r"SECRET|TOKEN|PASSW|USERPWD|CREDENTIALS|HEADERS|ACCESS_KEY|PRIVATE_KEY|SWIFT_KEY|SAS|BEARER"
+    r"|COOKIE$|CONNECTION_STRING",
     re.IGNORECASE,
 )
+_PASSWORD = re.compile(r"(^|//)[^/\s:]*:[^/\s]+@")
+"""User and password before a host, as a proxy's address may have them."""
 
 
 _POLARISATIONS = {"hh", "hv", "vh", "vv"}
@@ -114,13 +117,27 @@ class Access(_Model):
     @field_validator("gdal")
     @classmethod
     def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
-        secret = [name for name in options if _SECRET_OPTION.search(name)]
+        secret = [
+            name
+            for name, value in options.items()
+            if _SECRET_OPTION.search(name) or _PASSWORD.search(value) or redact(value) != value
+        ]
         if secret:
             raise ValueError(
                 f"{', '.join(secret)} is a secret and would be stored with every cube; "
                 "set it as an environment variable"
             )
         return options
+
+    @field_validator("token_url")
+    @classmethod
+    def _tells_no_secret(cls, address: str | None) -> str | None:
+        if address is not None and redact(address) != address:
+            raise ValueError(
+                f"{redact(address)} holds a secret and would be stored with every cube; give the "
+                "address without it"
+            )
+        return address
 
     @model_validator(mode="after")
     def _needs_token_url(self) -> Access:
@@ -149,6 +166,17 @@ class CollectionProfile(_Model):
     """In place of the catalog's, where this collection is read otherwise."""
     replace_href: dict[str, str] = Field(default_factory=dict)
     """Beginnings of addresses that some items have wrong -> the right ones."""
+
+    @field_validator("replace_href")
+    @classmethod
+    def _tell_no_secret(cls, addresses: dict[str, str]) -> dict[str, str]:
+        secret = [redact(right) for right in addresses.values() if redact(right) != right]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)} holds a secret and would be stored with every cube; give "
+                "the address without it"
+            )
+        return addresses
 
     @model_validator(mode="after")
     def _bands_fit_what_is_measured(self) -> CollectionProfile:

@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import yaml
 from odc.geo.geobox import GeoBox
+from pydantic import ValidationError
 
 from stcln_geo.catalog import Access, Catalog, load_catalog
 from stcln_geo.cli.main import invoke
@@ -433,3 +434,43 @@ def test_secrets_do_not_belong_into_a_catalog_file(tmp_path: Path):
     with pytest.raises(CatalogError, match="AWS_SECRET_ACCESS_KEY is a secret") as error:
         load_catalog(file)
     assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("GDAL_HTTP_BEARER", SECRET), ("GDAL_HTTP_COOKIE", f"s={SECRET}"),
+     ("GS_OAUTH2_PRIVATE_KEY", SECRET), ("GDAL_HTTP_KEYPASSWD", SECRET), ("SWIFT_KEY", SECRET),
+     ("GDAL_HTTP_PROXY", f"http://me:{SECRET}@proxy:80"),
+     ("GDAL_HTTPS_PROXY", f"me:{SECRET}@proxy"), ("GDAL_HTTP_PROXYUSERPWD", SECRET),
+     ("CPL_VSIL_URL", f"https://h.org/?token={SECRET}")],
+)  # fmt: skip
+def test_no_option_of_a_catalog_file_is_a_secret(name: str, value: str):
+    content = {"name": "x", "kind": "api", "endpoint": "https://e.org/"}
+    with pytest.raises(ValidationError, match=f"{name} is a secret") as error:
+        Catalog.model_validate({**content, "access": {"gdal": {name: value}}})
+    assert SECRET not in error.value.errors()[0]["msg"]
+
+
+def test_options_that_are_no_secret_are_taken():
+    options = {
+        "GDAL_HTTP_COOKIEFILE": "/home/me/cookies", "GDAL_HTTP_NETRC_FILE": "/home/me/.netrc",
+        "AWS_NO_SIGN_REQUEST": "YES", "GDAL_HTTP_PROXY": "proxy.example.org:3128",
+        "GDAL_HTTPS_PROXY": "http://proxy:80", "GDAL_HTTP_AUTH": "BASIC", "AWS_PROFILE": "mine",
+    }  # fmt: skip
+    assert Access(gdal=options).gdal == options
+
+
+@pytest.mark.parametrize(
+    "address",
+    [f"https://me:{SECRET}@e.org/sign/{{account}}", f"https://e.org/?subscription-key={SECRET}"],
+)
+def test_addresses_of_a_catalog_file_that_cubes_keep_hold_no_secret(tmp_path: Path, address: str):
+    content = {"name": "x", "kind": "api", "endpoint": "https://e.org/"}
+    for part in (
+        {"access": {"kind": "sas", "token_url": address}},
+        {"defaults": {"replace_href": {"s3://EODATA": address}}},
+    ):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**content, **part}))
+        with pytest.raises(CatalogError, match="holds a secret and would be stored") as error:
+            load_catalog(tmp_path / "mine.yaml")
+        assert SECRET not in str(error.value)
