@@ -224,7 +224,21 @@ def _read_safetensors(path: Path, sha256: str) -> tuple[CheckpointInfo, dict[str
             f"Cannot use {path}: its header has no `{HEADER}` entry, so another program wrote it. "
             "A checkpoint tells its network, bands and legend there. Pass one that stcln-geo wrote."
         )
-    return from_json(path, header, sha256=sha256, state=state), state
+    info = from_json(path, header, sha256=sha256, state=state)
+    _check_entries(info, state)
+    return info, state
+
+
+def _check_entries(info: CheckpointInfo, state: Mapping[str, Tensor]) -> None:
+    """Raise unless the tensors are those of the network described, before it takes memory."""
+    try:
+        with torch.device("meta"):
+            wanted = MODULES[info.kind](info.config).state_dict()
+        gaps = differences(state, wanted)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have
+        gaps = str(error).partition("\n")[0]
+    if gaps:
+        raise _misfit(info, gaps)
 
 
 def _from_published(
@@ -282,7 +296,11 @@ def _load_whole(info: CheckpointInfo, module: nn.Module, state: Mapping[str, Ten
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         gaps = differences(state, module.state_dict()) or "shapes differ"
-        raise CheckpointError(
-            f"Cannot load {info.path}: {gaps}. The entries must be exactly those of the network "
-            "that its configuration describes. Fetch or write the file again."
-        ) from error
+        raise _misfit(info, gaps) from error
+
+
+def _misfit(info: CheckpointInfo, gaps: str) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot load {info.path}: {gaps}. The entries must be exactly those of the network "
+        "that its configuration describes. Fetch or write the file again."
+    )

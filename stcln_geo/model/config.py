@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -11,6 +12,9 @@ from ..errors import InputError
 Mode = Literal["geo", "reference"]
 Positions = Literal["days", "index"]
 PresetName = Literal["tiny", "base", "large"]
+
+_MOST_LAYERS = 1000
+"""Far more than anybody trains; a damaged description must not ask for millions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,14 @@ class StclnConfig:
 
     def _problems(self) -> list[str]:
         found = []
+        for name in ("classes", "layers", "heads", "feedforward", "affinity_dates"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                found.append(f"{name}={value!r} is of a wrong type: it must be a whole number")
+        if not isinstance(self.sta, bool):
+            found.append(f"sta={self.sta!r} is of a wrong type: it must be true or false")
+        if found:
+            return found
         if not self.bands or len(set(self.bands)) != len(self.bands):
             found.append(f"bands={self.bands!r} must be one or more distinct names")
         if self.classes < 0 or self.classes > 255:
@@ -69,8 +81,8 @@ class StclnConfig:
                 f"widths[1]={self.widths[1]} must be a multiple of twice heads={self.heads} "
                 "(each head carries pairs of sine and cosine)"
             )
-        if self.layers < 1:
-            found.append(f"layers={self.layers} must be at least 1")
+        if not 1 <= self.layers <= _MOST_LAYERS:
+            found.append(f"layers={self.layers} must lie in 1..{_MOST_LAYERS}")
         if self.feedforward < 1:
             found.append(f"feedforward={self.feedforward} must be at least 1")
         if not 0.0 <= self.dropout < 1.0:
@@ -83,8 +95,8 @@ class StclnConfig:
             )
         if self.affinity_dates < 1:
             found.append(f"affinity_dates={self.affinity_dates} must be at least 1")
-        if not self.position_base > 1.0:
-            found.append(f"position_base={self.position_base} must be greater than 1")
+        if not 1.0 < self.position_base < math.inf:
+            found.append(f"position_base={self.position_base} must be finite and greater than 1")
         return found
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import CheckpointError, InputError, OutputError
+from ..legend import Legend
 from .config import StclnConfig
 from .reference import Kind
 from .stcln import Encoder, MaskedPretrainer, Stcln
@@ -157,7 +159,7 @@ def from_json(
         If it is not what this version writes.
     """
     try:
-        told = json.loads(text)
+        told = json.loads(text, parse_constant=_refuse_constant)
         if told["format"] > FORMAT:
             raise CheckpointError(
                 f"Cannot read the checkpoint {path}: its format is {told['format']}, and this "
@@ -172,6 +174,18 @@ def from_json(
             mean, std = state[f"{prefix}mean"].tolist(), state[f"{prefix}std"].tolist()
         if not len(mean) == len(std) == len(config.bands):
             raise ValueError("the z-score is not of these bands")
+        if not (all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
+            raise ValueError("the z-score has deviations that are not above 0, or no numbers")
+        legend = _as_text(told["legend"])
+        if legend is not None and len(Legend.from_json(legend)) != config.classes:
+            raise ValueError(f"the legend has not the {config.classes} classes of the network")
+        # Files of earlier versions have none.
+        ignored = _as_text(told.get("ignored"))
+        if ignored is not None:
+            Legend.from_json(ignored)
+        provenance = told["provenance"]
+        if not isinstance(provenance, dict):
+            raise TypeError("provenance is no object")
         days = told["trained_days"]
         return CheckpointInfo(
             path=path,
@@ -179,15 +193,14 @@ def from_json(
             config=config,
             mean=tuple(float(value) for value in mean),
             std=tuple(float(value) for value in std),
-            legend=_as_text(told["legend"]),
-            # Files of earlier versions have neither.
-            ignored=_as_text(told.get("ignored")),
+            legend=legend,
+            ignored=ignored,
             temperature=_as_temperature(told.get("temperature")),
-            chip=told["chip"],
-            halo=told["halo"],
+            chip=_as_pixels("chip", told["chip"], least=1),
+            halo=_as_pixels("halo", told["halo"], least=0),
             trained_days=None if days is None else (int(days[0]), int(days[1])),
-            season_start=told["season_start"],
-            provenance=told["provenance"],
+            season_start=_as_month_and_day(told["season_start"]),
+            provenance=provenance,
             sha256=sha256,
             published=False,
             silent=tuple(str(value) for value in told.get("silent", ())),
@@ -195,7 +208,7 @@ def from_json(
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read the checkpoint {path}: its description is not what stcln-geo writes "
             f"({type(error).__name__}: {error}). Each field must be there with its type. "
@@ -205,6 +218,26 @@ def from_json(
 
 def _as_text(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _as_pixels(name: str, value: Any, *, least: int) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} {value!r} is no number of pixels")
+    return value
+
+
+def _as_month_and_day(value: Any) -> str | None:
+    if value is None:
+        return None
+    if re.fullmatch(r"\d\d-\d\d", value) is None:
+        raise ValueError(f"season_start {value!r} is not MM-DD")
+    return str(value)
 
 
 def _as_temperature(value: Any) -> float | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pickle
 import struct
+import time
 import zipfile
 
 import pytest
@@ -53,6 +55,17 @@ def save(path, network, **changes):
 @pytest.fixture
 def saved(tmp_path, make_network):
     return save(tmp_path / "model.safetensors", make_network())
+
+
+def redescribe(path, change):
+    """Replace what a checkpoint tells of itself; a text stands for the whole of it."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    told = change(json.loads(header["__metadata__"]["stcln_geo"]))
+    header["__metadata__"]["stcln_geo"] = told if isinstance(told, str) else json.dumps(told)
+    new = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size :])
 
 
 class TestRoundTrip:
@@ -226,18 +239,60 @@ class TestRefusals:
             ({"config": {"bands": ["red"], "depth": 3}}, "unknown fields depth"),
             ({"config": {"bands": ["red"], "layers": "three"}}, "wrong"),
             ({"trained_days": 5}, "not what stcln-geo writes"),
+            ({"trained_days": []}, "not what stcln-geo writes"),
+            ({"legend": "x"}, "not what stcln-geo writes"),
+            ({"legend": []}, "holds no class"),
+            ({"legend": [{"value": "1"}]}, "has not the"),
+            ({"legend": [{"value": str(n), "color": "red"} for n in range(5)]}, "colour 'red'"),
+            ({"ignored": [1]}, "not what stcln-geo writes"),
+            ({"chip": "<b>"}, "chip '<b>' is no number of pixels"),
+            ({"chip": 0}, "chip 0 is no number"),
+            ({"halo": -1}, "halo -1 is no number"),
+            ({"season_start": "spring"}, "not MM-DD"),
+            ({"season_start": 901}, "not what stcln-geo writes"),
+            ({"provenance": ["spring"]}, "provenance is no object"),
+            ({"provenance": {"miou": float("nan")}}, "NaN is no number of JSON"),
         ],
     )
     def test_damaged_descriptions(self, saved, change, says):
-        content = saved.read_bytes()
-        (size,) = struct.unpack("<Q", content[:8])
-        header = json.loads(content[8 : 8 + size])
-        told = json.loads(header["__metadata__"]["stcln_geo"]) | change
-        header["__metadata__"]["stcln_geo"] = json.dumps(told)
-        new = json.dumps(header).encode()
-        saved.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size :])
+        redescribe(saved, lambda told: told | change)
         with pytest.raises(CheckpointError, match=says):
             read_metadata(saved)
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"feedforward": 10**12}, "wrong shape"),
+            ({"feedforward": 10**19}, "Cannot load"),
+            ({"widths": [16, 2**40]}, "Cannot load"),
+            ({"layers": 10**9}, "must lie in 1..1000"),
+            ({"layers": 2.5}, "whole number"),
+            ({"classes": True}, "whole number"),
+            ({"affinity_dates": "9"}, "whole number"),
+            ({"sta": 1}, "true or false"),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("read", [read_metadata, load_model])
+    def test_absurd_networks_are_not_built(self, saved, change, says, read):
+        redescribe(saved, lambda told: told | {"config": told["config"] | change})
+        begun = time.monotonic()
+        with pytest.raises(CheckpointError, match=says):
+            read(saved)
+        assert time.monotonic() - begun < 5
+
+    def test_a_description_nested_without_end(self, saved):
+        redescribe(saved, lambda told: "[" * 200_000)
+        with pytest.raises(CheckpointError, match="RecursionError"):
+            read_metadata(saved)
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+    def test_a_zscore_that_divides_by_nothing(self, tmp_path, make_network, value):
+        network = make_network()
+        network.encoder.std[0] = value
+        save(tmp_path / "model.safetensors", network)
+        with pytest.raises(CheckpointError, match="z-score"):
+            load_model(tmp_path / "model.safetensors")
 
     def test_description_that_does_not_fit_its_weights(self, saved):
         content = saved.read_bytes()
