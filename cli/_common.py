@@ -23,6 +23,7 @@ __all__ = [
     "progress_bar",
     "say",
     "say_next",
+    "visible",
     "warn",
 ]
 
@@ -34,9 +35,18 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
+def visible(text: str) -> str:
+    """Return a text that no terminal obeys: control characters of others' names are spelt out."""
+    return _OBEYED.sub(lambda sign: ascii(sign[0])[1:-1], text)
+
+
+# All control characters but tab and line feed, and those that turn the direction of writing.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def say(text: str) -> None:
     """Print a line for the user, without interpreting markup."""
-    console().print(text, markup=False)
+    console().print(visible(text), markup=False)
 
 
 def say_next(*words: object, season: str | None = None, first: str = "") -> None:
@@ -49,7 +59,7 @@ def say_next(*words: object, season: str | None = None, first: str = "") -> None
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    console(stderr=True).print(f"Warning: {text}", style="yellow", markup=False)
+    console(stderr=True).print(f"Warning: {visible(text)}", style="yellow", markup=False)
 
 
 def execution_from(workers: int, scheduler: str | None, threads: int | None = None) -> Execution:

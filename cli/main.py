@@ -176,6 +176,6 @@ def _say_warnings_plainly() -> None:
 
 
 def _complain(text: str) -> None:
-    from ._common import console
+    from ._common import console, visible
 
-    console(stderr=True).print(f"Error: {text}", style="red", markup=False)
+    console(stderr=True).print(f"Error: {visible(text)}", style="red", markup=False)

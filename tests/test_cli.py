@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stcln_geo.cli._common import parse_memory
+from stcln_geo.cli._common import parse_memory, visible
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import list_seasons, open_season
 from stcln_geo.errors import InputError
@@ -392,3 +393,18 @@ def test_ctrl_c_says_one_line_even_within_the_demo(tmp_path):
     assert process.returncode == 130
     assert said.count("Interrupted. Run the same command again") == 1
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "sign", ["\x1b[2J", "\x1b]0;mine\x07", "\r", "\x9b2J", "\x08", "\u202e"], ids=ascii
+)
+def test_names_of_others_do_not_command_the_terminal(capsys, tmp_path, sign):
+    document = {"type": "Catalog", "id": f"a{sign}b", "links": []}
+    (tmp_path / "catalog.json").write_text(json.dumps(document))
+    assert invoke(["cube", "plan", "--catalog", str(tmp_path)]) == 2
+    assert invoke(["catalogs", "show", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "a" + ascii(sign)[1:-1] + "b" in shown.err
+    assert not set(sign[0]) & set(shown.out + shown.err)
+    # Letters of all scripts stay, and so do lines.
+    assert visible("Ğ\u200c字\tx\n") == "Ğ\u200c字\tx\n"
