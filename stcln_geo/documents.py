@@ -39,7 +39,7 @@ def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, An
         text = read_text(Path(location))
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CatalogError(
             f"Cannot read {redact(location)} as JSON: {error}. A STAC document is a JSON object. "
             "Check that the file is complete."

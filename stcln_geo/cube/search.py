@@ -18,6 +18,7 @@ from ..errors import InputError, NothingFoundError, SearchError
 from ..region import Region
 from .addresses import redact, without_secrets
 from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
+from .item_checks import check_declared, check_item, check_place
 from .selection import Selection
 from .snapshot import ItemSnapshot
 from .stac_api import search_api
@@ -171,6 +172,10 @@ def _check_items(
     refused: set[tuple[str, str]] = set()
     dropped: list[Dropped] = []
     for item in found:
+        if not isinstance(item, Mapping):
+            refused.add(("", repr(item)))
+            dropped.append(Dropped(item="", reason=_malformed("it is no JSON object")))
+            continue
         key = (str(item.get("collection")), str(item.get("id")))
         if key in items or key in refused:
             continue
@@ -200,13 +205,39 @@ def _granule_or_reason(
     collection: str | None,
     conditions: _Conditions,
 ) -> Granule | str:
-    """Return what an item is, or why it does not count."""
+    """Return what an item is, or why it does not count; what is malformed counts for nothing."""
+    from pyproj.exceptions import CRSError
+    from shapely.errors import ShapelyError
+
+    try:
+        check_item(item)
+        return _judge(item, profile, collection, conditions)
+    except SearchError:
+        return _malformed("its datetime is no ISO time")
+    except (ShapelyError, CRSError):
+        return _malformed("its geometry or CRS")
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        return _malformed(str(error))
+
+
+def _malformed(why: str) -> str:
+    return f"is malformed ({redact(why)[:100]})"
+
+
+def _judge(
+    item: Mapping[str, Any],
+    profile: CollectionProfile,
+    collection: str | None,
+    conditions: _Conditions,
+) -> Granule | str:
     area, times, selection = conditions
     if collection is not None and item.get("collection") not in {None, collection}:
         return f"is of collection {item.get('collection')}"
     if not set(band_assets(item, profile)) - {"scl"}:
         return "has no asset of a Sentinel-2 band"
     granule = describe_item(item, profile)
+    check_place(granule)
+    check_declared(item, profile)
     if not times.holds(granule.time):
         return "lies outside the time range"
     footprint = granule.geometry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import tempfile
@@ -55,13 +56,21 @@ def write_items(
     items: Sequence[Mapping[str, Any]],
     queries: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write items as STAC GeoParquet, with the searches that found them in the file's metadata."""
+    """Write items as STAC GeoParquet, with the searches that found them in the file's metadata.
+
+    A column has one type: what differs in type from item to item, or fits no column, is written as
+    JSON text, and a moment that is none is left out.
+    """
     import pyarrow.parquet
     from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = parse_stac_items_to_arrow([dict(item) for item in items])
+        try:
+            table = parse_stac_items_to_arrow([dict(item) for item in items])
+        # Arrow, the library and their conversions fail here, each in a way of its own.
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError):
+            table = parse_stac_items_to_arrow(_of_one_type(items))
         file = Path(folder) / "items.parquet"  # the library writes to local paths only
         to_parquet(table, file)
         if queries:
@@ -95,3 +104,70 @@ def read_queries(path: str | Location) -> list[dict[str, Any]]:
     content = io.BytesIO(location(path).read_bytes())
     told = (pyarrow.parquet.read_schema(content).metadata or {}).get(_QUERIES)
     return list(json.loads(told)) if told else []
+
+
+_MOMENTS = ("created", "updated", "start_datetime", "end_datetime", "published", "expires")
+"""Properties that the format keeps as moments."""
+
+
+def _of_one_type(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return copies of items whose every field can be a column."""
+    from shapely.geometry import shape
+
+    plain: list[dict[str, Any]] = [
+        {
+            **item,
+            "properties": dict(item["properties"]),
+            "assets": {key: dict(asset) for key, asset in item["assets"].items()},
+        }
+        for item in items
+    ]
+    for item in plain:
+        # What servers tell here may be anything; the footprint was looked at when it was found.
+        item["bbox"] = list(shape(item["geometry"]).bounds)
+        for name in _MOMENTS:
+            if name in item["properties"] and not _is_moment(item["properties"][name]):
+                del item["properties"][name]
+    _level([item["properties"] for item in plain])
+    for key in {key for item in plain for key in item["assets"]}:
+        _level([item["assets"][key] for item in plain if key in item["assets"]])
+    rest = [{name: item.pop(name) for name in set(item) - _FIXED} for item in plain]
+    _level(rest)
+    if not _is_column([item.get("links") for item in plain]):
+        plain = [{**item, "links": []} for item in plain]
+    return [{**item, **more} for item, more in zip(plain, rest, strict=True)]
+
+
+_FIXED = {
+    "type", "stac_version", "stac_extensions", "id", "geometry", "bbox", "properties", "assets",
+    "links", "collection",
+}  # fmt: skip
+
+
+def _level(records: Sequence[dict[str, Any]]) -> None:
+    """Turn fields that no column can hold into JSON text, in place."""
+    for name in {name for record in records for name in record}:
+        if _is_column([record.get(name) for record in records]):
+            continue
+        for record in records:
+            if name in record and not isinstance(record[name], str | None):
+                record[name] = json.dumps(record[name])
+            elif name in record and not _is_column([record[name]]):
+                record[name] = json.dumps(record[name])[1:-1]
+
+
+def _is_column(values: Sequence[Any]) -> bool:
+    import pyarrow
+
+    try:
+        pyarrow.array(values)
+    except (ValueError, TypeError, ArithmeticError, pyarrow.ArrowException):
+        return False
+    return True
+
+
+def _is_moment(text: Any) -> bool:
+    try:
+        return datetime.datetime.fromisoformat(str(text)).tzinfo is not None
+    except ValueError:
+        return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from ..catalog import Catalog
-from ..errors import SearchError, StclnGeoWarning, UnsafeAddressError
+from ..errors import SearchError, StclnGeoError, StclnGeoWarning, UnsafeAddressError
 from ..web import guard_redirects
 from .addresses import asset_access, check_address, redact
 
@@ -121,7 +121,9 @@ def _search_errors(catalog: Catalog) -> Iterator[None]:
 
     try:
         yield
-    except (APIError, RequestException, OSError, NotImplementedError) as error:
+    except (APIError, RequestException, OSError, NotImplementedError, ValueError) as error:
+        if isinstance(error, StclnGeoError):
+            raise
         # pystac-client wraps what its session raises.
         cause: BaseException | None = error
         while cause is not None:
@@ -139,8 +141,8 @@ def _new_pages(catalog: Catalog, pages: Iterator[dict[str, Any]]) -> Iterator[di
     known: set[tuple[str, str]] = set()
     links: set[str] = set()
     stale = 0
-    for number, page in enumerate(pages, start=1):
-        features = page.get("features", [])
+    for number, page in enumerate(_readable(pages), start=1):
+        features = _features(page)
         keys = {(str(item.get("collection")), str(item.get("id"))) for item in features}
         following = _next_link(catalog, page)
         stale = stale + 1 if keys <= known else 0
@@ -155,9 +157,28 @@ def _new_pages(catalog: Catalog, pages: Iterator[dict[str, Any]]) -> Iterator[di
             links.add(following)
 
 
+def _readable(pages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the pages; raises ValueError where pystac-client stumbles over one."""
+    try:
+        yield from pages
+    except (AttributeError, TypeError, LookupError) as error:
+        raise ValueError("its answer is no FeatureCollection") from error
+
+
+def _features(page: Any) -> list[dict[str, Any]]:
+    """Return the items of a page; raises ValueError where it is no page."""
+    features = page.get("features", []) if isinstance(page, Mapping) else None
+    if not isinstance(features, list) or not all(isinstance(one, dict) for one in features):
+        raise ValueError("its answer is no FeatureCollection")
+    return features
+
+
 def _next_link(catalog: Catalog, page: Mapping[str, Any]) -> str | None:
     """Return the link to the next page as text that can be compared, once it is found safe."""
-    for link in page.get("links") or ():
+    links = page.get("links")
+    for link in links if isinstance(links, list) else ():
+        if not isinstance(link, Mapping):
+            raise ValueError("a link of its page is no JSON object")
         if link.get("rel") == "next":
             href = urljoin(str(catalog.endpoint), str(link.get("href", "")))
             check_address(href, asset_access(catalog), what="the link to the next page")
@@ -166,8 +187,10 @@ def _next_link(catalog: Catalog, page: Mapping[str, Any]) -> str | None:
 
 
 def _matched(page: Mapping[str, Any]) -> int | None:
-    matched = page.get("numberMatched", (page.get("context") or {}).get("matched"))
-    return int(matched) if matched is not None else None
+    context = page.get("context")
+    told = context.get("matched") if isinstance(context, Mapping) else None
+    matched = page.get("numberMatched", told)
+    return matched if isinstance(matched, int) else None
 
 
 def _report_repeated_page(catalog: Catalog, number: int, known: int, matched: int | None) -> None:

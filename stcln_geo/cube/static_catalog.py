@@ -47,7 +47,7 @@ def walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
             if document.get("type") == "Collection":
                 collection = str(document.get("id"))
             children: list[str] = []
-            for link in document.get("links", []):
+            for link in _links(document):
                 if link.get("rel") == "child":
                     waiting.append((linked(here, link), collection))
                 elif link.get("rel") == "item":
@@ -56,12 +56,24 @@ def walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
                 yield _absolute(item, address, collection)
 
 
+def _links(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield what is a link; a page of somebody's may hold anything."""
+    links = document.get("links")
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, Mapping) and isinstance(link.get("href"), str):
+            yield link
+
+
 def _absolute(item: dict[str, Any], address: str, collection: str | None) -> dict[str, Any]:
     """Return the item with absolute addresses and without links that only the catalog needs."""
-    assets = {
-        key: {**asset, "href": _join(address, str(asset.get("href", "")))}
-        for key, asset in (item.get("assets") or {}).items()
-    }
+    assets = item.get("assets") or {}
+    if isinstance(assets, Mapping):
+        assets = {
+            key: {**asset, "href": _join(address, str(asset.get("href", "")))}
+            if isinstance(asset, Mapping)
+            else asset
+            for key, asset in assets.items()
+        }
     links = [{"rel": "self", "href": address, "type": "application/geo+json"}]
     return {
         **item,

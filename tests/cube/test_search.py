@@ -17,9 +17,11 @@ from shapely.geometry import box, mapping, shape
 
 from stcln_geo.catalog import Catalog, ItemProperties, load_catalog
 from stcln_geo.cube.granules import describe_item, drop_duplicates
-from stcln_geo.cube.search import search_items
+from stcln_geo.cube.plan import plan_cube
+from stcln_geo.cube.search import search_items, select_items
 from stcln_geo.cube.selection import Selection
 from stcln_geo.cube.snapshot import read_items, write_items
+from stcln_geo.cube.spec import CubeSpec
 from stcln_geo.cube.time_range import parse_time_range
 from stcln_geo.errors import CatalogError, InputError, SearchError, StclnGeoWarning
 from stcln_geo.region import Region
@@ -46,7 +48,14 @@ def item(number: int, **changes: Any) -> dict[str, Any]:
 class Server:
     """A minimal STAC API; `fault` makes it misbehave as real ones do."""
 
-    def __init__(self, items: list[dict[str, Any]], *, page: int = 3, fault: str = "") -> None:
+    def __init__(
+        self,
+        items: list[dict[str, Any]],
+        *,
+        page: int = 3,
+        fault: str = "",
+        raw: bytes | None = None,
+    ) -> None:
         self.items, self.page, self.fault = items, page, fault
         self.searches: list[dict[str, Any]] = []
         outer = self
@@ -57,6 +66,8 @@ class Server:
 
             def reply(self, content: Any, status: int = 200, pause: int | None = None) -> None:
                 body = json.dumps(content).encode()
+                if raw is not None and self.command == "POST":
+                    body = raw
                 self.send_response(status)
                 if pause is not None:
                     self.send_header("Retry-After", str(pause))
@@ -377,3 +388,124 @@ def test_a_region_across_the_antimeridian_finds_scenes_on_both_sides(serve: Any)
     near = Region.from_bbox("179.9,-16.8,179.999,-16.5")
     found = search_items(load_catalog(server.url), "s2", near)
     assert [one["id"] for one in found.items] == ["S2A_000", "S2A_001"]
+
+
+def set_at(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """A copy with one value replaced."""
+    made = json.loads(json.dumps(content))
+    place: Any = made
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return made
+
+
+SOUND = item(
+    1,
+    properties={"datetime": "2020-01-02T10:30:00Z", "platform": "sentinel-2a",
+                "sat:relative_orbit": 51, "proj:code": "EPSG:32631"},
+    assets={"red": {"href": "https://example.org/1/red.tif", "gsd": 10, "roles": ["data"],
+                    "proj:shape": [10980, 10980],
+                    "proj:transform": [10, 0, 600000, 0, -10, 5600040],
+                    "raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 0}]}},
+)  # fmt: skip
+ABSURD: list[Any] = [
+    float("nan"), float("inf"), -1e308, 10**30, -1, "x", "9" * 400, [], [None], [float("nan")] * 6,
+    [1e308] * 6, ["a"] * 6, {"a": 1}, True, "+proj=utm +nadgrids=/etc/passwd",
+]  # fmt: skip
+PLACES: list[tuple[Any, ...]] = [
+    ("id",), ("geometry",), ("geometry", "type"), ("geometry", "coordinates"),
+    ("geometry", "coordinates", 0, 0), ("properties",), ("properties", "sat:relative_orbit"),
+    ("properties", "platform"), ("properties", "proj:code"), ("assets",), ("assets", "red"),
+    ("assets", "red", "href"), ("assets", "red", "gsd"), ("assets", "red", "roles"),
+    ("assets", "red", "proj:shape"), ("assets", "red", "proj:shape", 0),
+    ("assets", "red", "proj:transform"), ("assets", "red", "proj:transform", 0),
+    ("assets", "red", "raster:bands"), ("assets", "red", "raster:bands", 0, "scale"),
+    ("assets", "red", "raster:bands", 0, "offset"), ("assets", "red", "raster:bands", 0, "nodata"),
+    ("links",), ("bbox",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_one_absurd_item_does_not_keep_the_others_from_being_planned(
+    place: tuple[Any, ...], tmp_path: Path, flanders: Path
+):
+    api = load_catalog(flanders).model_copy(
+        update={"kind": "api", "endpoint": "https://example.org/"}
+    )
+    good = set_at(SOUND, ("id",), "good") | {"properties": {**SOUND["properties"]}}
+    good["properties"]["datetime"] = "2020-01-05T10:30:00Z"
+    region = Region.from_bbox((4.42, 50.53, 4.43, 50.54))
+    for value in ABSURD:
+        if place[-1] == "href" and isinstance(value, str):
+            continue  # an address that a build must not read stops it
+        snapshot = select_items([set_at(SOUND, place, value), good], api, region=None)
+        ids = [one["id"] for one in snapshot.items]
+        assert "good" in ids
+        for dropped in snapshot.dropped:
+            assert dropped.reason.startswith("is malformed") or "band" in dropped.reason
+        # What is kept is sound enough for all that follows.
+        write_items(tmp_path / "items.parquet", snapshot.items)
+        assert [one["id"] for one in read_items(tmp_path / "items.parquet")] == ids
+        plan_cube(snapshot, region, CubeSpec(bands=("red",), keep_scl=False))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"<html>Please log in</html>", b"[]", b"3", b"\xff\xfe", b"[" * 100_000,
+     b'{"features": 5}', b'{"features": [1, null]}', b'{"features": [{"id": "a"}], "links": 5}',
+     b'{"features": [{"id": "a"}], "links": [3]}'],
+    ids=lambda answer: answer[:30].decode(errors="replace"),
+)  # fmt: skip
+def test_an_answer_that_is_none_is_a_failed_search(serve: Any, answer: bytes):
+    server = serve([], raw=answer)
+    with pytest.raises(SearchError, match=r"Cannot search 'tiny' at http"):
+        search_items(load_catalog(server.url), "s2", REGION, "2020-01-01/2020-12-31")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "3"])
+def test_a_document_that_is_none_is_named(tmp_path: Path, text: str):
+    (tmp_path / "catalog.json").write_text(text)
+    with pytest.raises(CatalogError, match=r"catalog\.json"):
+        load_catalog(tmp_path)
+
+
+def test_a_static_catalog_may_hold_what_is_no_link_or_item(tmp_path: Path):
+    links = [3, None, {"rel": "item"}, {"rel": "item", "href": 5}]
+    texts = {"a": "{}", "b": '{"assets": 5}', "c": '{"assets": {"red": 5}, "id": "c"}',
+             "d": json.dumps(item(1))}  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        links.append({"rel": "item", "href": f"./{name}.json"})
+    document = {"type": "Catalog", "id": "x", "links": links}
+    (tmp_path / "catalog.json").write_text(json.dumps(document))
+    snapshot = search_items(load_catalog(tmp_path))
+    assert [one["id"] for one in snapshot.items] == ["S2A_001"]
+    assert snapshot.seen == 3  # two without an id are one
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, "x"), ([1], "x"), (1, {"a": 1}), ({"a": 1}, {"a": "x"}), ("\ud800", "x"), (10**30, 1),
+     (None, 3)],
+    ids=str,
+)  # fmt: skip
+def test_fields_of_several_types_survive_the_disk(tmp_path: Path, one: Any, other: Any):
+    items = [item(1), item(2)]
+    for made, value in zip(items, (one, other), strict=True):
+        made["properties"] |= {"note": value, "created": "yesterday"}
+        made["assets"]["red"]["note"] = value
+        made["other:field"] = value
+    del items[1]["bbox"]
+    write_items(tmp_path / "items.parquet", items, [{"url": "https://example.org"}])
+    back = read_items(tmp_path / "items.parquet")
+    assert [made["id"] for made in back] == ["S2A_001", "S2A_002"]
+    assert [made["assets"]["red"]["href"] for made in back] == [
+        made["assets"]["red"]["href"] for made in items
+    ]
+    for made in back:
+        assert made["properties"]["datetime"].startswith("2020-01-0")
+        assert made["bbox"] == [4.0, 50.0, 4.2, 50.2]
+    if not isinstance(one, type(None)):
+        assert back[0]["properties"]["note"] == json.dumps(one).strip('"')
