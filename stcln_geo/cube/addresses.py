@@ -29,6 +29,7 @@ __all__ = [
     "asset_access",
     "check_address",
     "check_asset",
+    "check_reachable",
     "follow_redirects",
     "host_of",
     "is_private",
@@ -80,6 +81,18 @@ def check_address(href: str, access: Access, *, what: str) -> None:
         raise private_host(host, what)
 
 
+def check_reachable(href: str, access: Access, *, what: str) -> None:
+    """Raise as ``check_address``, also where the host's name leads to a private number.
+
+    For an address that is asked now: the name is looked up.
+    """
+    check_address(href, access, what=what)
+    host = host_of(href)
+    allowed = matches_host(host, access.allow_hosts)
+    if href.startswith(WEB) and not allowed and resolves_private(host):
+        raise private_host(host, what)
+
+
 def follow_redirects(href: str, access: Access) -> str:
     """Ask where an address leads, check every step, and return the last one.
 
@@ -101,9 +114,7 @@ def follow_redirects(href: str, access: Access) -> str:
     for _ in range(_MAX_REDIRECTS):
         host = host_of(href)
         what = f"an asset on {host}"
-        check_address(href, access, what=what)
-        if resolves_private(host) and not matches_host(host, access.allow_hosts):
-            raise private_host(host, what)
+        check_reachable(href, access, what=what)
         if matches_host(host, access.direct_hosts):
             return href
         with requests.get(

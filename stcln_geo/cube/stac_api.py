@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 from ..catalog import Catalog
 from ..errors import SearchError, StclnGeoError, StclnGeoWarning, UnsafeAddressError
 from ..web import guard_redirects
-from .addresses import asset_access, check_address, redact
+from .addresses import asset_access, check_reachable, redact
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -105,7 +105,7 @@ def search_api(
             limit=limit or catalog.page_limit,
             **(server_filter or {}),
         )
-    check_address(str(search.url), access, what=f"the search of catalog '{catalog.name}'")
+    check_reachable(str(search.url), access, what=f"the search of catalog '{catalog.name}'")
     return ApiSearch(
         catalog=catalog,
         url=str(search.url),
@@ -181,7 +181,7 @@ def _next_link(catalog: Catalog, page: Mapping[str, Any]) -> str | None:
             raise ValueError("a link of its page is no JSON object")
         if link.get("rel") == "next":
             href = urljoin(str(catalog.endpoint), str(link.get("href", "")))
-            check_address(href, asset_access(catalog), what="the link to the next page")
+            check_reachable(href, asset_access(catalog), what="the link to the next page")
             return json.dumps([href, link.get("body")], sort_keys=True)
     return None
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urljoin, urlparse
 
 from ..catalog import Catalog
 from ..documents import read_json
-from .addresses import asset_access, check_address, redact
+from .addresses import asset_access, check_reachable, redact
 
 __all__ = ["walk_static"]
 
@@ -28,7 +28,7 @@ def walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
 
     def linked(base: str, link: Mapping[str, Any]) -> str:
         address = _join(base, str(link["href"]))
-        check_address(address, access, what=f"a link of {redact(base)}")
+        check_reachable(address, access, what=f"a link of {redact(base)}")
         return address
 
     waiting: list[tuple[str, str | None]] = [(location, None)]

@@ -33,7 +33,7 @@ from stcln_geo.cube.plan import plan_cube
 from stcln_geo.cube.read import AssetReader, AssetReadError
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.snapshot import read_items
-from stcln_geo.errors import CatalogError, UnsafeAddressError
+from stcln_geo.errors import CatalogError, SearchError, UnsafeAddressError
 from stcln_geo.grid import Window, geobox_from_window
 from stcln_geo.web import resolves_private
 
@@ -89,6 +89,33 @@ def test_a_name_that_leads_to_a_private_number_is_not_asked(monkeypatch: pytest.
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     with pytest.raises(UnsafeAddressError, match=r"private host 'rebind\.example\.org'"):
         follow_redirects("http://rebind.example.org/red.tif", FAR)
+    resolves_private.cache_clear()
+
+
+def test_links_of_a_catalog_to_such_a_name_are_not_asked(
+    planted: Any, web: Any, monkeypatch: pytest.MonkeyPatch
+):
+    url, asked = web
+    inside = url.replace("127.0.0.1", "rebind.example.org")
+    known = socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **more: Any) -> list[Any]:
+        return known("127.0.0.1" if host == "rebind.example.org" else host, *rest, **more)
+
+    resolves_private.cache_clear()
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    for rel in ("item", "child"):
+        document = {"type": "Catalog", "id": "x",
+                    "links": [{"rel": rel, "href": f"{inside}/archive/S2_1.json"}]}  # fmt: skip
+        (planted.folder / "own.json").write_text(json.dumps(document))
+        location = f"{url}/archive/own.json"
+        with pytest.raises(UnsafeAddressError, match=r"private host 'rebind\.example\.org'"):
+            search_items(load_catalog(location))
+    assert "/archive/S2_1.json" not in asked
+    allowed = load_catalog(location, allow_hosts=("rebind.example.org",))
+    with pytest.raises(SearchError):
+        search_items(allowed)
+    assert "/archive/S2_1.json" in asked
     resolves_private.cache_clear()
 
 
