@@ -184,7 +184,7 @@ class Legend:
         """Make a legend from rows with ``value`` and, if wanted, ``name`` and ``color``.
 
         Line breaks and other control characters in names become spaces: tables of attributes have
-        them, and the XML in which GIS programs read names has not.
+        them, and the XML in which GIS programs read names has not. So do halves of characters.
 
         Rows whose ``ignored`` is true, in whatever place, get the last codes.
         """
@@ -282,8 +282,11 @@ def _listed(also: object) -> list[object]:
 
 
 def _in_one_line(text: str) -> str:
-    """Return a text without control characters, its words parted by single spaces."""
-    plain = "".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
+    """Return a text without what XML forbids, its words parted by single spaces."""
+    plain = "".join(
+        " " if unicodedata.category(sign) in {"Cc", "Cs"} or sign in "\ufffe\uffff" else sign
+        for sign in text
+    )
     return " ".join(plain.split())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from xml.etree import ElementTree
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from stcln_geo.cog.names import names_xml
 from stcln_geo.errors import LabelError, MissingFileError
 from stcln_geo.legend import Legend
+from stcln_geo.predict.style import write_legend, write_style
 
 
 def test_round_trip_through_json():
@@ -77,6 +79,17 @@ def test_names_are_one_line_that_xml_can_hold():
     root = ElementTree.fromstring(f"<band>{names_xml(legend)}</band>")
     assert tuple(entry.text for entry in root.iter("Category")) == legend.names
     assert Legend.from_values(["winter\nwheat"]).names == ("winter wheat",)
+
+
+@pytest.mark.parametrize("sign", ["\x00", "\x1b", "\ud800", "\ufffe", "\uffff"], ids=ascii)
+def test_no_name_breaks_the_style_of_a_map(tmp_path, sign):
+    text = json.dumps([{"value": "1", "name": f'a{sign}<b> & "c"'}, {"value": "2"}])
+    (tmp_path / "legend.json").write_text(text)
+    legend = Legend.read(tmp_path / "legend.json")
+    write_style(tmp_path / "classes.qml", legend)
+    write_legend(tmp_path, legend)
+    entries = ElementTree.parse(tmp_path / "classes.qml").getroot().iter("paletteEntry")
+    assert [entry.get("label") for entry in entries] == ['a <b> & "c"', "2"]
 
 
 def test_keep_makes_codes_dense_again():

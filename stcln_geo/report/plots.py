@@ -318,16 +318,22 @@ def plot_series(
     return Path(out_png)
 
 
+_PLAIN_TEXT: Any = {"text.parse_math": False}
+"""Names of classes are no formulas, whatever dollar signs they hold."""
+
+
 @contextmanager
 def figure(width: float, height: float, out_png: str | Path) -> Iterator[Axes]:
     """Give axes of a figure in inches, and write the figure when all is drawn."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    yield figure.add_subplot()
-    save_figure(figure, out_png)
+    with rc_context(_PLAIN_TEXT):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure.add_subplot()
+        save_figure(figure, out_png)
 
 
 @contextmanager
@@ -335,6 +341,7 @@ def _image_figure(
     image: NDArray[np.uint8], out_png: str | Path, *, title: str | None, footer: float = 0.0
 ) -> Iterator[Axes]:
     """Give axes filled by an image, with room in inches for what stands below it."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -342,15 +349,16 @@ def _image_figure(
     picture = width * image.shape[0] / image.shape[1]
     header = 0.32 if title else 0.0
     height = header + picture + footer
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, footer / height, 1, picture / height))
-    axes.imshow(image, interpolation="nearest", aspect="auto")
-    axes.set_axis_off()
-    if title:
-        axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
-    yield axes
-    save_figure(figure, out_png)
+    with rc_context(_PLAIN_TEXT):
+        figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, footer / height, 1, picture / height))
+        axes.imshow(image, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        if title:
+            axes.set_title(title, fontsize=10, color=INK, loc="left", fontweight="bold")
+        yield axes
+        save_figure(figure, out_png)
 
 
 def save_figure(figure: Any, out_png: str | Path) -> None:

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from stcln_geo.errors import InputError, MissingFileError
 from stcln_geo.legend import Legend, LegendClass
 from stcln_geo.report.plots import (
+    plot_areas,
     plot_class_map,
     plot_classes,
     plot_confidence,
@@ -114,6 +115,18 @@ def test_confusion_is_darkest_where_the_share_is_largest(tmp_path, normalise):
     assert np.ptp(rows) * np.ptp(cols) < 1.2 * len(rows)
     assert rows.max() < 0.6 * image.shape[0]
     assert cols.max() < 0.75 * image.shape[1]
+
+
+@pytest.mark.parametrize("name", ["a $\\frac{$ b", "5 $ to 6 $ ^", "$", "$$"])
+def test_names_are_no_formulas(tmp_path, name):
+    legend = Legend.from_values([name, "b"])
+    counts, hectares = np.eye(2), np.ones(2)
+    file = tmp_path / "a.png"
+    plot_confusion(counts, legend.names, file, title=name)
+    plot_classes(np.zeros((3, 4), int), legend, file, title=name)
+    plot_areas(legend, mapped=hectares, adjusted=hectares, intervals=np.ones((2, 2)), out_png=file)
+    plot_curves({name: [(0, 1.0), (1, 2.0)]}, file, title=name)
+    plot_series([1, 2], {name: np.ones(2)}, file, title=name)
 
 
 def test_curves_and_series_are_drawn_over_gaps(tmp_path):
