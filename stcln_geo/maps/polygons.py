@@ -293,11 +293,11 @@ def _outlines(found: Iterator[tuple[dict[str, Any], float]]) -> Iterator[_Outlin
         ring = np.repeat(np.arange(len(rings)), [len(corners) for corners in rings])
         owner = np.repeat(np.arange(len(batch)), counts)
         outer = np.isin(ring, np.cumsum(counts) - counts)
+        closed: Any = shapely.linearrings(points, indices=ring)
+        polygons: Any = shapely.polygons(closed, indices=owner)
         yield _Outlines(
             codes=[int(value) for _, value in batch],
-            polygons=shapely.polygons(
-                shapely.linearrings(points, indices=ring), indices=owner
-            ).tolist(),
+            polygons=polygons.tolist(),
             points=points[outer],
             owner=owner[ring[outer]],
         )
