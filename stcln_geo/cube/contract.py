@@ -245,8 +245,11 @@ def _check_coordinates(dataset: xr.Dataset, errors: list[str], warnings: list[st
 
 def _check_coverage(dataset: xr.Dataset, errors: list[str]) -> None:
     """Cubes of chunks of 256 px that early versions wrote count a clear chunk as 0."""
-    chunk = (dataset.attrs.get("layout") or {}).get("chunk")
-    if "coverage" not in dataset or chunk is None:
+    if "coverage" not in dataset:
+        return
+    layout = dataset.attrs.get("layout") or {}
+    chunk = layout.get("chunk", dataset["coverage"].attrs.get("chunk"))
+    if chunk is None:
         return
     most = np.iinfo(dataset["coverage"].dtype).max
     if chunk * chunk > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ def open_cube(
     chunks: str | None = "auto",
 ) -> xr.Dataset:
     """Open a cube lazily: one season, or all of them along time.
+
+    What holds only of the whole group in this store (chunks, codec, the attributes of GeoZarr) is
+    left out, so that the dataset, or a part of it, can be written anywhere; ``xr.open_zarr`` of a
+    season keeps it.
 
     Parameters
     ----------
@@ -93,8 +98,10 @@ def _open_one(path: Location, name: str, mask_and_scale: bool, chunks: str | Non
         dataset: xr.Dataset = xr.open_zarr(
             zarr_store(path / name), chunks=None, mask_and_scale=False, consolidated=False
         )
+    layout = dataset.attrs["layout"]
+    _forget_store(dataset, int(layout["chunk"]))
     if chunks is not None:
-        shard = int(dataset.attrs["layout"]["shard"])
+        shard = int(layout["shard"])
         # One Dask chunk per shard: the unit that is stored and fetched as one file.
         small = {"overview_y": -1, "overview_x": -1, "chunk_y": -1, "chunk_x": -1, "rgb": -1}
         sizes = {"time": -1, "band": -1, "y": shard, "x": shard, **small}
@@ -106,6 +113,35 @@ def _open_one(path: Location, name: str, mask_and_scale: bool, chunks: str | Non
         decoded.attrs = {key: value for key, value in raw.attrs.items() if key not in encoded}
         dataset["reflectance"] = decoded
     return dataset
+
+
+_OF_THE_STORE = ("layout", "lattice", "zarr_conventions")
+"""Attributes that hold of a season as it is stored, as do those of ``spatial:``."""
+
+
+def _forget_store(dataset: xr.Dataset, chunk: int) -> None:
+    """Leave out what would be wrong of a part of a season, or could not be written elsewhere."""
+    from shapely.geometry import shape
+
+    for variable in dataset.variables.values():
+        variable.encoding = {
+            key: value for key, value in variable.encoding.items() if key in ("units", "calendar")
+        }
+    if "coverage" in dataset:
+        dataset["coverage"].attrs["chunk"] = chunk
+    kept = {
+        key: value
+        for key, value in dataset.attrs.items()
+        if key not in _OF_THE_STORE and not key.startswith("spatial:") and value is not None
+    }
+    for key, value in kept.items():
+        if key == "aoi":
+            kept[key] = shape(value).wkt
+        elif isinstance(value, bool):
+            kept[key] = int(value)
+        elif isinstance(value, dict):
+            kept[key] = json.dumps(value)
+    dataset.attrs = kept
 
 
 def write_cube(

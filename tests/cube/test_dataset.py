@@ -9,17 +9,20 @@ from stcln_geo import open_cube, validate_cube, write_cube
 from stcln_geo.cube.contract import FILL, days_since, season_name
 from stcln_geo.cube.lock import cube_lock, lock_path
 from stcln_geo.cube.store import (
+    FieldTable,
     Layout,
     create_season,
     list_seasons,
     open_building,
     open_season,
     plan_layout,
+    write_fields,
     write_shard,
 )
 from stcln_geo.data.reader import drop_empty_dates, read_block
 from stcln_geo.errors import CubeError, InputError, MissingFileError, OutputError
 from stcln_geo.grid import Window
+from stcln_geo.legend import Legend
 
 BELGIUM_BANDS = {
     "S2-L2A-B02": "blue",
@@ -83,6 +86,42 @@ def test_a_season_opens_with_plain_xarray_and_has_its_crs(tmp_path):
     raw = open_cube(path, "2019-09-01", mask_and_scale=False)
     assert raw["reflectance"].dtype == "int16"
     assert validate_cube(raw)[0] == []
+
+
+@pytest.mark.parametrize("mask_and_scale", [True, False], ids=["decoded", "raw"])
+@pytest.mark.parametrize("season", ["2019-09-01", None], ids=["one season", "all seasons"])
+def test_a_part_of_an_opened_cube_can_be_written_anywhere(tmp_path, season, mask_and_scale):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr", layout=Layout(chunk=16, shard=32))
+    legend = Legend.from_values(["wheat"])
+    stored = open_season(path, "2019-09-01", mode="r+")
+    labels = np.ones(stored.shape_yx, dtype=np.uint8)
+    fields = FieldTable(
+        number=np.array([1], dtype=np.int32),
+        code=np.array([1], dtype=np.uint8),
+        pixels=np.array([labels.size], dtype=np.int32),
+        split=np.array([1], dtype=np.uint8),
+    )
+    write_fields(
+        stored, labels=labels, parcels=labels.astype(np.int32), fields=fields, legend=legend
+    )
+    whole = open_cube(path, season, mask_and_scale=mask_and_scale)
+    part = whole.isel(time=[0], y=slice(21, 60), x=slice(35, 90)).chunk(y=20, x=20)
+    part.to_zarr(tmp_path / "three.zarr", consolidated=False)
+    part.to_zarr(tmp_path / "two.zarr", zarr_format=2)
+    part.to_netcdf(tmp_path / "part.nc")
+    expected = open_cube(path, "2019-09-01")["reflectance"][:1, :, 21:60, 35:90].to_numpy()
+    for copy in (
+        xr.open_zarr(tmp_path / "three.zarr", consolidated=False),
+        xr.open_zarr(tmp_path / "two.zarr"),
+        xr.open_dataset(tmp_path / "part.nc", decode_coords="all"),
+    ):
+        with copy:
+            np.testing.assert_allclose(copy["reflectance"].to_numpy(), expected, atol=1e-7)
+            np.testing.assert_array_equal(copy["valid"], part["valid"])
+            assert copy["time"].to_numpy() == part["time"].to_numpy()
+            assert copy.rio.crs.to_epsg() == 32631
+            # What says where the whole season lies would be wrong of the part.
+            assert not [key for key in copy.attrs if key.startswith("spatial:")]
 
 
 def test_coverage_and_overview_agree_with_the_pixels(tmp_path):
