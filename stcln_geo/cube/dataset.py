@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,8 @@ def open_cube(
     ----------
     season
         First day of a season, ``YYYY-MM-DD``; by default all seasons, concatenated in time.
-        What belongs to one season (labels, parcels, fields) is left out when there are several.
+        What belongs to one season (labels, parcels, fields) is left out when there are several,
+        and so is what some of them lack or keep in another form (``scl``, ``coverage``).
     mask_and_scale
         Decode ``reflectance`` to float32 with NaN where nothing was measured; else keep the
         int16 digital numbers.
@@ -72,15 +73,9 @@ def open_cube(
     if len(names) < 2:
         return _open_one(path, choose_season(path, season), mask_and_scale, chunks)
     parts = [_open_one(path, name, mask_and_scale, chunks) for name in names]
-    dropped = [name for name in parts[0].variables if "time" not in parts[0][name].dims]
-    kept = {"time", "band", "y", "x", "spatial_ref"}
-    per_season = {
-        str(name) for part in parts for name in part.variables if "field" in part[name].dims
-    }
-    per_season |= {"labels", "parcels"} | (set(map(str, dropped)) - kept)
-    slim = [part.drop_vars(per_season & set(map(str, part.variables))) for part in parts]
+    dropped = _of_one_season(parts)
     whole: xr.Dataset = xr.concat(
-        slim,
+        [part.drop_vars(dropped, errors="ignore") for part in parts],
         dim="time",
         data_vars="minimal",
         coords="minimal",
@@ -89,6 +84,25 @@ def open_cube(
         combine_attrs="drop_conflicts",
     )
     return whole
+
+
+def _of_one_season(parts: Sequence[xr.Dataset]) -> list[str]:
+    """Return the variables that do not go on along time: of one season, or of another form."""
+    forms = [
+        {str(name): _form(variable) for name, variable in part.variables.items()} for part in parts
+    ]
+    shared = {
+        name for name, form in forms[0].items() if all(other.get(name) == form for other in forms)
+    }
+    kept = {"band", "y", "x", "spatial_ref"}
+    shared = {name for name in shared if name in kept or "time" in parts[0][name].dims}
+    return sorted({name for form in forms for name in form} - shared)
+
+
+def _form(variable: xr.Variable) -> tuple[Any, ...]:
+    """Return what seasons must have alike: dimensions, sizes but for time, pixels of a chunk."""
+    sizes = {dim: size for dim, size in variable.sizes.items() if dim != "time"}
+    return variable.dims, sizes, variable.attrs.get("chunk")
 
 
 def _open_one(path: Location, name: str, mask_and_scale: bool, chunks: str | None) -> xr.Dataset:

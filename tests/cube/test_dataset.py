@@ -124,6 +124,33 @@ def test_a_part_of_an_opened_cube_can_be_written_anywhere(tmp_path, season, mask
             assert not [key for key in copy.attrs if key.startswith("spatial:")]
 
 
+@pytest.mark.parametrize("later", ["longer", "without scl"])
+def test_seasons_of_different_form_open_together(tmp_path, later):
+    """Few dates get larger chunks than many, and not all seasons keep scene classes."""
+    times = ("2019-10-03", "2020-02-11", "2020-11-30", "2020-12-05")
+    source = make_dataset(times=times)
+    source["scl"] = (("time", "y", "x"), np.full((4, 53, 77), 4, dtype=np.uint8))
+    path = tmp_path / "cube.zarr"
+    write_cube(source.isel(time=[0, 1]), path, layout=Layout(chunk=16, shard=32))
+    if later == "longer":
+        write_cube(source.isel(time=[2, 3]), path, layout=Layout(chunk=32, shard=64))
+    else:
+        write_cube(
+            source.isel(time=[2, 3]).drop_vars("scl"), path, layout=Layout(chunk=16, shard=32)
+        )
+    for chunks in ("auto", None):
+        whole = open_cube(path, mask_and_scale=False, chunks=chunks)
+        assert validate_cube(whole)[0] == []
+        assert ("coverage" in whole) == (later != "longer")
+        assert ("scl" in whole) == (later == "longer")
+        for name, dates in (("2019-09-01", slice(0, 2)), ("2020-09-01", slice(2, 4))):
+            season = open_cube(path, name, mask_and_scale=False)
+            for variable in ("reflectance", "valid", "overview", "days"):
+                np.testing.assert_array_equal(
+                    whole[variable].isel(time=dates).to_numpy(), season[variable].to_numpy()
+                )
+
+
 def test_coverage_and_overview_agree_with_the_pixels(tmp_path):
     path = write_cube(make_dataset(), tmp_path / "cube.zarr", layout=Layout(chunk=32, shard=64))
     season = open_season(path, "2019-09-01")
