@@ -12,7 +12,7 @@ from ..errors import CubeError
 from ..grid import Lattice, Window, absolute_window, snapped_geobox
 from ..storage import Location, location, remove_tree, writing
 from .contract import FILL, SCALE, SCL_CLEAR, season_name
-from .foreign import ForeignDataset, understand
+from .foreign import ForeignDataset, Numbers, understand
 from .lock import cube_lock
 from .season import unchanged
 from .store import (
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ..execution import ProgressHook
 
 __all__ = ["open_cube", "write_cube"]
+
+_MOST = 32767
+_SCL_CLASSES = 12
 
 
 def open_cube(
@@ -175,8 +178,8 @@ def write_cube(
     """Make a cube of any dataset with a CRS and a time axis.
 
     The dataset holds either ``reflectance (time, band, y, x)`` or one variable
-    ``(time, y, x)`` per band. Optional: ``valid`` (bool, True = usable) and ``scl``. It is
-    padded with no data to whole windows of the lattice and split into seasons.
+    ``(time, y, x)`` per band. Optional: ``valid`` (bool, True = usable) and ``scl`` (or
+    ``SCL``). It is padded with no data to whole windows of the lattice and split into seasons.
 
     Parameters
     ----------
@@ -185,12 +188,12 @@ def write_cube(
         variables that bear a common band name.
     scale, offset
         ``reflectance = value * scale + offset``. By default the ``scale_factor`` and
-        ``add_offset`` that the first band declares. Integers without a scale, or with that of 1
-        which rioxarray gives to every file, are reflectance times 10,000 once their own offset is
-        added; floats are reflectance.
+        ``add_offset`` that each band declares; a scale that is given takes the place of both.
+        Integers without a scale, or with that of 1 which rioxarray gives to every file, are
+        reflectance times 10,000 once their own offset is added; floats are reflectance.
     nodata
-        Value that means no measurement; by default the variable's ``_FillValue`` or
-        ``nodata``; NaN always means it.
+        Value that means no measurement; by default each band's ``_FillValue``, ``nodata`` and
+        ``missing_value``; NaN always means it.
     season_start
         First day of the seasons, ``MM-DD``.
     overwrite
@@ -303,8 +306,17 @@ def _write_season(
     )
     try:
         place = absolute_window(source.geobox).relative_to(season.window)
+        beyond = count = 0
         for shard in shards_of(season):
-            _write_one(source, season, shard, place, dates)
+            more = _write_one(source, season, shard, place, dates)
+            beyond, count = beyond + more[0], count + more[1]
+        # The sample that the scale was judged by may have lain where nothing was measured.
+        if beyond * 2 > count:
+            raise CubeError(
+                f"Cannot take the numbers of season {name} as reflectance: {beyond} of {count} are "
+                "above 3.2, and reflectance is about 0 to 1. Pass scale=0.0001 if these are "
+                "digital numbers."
+            )
     except BaseException:
         with writing(path):
             remove_tree(path / f"{name}.building")
@@ -314,8 +326,12 @@ def _write_season(
 
 def _write_one(
     source: ForeignDataset, season: Any, shard: Window, place: Window, dates: np.ndarray
-) -> None:
-    """Read what the source has of a shard, harmonise it, write the shard."""
+) -> tuple[int, int]:
+    """Read what the source has of a shard, harmonise it, write the shard.
+
+    Returns how many numbers that were taken as reflectance were too large for it, and of how many.
+    """
+    beyond, count = 0, 0
     shape = (len(dates), *shard.shape_yx)
     reflectance = np.full((len(dates), len(source.bands), *shard.shape_yx), FILL, dtype=np.int16)
     valid = np.zeros(shape, dtype=bool)
@@ -326,28 +342,34 @@ def _write_one(
         pick = {"time": dates, "y": read.rows, "x": read.cols}
         usable = np.ones((len(dates), *shared.shape_yx), dtype=bool)
         for index, band in enumerate(source.bands):
-            numbers, good = _harmonise(source.planes[band].isel(pick).to_numpy(), source)
-            reflectance[:, index, put.rows, put.cols] = numbers
+            values, numbers = source.planes[band].isel(pick).to_numpy(), source.numbers[band]
+            digital, measured, good = _harmonise(values, numbers)
+            reflectance[:, index, put.rows, put.cols] = digital
             usable &= good
+            if numbers.assumed:
+                count += measured.sum()
+                beyond += (measured & (digital == _MOST)).sum()
         if source.valid is not None:
             usable &= source.valid.isel(pick).to_numpy().astype(bool)
         if source.scl is not None and scl is not None:
-            classes = source.scl.isel(pick).to_numpy().astype(np.uint8)
-            scl[:, put.rows, put.cols] = classes
+            classes = source.scl.isel(pick).to_numpy()
+            known = np.isin(classes, range(_SCL_CLASSES))
+            scl[:, put.rows, put.cols] = np.where(known, classes, 0)
             usable &= np.isin(classes, SCL_CLEAR)
         valid[:, put.rows, put.cols] = usable
     write_shard(season, shard, reflectance=reflectance, valid=valid, scl=scl)
+    return int(beyond), int(count)
 
 
-def _harmonise(values: np.ndarray, source: ForeignDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return digital numbers (int16, -32768 = no data) and where they are usable (bool)."""
+def _harmonise(values: np.ndarray, numbers: Numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return digital numbers (int16, -32768 = no data), where measured, where usable (bool)."""
     measured = (
         np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
     )
-    if source.nodata is not None and np.isfinite(source.nodata):
-        measured &= values != source.nodata
-    numbers = values.astype(np.float64) * (source.scale / SCALE) + source.offset / SCALE
-    numbers = np.rint(np.where(measured, numbers, 0.0))
-    usable = measured & (numbers <= 32767) & (numbers > FILL)
-    clipped = np.clip(numbers, FILL + 1, 32767).astype(np.int16)
-    return np.where(measured, clipped, np.int16(FILL)), usable
+    for fill in numbers.nodata:
+        measured &= values != fill
+    digital = values.astype(np.float64) * (numbers.scale / SCALE) + numbers.offset / SCALE
+    digital = np.rint(np.where(measured, digital, 0.0))
+    usable = measured & (digital <= _MOST) & (digital > FILL)
+    clipped = np.clip(digital, FILL + 1, _MOST).astype(np.int16)
+    return np.where(measured, clipped, np.int16(FILL)), measured, usable

@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     import xarray as xr
     from odc.geo.geobox import GeoBox
 
-__all__ = ["ForeignDataset", "understand"]
+__all__ = ["ForeignDataset", "Numbers", "understand"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What the numbers of one band mean: ``reflectance = value * scale + offset``."""
+
+    scale: float
+    offset: float
+    nodata: tuple[float, ...]
+    """Values that mean no measurement, besides NaN."""
+    assumed: bool
+    """True where nothing says the scale, and floats are taken as reflectance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +37,10 @@ class ForeignDataset:
 
     bands: tuple[str, ...]
     planes: Mapping[str, xr.DataArray]
+    numbers: Mapping[str, Numbers]
+    """By band: files of different bands may differ in scale and fill value."""
     valid: xr.DataArray | None
     scl: xr.DataArray | None
-    scale: float
-    offset: float
-    nodata: float | None
     geobox: GeoBox
     time: np.ndarray
 
@@ -54,35 +65,90 @@ def understand(
     dataset = _with_standard_dims(dataset)
     planes = _planes(dataset, bands)
     names = tuple(sorted(planes, key=BANDS.index))
-    first = planes[names[0]]
-    if scale is None:
-        scale, added = _declared(first, "scale_factor", 1.0), _declared(first, "add_offset", 0.0)
-        if scale == 1.0:
-            scale = _default_scale(first)
-            added *= scale
-        offset = added if offset is None else offset
-    if nodata is None:
-        for key in ("_FillValue", "nodata", "missing_value"):
-            nodata = first.attrs.get(key, nodata)
-    time = dataset["time"].to_numpy().astype("datetime64[s]")
+    return ForeignDataset(
+        bands=names,
+        planes=planes,
+        numbers={name: _numbers_of(planes[name], scale, offset, nodata) for name in names},
+        valid=_valid_of(dataset),
+        scl=_layer(dataset, "scl"),
+        geobox=_geobox_of(dataset, crs),
+        time=_time_of(dataset),
+    )
+
+
+def _numbers_of(
+    plane: xr.DataArray, scale: float | None, offset: float | None, nodata: float | None
+) -> Numbers:
+    """Return what is given of a band's numbers, else what its variable declares."""
+    declared, added = _declared(plane, "scale_factor", 1.0), _declared(plane, "add_offset", 0.0)
+    assumed = scale is None and declared == 1.0 and plane.dtype.kind == "f"
+    if scale is not None:
+        added = 0.0
+    elif declared == 1.0:
+        scale = _default_scale(plane)
+        added *= scale
+    else:
+        scale = declared
+    fills = _fills_of(plane) if nodata is None else (nodata,)
+    return Numbers(
+        scale=float(scale),
+        offset=float(added if offset is None else offset),
+        nodata=tuple(float(fill) for fill in fills if np.isfinite(fill)),
+        assumed=assumed,
+    )
+
+
+def _fills_of(variable: xr.DataArray) -> tuple[float, ...]:
+    """Return the values that a variable declares to mean nothing."""
+    told = (variable.attrs.get(key) for key in ("_FillValue", "nodata", "missing_value"))
+    return tuple(float(fill) for fill in told if fill is not None)
+
+
+def _time_of(dataset: xr.Dataset) -> np.ndarray:
+    """Return the times, (T,) datetime64[s], UTC."""
+    found = dataset["time"].to_numpy()
+    # Numbers would be taken for seconds since 1970.
+    wrong: object = found.dtype if found.dtype.kind not in "MOUST" else None
+    if wrong is None:
+        try:
+            time: np.ndarray = found.astype("datetime64[s]")
+        except (TypeError, ValueError) as error:
+            wrong = error
+    if wrong is not None:
+        raise CubeError(
+            f"Cannot read the times of the dataset ({wrong}): they must be dates. Decode them, for "
+            "example with xarray.decode_cf, or assign datetime64 values to 'time'."
+        )
     if time.size == 0 or np.isnat(time).any() or not (np.diff(time.astype("int64")) > 0).all():
         raise CubeError(
             f"Cannot make a cube of {time.size} times: they must be at least one, without gaps "
             "(NaT), and increase strictly. Sort the dataset by time and merge repeated dates."
         )
-    valid, scl = dataset.get("valid"), dataset.get("scl")
-    return ForeignDataset(
-        bands=names,
-        planes=planes,
-        # Where datasets were joined, what was missing is NaN, which would count as True.
-        valid=None if valid is None else valid.fillna(False).transpose("time", "y", "x"),
-        scl=None if scl is None else scl.transpose("time", "y", "x"),
-        scale=float(scale),
-        offset=float(offset or 0.0),
-        nodata=None if nodata is None else float(nodata),
-        geobox=_geobox_of(dataset, crs),
-        time=time,
-    )
+    return time
+
+
+def _valid_of(dataset: xr.Dataset) -> xr.DataArray | None:
+    """Return where a dataset says that it is usable, with False where it says nothing."""
+    valid = _layer(dataset, "valid")
+    if valid is None:
+        return None
+    # What a join left open is NaN, and a fill value is a number: both would count as True.
+    for fill in _fills_of(valid):
+        valid = valid.where(valid != fill, 0)
+    return valid.fillna(False)
+
+
+def _layer(dataset: xr.Dataset, name: str) -> xr.DataArray | None:
+    """Return a variable of every date and pixel, if it is there."""
+    found = dataset.get(name)
+    if found is None:
+        return None
+    if set(found.dims) != {"time", "y", "x"}:
+        raise CubeError(
+            f"Cannot use '{name}' with the dimensions {tuple(map(str, found.dims))}: it must have "
+            "time, y, x. Broadcast it over them, or leave it out."
+        )
+    return found.transpose("time", "y", "x")
 
 
 def _declared(plane: xr.DataArray, name: str, default: float) -> float:
@@ -143,6 +209,9 @@ def _with_standard_dims(dataset: xr.Dataset) -> xr.Dataset:
     renamed = {
         old: new for old, new in aliases.items() if old in dataset.dims and new not in dataset.dims
     }
+    if "SCL" in dataset and "scl" not in dataset:
+        # As some catalogs call the scene classes.
+        renamed["SCL"] = "scl"
     dataset = dataset.rename(renamed)
     missing = [name for name in ("time", "y", "x") if name not in dataset.coords]
     if missing:
@@ -159,8 +228,14 @@ def _with_standard_dims(dataset: xr.Dataset) -> xr.Dataset:
 def _planes(dataset: xr.Dataset, bands: Mapping[str, str] | None) -> dict[str, xr.DataArray]:
     """Return one (time, y, x) array per band, by common name."""
     rename = dict(bands or {})
-    if "reflectance" in dataset:
+    if "reflectance" in dataset and "band" in dataset["reflectance"].dims:
         stack = dataset["reflectance"]
+        if not stack.get_index("band").is_unique:
+            raise CubeError(
+                "Cannot name the bands of the dataset: they are "
+                f"{', '.join(map(str, stack['band'].to_numpy()))}, and each must occur once. Drop "
+                "repeated bands."
+            )
         sources = {str(name): stack.sel(band=name) for name in stack["band"].to_numpy()}
     else:
         sources = {
@@ -173,6 +248,11 @@ def _planes(dataset: xr.Dataset, bands: Mapping[str, str] | None) -> dict[str, x
         raise CubeError(
             f"Cannot find the bands {missing}: the dataset has {sorted(sources)}. "
             "Correct the names in 'bands'."
+        )
+    if len(set(rename.values())) < len(rename):
+        raise CubeError(
+            f"Cannot name the bands of the dataset by {rename}: each common name must stand for "
+            "one variable. Correct the names in 'bands'."
         )
     named = {rename.get(name, name): array for name, array in sources.items()
              if name in rename or (bands is None and name in BANDS)}  # fmt: skip

@@ -221,6 +221,51 @@ def test_what_a_join_left_open_is_not_valid(tmp_path, dtype):
     np.testing.assert_array_equal(found[1], flags[1] & (dtype is bool))
 
 
+def test_each_band_has_its_own_scale_and_fill_value(tmp_path):
+    source = make_dataset().fillna(0.1)
+    expected = source[["blue", "red", "nir"]].to_array("band").transpose("time", "band", "y", "x")
+    expected = expected.to_numpy().astype("float64")
+    expected[1, 2, :, :20] = np.nan
+    files = source.copy()
+    for name, scale, added, fill in (
+        ("blue", 1e-4, 0.0, -20000), ("red", 2e-4, -0.1, -1111), ("nir", 1e-4, 0.0, -9999),
+    ):  # fmt: skip
+        numbers = np.rint((source[name] - added) / scale)
+        numbers = xr.where(np.isnan(expected[:, 2]) & (name == "nir"), fill, numbers)
+        files[name] = numbers.astype("int16").assign_attrs(
+            scale_factor=scale, add_offset=added, _FillValue=fill
+        )
+    path = write_cube(files, tmp_path / "cube.zarr", layout=Layout(chunk=16, shard=32))
+    cube = open_cube(path).sel(y=source["y"], x=source["x"])
+    np.testing.assert_allclose(cube["reflectance"].to_numpy(), expected, atol=1.1e-4)
+    np.testing.assert_array_equal(cube["valid"].to_numpy(), ~np.isnan(expected).any(axis=1))
+
+
+def test_floats_beyond_the_sampled_corner_are_not_taken_for_reflectance(tmp_path):
+    """The corner that the scale is judged by may lie outside of the orbit."""
+    source = make_dataset().fillna(0.1) * 1e4
+    source = source.where(source["x"] > 400_000 + 10 * 64).rio.write_crs("EPSG:32631")
+    with pytest.raises(CubeError, match=r"above 3\.2.*scale=0\.0001"):
+        write_cube(source, tmp_path / "cube.zarr")
+    assert list_seasons(tmp_path / "cube.zarr") == []
+    path = write_cube(source, tmp_path / "cube.zarr", scale=1e-4)
+    assert open_cube(path)["valid"].any()
+
+
+def test_fill_values_and_unknown_scene_classes_are_not_valid(tmp_path):
+    source = make_dataset().fillna(0.1)
+    valid = np.ones((3, 53, 77), dtype=np.uint8)
+    valid[0, :10], valid[1, 10:20] = 0, 255
+    classes = np.full((3, 53, 77), 5, dtype=np.int16)
+    classes[2, :9], classes[2, 20:30] = 9, 260  # 260 is 4, vegetation, in eight bits
+    source["valid"] = (("time", "y", "x"), valid, {"_FillValue": 255})
+    source["SCL"] = (("time", "y", "x"), classes)
+    path = write_cube(source, tmp_path / "cube.zarr", layout=Layout(chunk=16, shard=32))
+    cube = open_cube(path).sel(y=source["y"], x=source["x"])
+    np.testing.assert_array_equal(cube["valid"], (valid == 1) & (classes == 5))
+    np.testing.assert_array_equal(cube["scl"], np.where(classes == 260, 0, classes))
+
+
 def test_seasons_of_a_cube_share_bands_and_grid(tmp_path):
     path = write_cube(make_dataset(times=("2019-10-03",)), tmp_path / "cube.zarr")
     later = make_dataset(times=("2020-10-03",))
@@ -260,6 +305,12 @@ def in_degrees(dataset):
     return dataset.assign_coords(x=x + 5e-5, y=y - 5e-5).rio.write_crs("EPSG:4326")
 
 
+def repeated_band(dataset):
+    """Return a dataset with a band dimension in which one name stands twice."""
+    stack = dataset[["red", "nir"]].to_array("band").isel(band=[0, 0, 1])
+    return stack.to_dataset(name="reflectance").rio.write_crs("EPSG:32631")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -271,9 +322,15 @@ def in_degrees(dataset):
         (lambda ds: ds * 10000, "Pass scale=0.0001"),
         (lambda ds: ds.assign_coords(x=ds.x + 3), "multiple of the 10 m pixel"),
         (lambda ds: ds.isel(x=[0, 1, 5, 6]), "square and regular"),
+        (lambda ds: ds.assign_coords(time=[18000, 18100, 18200]), r"times.*int64.*decode_cf"),
+        (lambda ds: ds.assign(valid=ds["red"][0] > 0), r"'valid'.*\('y', 'x'\).*Broadcast"),
+        (lambda ds: repeated_band(ds), "red, red, nir.*each must occur once"),
     ],
-    ids=["crs", "degrees", "feet", "bands", "time-order", "scale", "shifted", "irregular"],
-)
+    ids=[
+        "crs", "degrees", "feet", "bands", "time-order", "scale", "shifted", "irregular",
+        "undecoded-times", "one-valid-for-all", "repeated-band",
+    ],
+)  # fmt: skip
 def test_bad_datasets_are_explained_and_leave_nothing(tmp_path, change, match):
     with pytest.raises(InputError, match=match):
         write_cube(change(make_dataset()), tmp_path / "cube.zarr")
