@@ -154,7 +154,7 @@ Location = Path | S3Path
 
 
 def location(path: str | Path | S3Path) -> Location:
-    """Return where something lies, from a path or an ``s3://bucket/prefix`` address.
+    """Return where something lies, from a path (``~`` is home) or ``s3://bucket/prefix``.
 
     Raises
     ------
@@ -167,7 +167,11 @@ def location(path: str | Path | S3Path) -> Location:
     text = str(path)
     scheme = _SCHEME.match(text)
     if scheme is None or (os.name == "nt" and len(scheme[1]) == 1):
-        return Path(path)
+        try:
+            # No shell stands before Python, nor before what follows "=" in an option.
+            return Path(path).expanduser()
+        except RuntimeError:
+            return Path(path)
     bucket, _, key = text[scheme.end() :].lstrip("/").partition("/")
     parts = [part for part in key.split("/") if part]
     if scheme[1].lower() != "s3" or not bucket or not parts or {".", ".."} & set(parts):

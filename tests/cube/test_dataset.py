@@ -337,6 +337,18 @@ def test_bad_datasets_are_explained_and_leave_nothing(tmp_path, change, match):
     assert not (tmp_path / "cube.zarr").exists()
 
 
+def test_a_path_from_home_is_not_taken_literally(tmp_path, monkeypatch):
+    """As xarray and zarr take it; a folder named ~ would fill the working folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    write_cube(make_dataset(), "~/cube.zarr")
+    assert list_seasons(tmp_path / "home" / "cube.zarr") == list_seasons("~/cube.zarr")
+    assert not list((tmp_path / "work").iterdir())
+    with pytest.raises(MissingFileError, match="~nobody-of-this-name"):
+        open_cube("~nobody-of-this-name/cube.zarr")
+
+
 def test_write_cube_does_not_overwrite_unasked(tmp_path):
     path = write_cube(make_dataset(), tmp_path / "cube.zarr")
     with pytest.raises(CubeError, match="never overwrites unasked"):
