@@ -115,7 +115,18 @@ def _open_one(path: Location, name: str, mask_and_scale: bool, chunks: str | Non
         dataset: xr.Dataset = xr.open_zarr(
             zarr_store(path / name), chunks=None, mask_and_scale=False, consolidated=False
         )
-    layout = dataset.attrs["layout"]
+    layout = dataset.attrs.get("layout", {})
+    if dataset.attrs.get("kind") == "stack":
+        raise CubeError(
+            f"Cannot open season {name} of {path} as a cube: it is a stack of many sites. Open it "
+            "with stcln_geo.cube.stack.open_stack, or with xarray.open_zarr."
+        )
+    if "shard" not in layout:
+        raise CubeError(
+            f"Cannot open season {name} of {path}: it has no layout of chunks and shards, so "
+            "stcln-geo did not write it. Open it with xarray.open_zarr, and make a cube of it with "
+            "write_cube."
+        )
     _forget_store(dataset, int(layout["chunk"]))
     if chunks is not None:
         shard = int(layout["shard"])

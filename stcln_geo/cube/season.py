@@ -163,6 +163,17 @@ def choose_season(path: str | Location, season: str | None) -> str:
     names = list_seasons(path)
     if not names:
         building = sorted(child.name for child in location(path).glob("*.building"))
+        held = json.loads((location(path) / "zarr.json").read_text()).get("attributes", {})
+        if not building and "season" in held:
+            raise CubeError(
+                f"Cannot open {path} as a cube: it is the season {held['season']} of one. Give the "
+                "folder that holds it, and name the season with --season (season= in Python)."
+            )
+        if not building and "stcln_geo" not in held:
+            raise CubeError(
+                f"Cannot open {path} as a cube: it is a Zarr group that stcln-geo did not write. "
+                "Open it with xarray.open_zarr, and make a cube of it with write_cube."
+            )
         raise CubeError(
             f"Cannot open the cube {path}: it has no complete season"
             + (f" ({', '.join(building)} is unfinished)" if building else "")

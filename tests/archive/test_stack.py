@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+from stcln_geo import open_cube
 from stcln_geo.cube.contract import FILL
 from stcln_geo.cube.stack import (
     Stack,
@@ -200,6 +201,9 @@ def test_stacks_and_cubes_are_told_apart(written: tuple[Path, Any]):
     assert is_stack(written[0])
     with pytest.raises(CubeError, match=r"is a stack of many sites.*open_stack"):
         open_season(written[0])
+    for chunks in ("auto", None):
+        with pytest.raises(CubeError, match=r"is a stack of many sites.*open_stack"):
+            open_cube(written[0], chunks=chunks)
 
 
 @pytest.mark.parametrize(

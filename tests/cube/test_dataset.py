@@ -377,6 +377,19 @@ def test_choosing_seasons(tmp_path):
         open_season(tmp_path / "nothing.zarr")
 
 
+def test_what_is_no_cube_is_told_apart(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr")
+    with pytest.raises(CubeError, match=r"is the season 2019-09-01 of one.*--season"):
+        open_cube(path / "2019-09-01")
+    plain = tmp_path / "plain.zarr"
+    make_dataset().to_zarr(plain, zarr_format=3, consolidated=False)
+    with pytest.raises(CubeError, match=r"did not write.*write_cube"):
+        open_cube(plain)
+    make_dataset().to_zarr(plain, group="2019-09-01", zarr_format=3, consolidated=False)
+    with pytest.raises(CubeError, match=r"2019-09-01.*did not write.*write_cube"):
+        open_cube(plain)
+
+
 def test_an_unfinished_season_does_not_open(tmp_path):
     source = make_dataset()
     done = write_cube(source.isel(time=[0]), tmp_path / "done.zarr")
