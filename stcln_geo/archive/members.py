@@ -27,7 +27,7 @@ class AddReport:
     known: tuple[str, ...]
     """Members that were there before."""
     notes: tuple[str, ...]
-    """In what added members differ from the others."""
+    """In what added members differ from the others, and which members are not there."""
     rows: int
     """Of the index now."""
 
@@ -92,6 +92,12 @@ def add_members(path: str | Location, members: Sequence[str | Location]) -> AddR
             forms += forms_of
             present.append(text)
             added.append(text)
+        notes += [
+            f"{text} is not there: its rows leave the index until it is back and 'archive add' "
+            "runs again, and nothing trains on it."
+            for text in present
+            if not (member_location(path, text) / "zarr.json").is_file()
+        ]
         before = read_manifest(path / MEMBERS_FILE).get("members", [])
         if added:
             write_json(path / MEMBERS_FILE, {"members": [*before, *added]})

@@ -105,6 +105,19 @@ def test_the_index_is_made_anew_from_the_members(copied: Path):
     assert geopandas.read_parquet(copied / "index.parquet").equals(before)
 
 
+def test_a_member_that_is_away_is_named(copied: Path, planted: Any, tmp_path: Path):
+    """A disk that is not mounted would shrink what is trained on, without a word."""
+    outside = cube_of(planted.location, tmp_path / "region.zarr")
+    assert add_members(copied, [outside]).rows == 13
+    outside.rename(tmp_path / "moved.zarr")
+    report = add_members(copied, [])
+    assert report.rows == 12
+    assert [note.partition(":")[0] for note in report.notes] == [f"{outside} is not there"]
+    (tmp_path / "moved.zarr").rename(outside)
+    report = add_members(copied, [])
+    assert (report.rows, report.notes) == (13, ())
+
+
 @pytest.mark.parametrize("damage", ["pixels", "row", "member", "unknown row"])
 def test_damage_is_told(copied: Path, damage: str):
     member = list_members(copied)[0]
