@@ -162,10 +162,16 @@ def _asset(plan: ExportPlan, name: str, entry: Mapping[str, Any]) -> Any:
     return Asset(
         href=f"./{name}",
         media_type=MediaType.COG,
-        title=_TITLES[what],
+        title=_title(plan, what),
         roles=["data"] if what in {"reflectance", "labels"} else ["data-mask"],
         extra_fields=fields,
     )
+
+
+def _title(plan: ExportPlan, what: str) -> str:
+    if what == "reflectance" and plan.season.attrs.get("level") == "top-of-atmosphere":
+        return "Top-of-atmosphere reflectance"
+    return _TITLES[what]
 
 
 def _moment(time: np.datetime64) -> datetime.datetime:

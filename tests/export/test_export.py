@@ -43,13 +43,20 @@ SHAPE = (101, 203)
 ITEMS = ("A1 A2", "B", "C", "D")
 
 
-def make_cube(path: Path, *, times: Sequence[str] = TIMES, items: Sequence[str] = ITEMS) -> Path:
+def make_cube(
+    path: Path,
+    *,
+    times: Sequence[str] = TIMES,
+    items: Sequence[str] = ITEMS,
+    level: str = "surface",
+) -> Path:
     """A cube of random numbers with its extremes; no chunk or shard fits the grid."""
     geobox = geobox_from_window(Window(-563000, 57000, *SHAPE), crs="EPSG:32631", resolution=10)
     rng = np.random.default_rng(11)
     season = create_season(
         path, "2018-09-01", geobox=geobox, time=np.array(times, "datetime64[s]"), bands=BANDS,
         aoi=box(*geobox.boundingbox.bbox), layout=Layout(chunk=32, shard=96), with_scl=True,
+        attrs={"level": level},
         date_attrs={"platform": ["sentinel-2a"] * len(times), "item_ids": list(items)},
     )  # fmt: skip
     for shard in shards_of(season):
@@ -190,6 +197,17 @@ def test_small_reads_and_groups_do_not_show(
     for path in (tmp_path / "o").glob("*.tif"):
         with rasterio.open(path) as one, rasterio.open(folder / path.name) as other:
             np.testing.assert_array_equal(one.read(), other.read())
+
+
+@pytest.mark.parametrize(
+    ("level", "title"),
+    [("surface", "Surface reflectance"), ("top-of-atmosphere", "Top-of-atmosphere reflectance")],
+)
+def test_level_1c_is_not_called_surface_reflectance(tmp_path: Path, level: str, title: str):
+    cube = make_cube(tmp_path / "c.zarr", times=TIMES[:1], items=ITEMS[:1], level=level)
+    export_cube(cube, tmp_path / "out")
+    item = json.loads((tmp_path / "out" / "2018-09-03.json").read_text())
+    assert item["assets"]["reflectance"]["title"] == title
 
 
 def test_the_folder_is_a_stac_collection(folder: Path, season: Season):
