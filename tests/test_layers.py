@@ -26,6 +26,7 @@ LAYERS = {
     "web": 0,
     "documents": 1,
     "catalog": 1,
+    "catalog_description": 1,
     "region": 1,
     "storage": 1,
     "legend": 1,
