@@ -363,6 +363,8 @@ def test_dry_runs_write_nothing(capsys, archive, cube, checkpoint, tmp_path):
             "2",
             "--set",
             "data.min_clear=0",
+            "--preset",
+            "tiny",
             "--dry-run",
         ],
         ["predict", cube, "--checkpoint", checkpoint, "--out", tmp_path / "d", "--dry-run"],

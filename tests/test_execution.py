@@ -172,6 +172,7 @@ def test_local_workers_leave_no_trace_in_this_process():
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_scheduler_that_does_not_answer():
     with pytest.raises(InputError, match="Cannot reach the Dask scheduler"):
         run_tasks(_square, [1], execution=Execution(scheduler="tcp://127.0.0.1:1"), label="square")

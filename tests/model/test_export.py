@@ -92,6 +92,7 @@ def pt2(saved, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 class TestProgram:
     def test_geo_equals_the_module(self, saved, pt2):
         run = torch.export.load(pt2).module()

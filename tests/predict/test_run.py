@@ -106,9 +106,13 @@ def product(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Prediction:
 
 @pytest.mark.parametrize(
     ("shard_size", "workers", "memory"),
-    [(64, 0, None), (96, 0, 2000), (256, 0, None), (64, 1, None), (24, 2, 100_000)],
+    [
+        (64, 0, None), (96, 0, 2000), (256, 0, None),
+        pytest.param(64, 1, None, marks=pytest.mark.slow),
+        pytest.param(24, 2, 100_000, marks=pytest.mark.slow),
+    ],
     ids=["64", "96-low-memory", "256", "64-one-worker", "24-two-workers"],
-)
+)  # fmt: skip
 def test_the_map_equals_windows_run_by_hand(
     world: Any,
     by_hand: np.ndarray,
@@ -349,6 +353,7 @@ def test_an_interrupted_run_continues_and_leaves_no_litter(
     assert {path.suffix for path in (tmp_path / "shards").iterdir()} == {".json"}
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed(world: Any, by_hand: np.ndarray, tmp_path: Path) -> None:
     code = (
         "import sys; from stcln_geo.predict import *;"

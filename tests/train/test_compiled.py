@@ -61,6 +61,7 @@ def test_one_graph_gives_the_steps_of_the_plain_network(
     assert captured == [longer if mode == "geo" else dates]
 
 
+@pytest.mark.slow
 def test_lengths_of_a_bucket_share_a_graph(dataset: ChipDataset, captured: list[int]) -> None:
     batch = next(iter(OrderedStream(dataset, batch_size=3, memory=0)))
     task = make_task("finetune", compile=True)

@@ -288,6 +288,7 @@ def test_figures_of_seeds_on_another_cube_stand_beside_those_on_their_own(
     assert "transfer" not in own["note"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_in_no_mean(small_cube: Path, tmp_path: Path) -> None:
     """As after a kill: its weights are those of a few steps."""
     finetune_seeds(

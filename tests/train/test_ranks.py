@@ -45,6 +45,7 @@ def found(small_cube: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     ["pretrain geo", "finetune geo", "finetune reference", "finetune geo cross-entropy+dice"],
@@ -66,6 +67,7 @@ def test_two_ranks_with_half_the_batch_equal_one_with_all_of_it(
     assert any(float(gradient.abs().max()) > 1e-3 for gradient in one["gradients"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["pretrain geo", "finetune geo"])
 def test_validation_sees_each_chip_once_over_all_ranks(found: dict[str, Any], case: str) -> None:
     one = found["0-of-1"][case]["figures"]
@@ -80,6 +82,7 @@ def test_validation_sees_each_chip_once_over_all_ranks(found: dict[str, Any], ca
         )
 
 
+@pytest.mark.slow
 def test_the_same_chips_are_drawn_over_all_ranks(found: dict[str, Any]) -> None:
     one = found["0-of-1"]["drawn"]
     assert len({name for name, _, _ in one}) == 4
@@ -92,6 +95,7 @@ def test_the_same_chips_are_drawn_over_all_ranks(found: dict[str, Any]) -> None:
             torch.testing.assert_close(again, made, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_ranks_fit_one_temperature(found: dict[str, Any]) -> None:
     one = found["0-of-1"]["temperature"]
     assert 1 < one < 20
@@ -99,6 +103,7 @@ def test_ranks_fit_one_temperature(found: dict[str, Any]) -> None:
     assert found["1-of-2"]["temperature"] == found["0-of-2"]["temperature"]
 
 
+@pytest.mark.slow
 def test_ranks_see_disjoint_chips_and_as_many_steps(found: dict[str, Any]) -> None:
     first, second = found["0-of-2"]["steps"], found["1-of-2"]["steps"]
 
@@ -110,11 +115,13 @@ def test_ranks_see_disjoint_chips_and_as_many_steps(found: dict[str, Any]) -> No
     assert len(one) == 20
 
 
+@pytest.mark.slow
 def test_rank_0_speaks_for_all(found: dict[str, Any]) -> None:
     assert [found[name]["told"] for name in ("0-of-2", "1-of-2")] == [0, 0]
     assert found["1-of-2"]["gathered"] == [0, 1]
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_owner_of_their_run(found: dict[str, Any]) -> None:
     for name, owner in (("0-of-1", "0-of-1"), ("0-of-2", "0-of-2"), ("1-of-2", "0-of-2")):
         assert f"process {found[owner]['pid']} on" in found[name]["refusal"]
