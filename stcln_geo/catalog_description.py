@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 from urllib.parse import urlparse
 
@@ -40,6 +40,15 @@ _PASSWORD = re.compile(r"(^|//)[^/\s:]*:[^/\s]+@")
 
 
 _POLARISATIONS = {"hh", "hv", "vh", "vv"}
+
+
+def _refuse_secrets(addresses: Iterable[str]) -> None:
+    secret = [redact(address) for address in addresses if redact(address) != address]
+    if secret:
+        raise ValueError(
+            f"{', '.join(secret)} holds a secret and would be stored with every cube; give the "
+            "address without it"
+        )
 
 
 class _Model(BaseModel):
@@ -123,11 +132,8 @@ class Access(_Model):
     @field_validator("token_url")
     @classmethod
     def _tells_no_secret(cls, address: str | None) -> str | None:
-        if address is not None and redact(address) != address:
-            raise ValueError(
-                f"{redact(address)} holds a secret and would be stored with every cube; give the "
-                "address without it"
-            )
+        if address is not None:
+            _refuse_secrets([address])
         return address
 
     @model_validator(mode="after")
@@ -161,12 +167,7 @@ class CollectionProfile(_Model):
     @field_validator("replace_href")
     @classmethod
     def _tell_no_secret(cls, addresses: dict[str, str]) -> dict[str, str]:
-        secret = [redact(right) for right in addresses.values() if redact(right) != right]
-        if secret:
-            raise ValueError(
-                f"{', '.join(secret)} holds a secret and would be stored with every cube; give "
-                "the address without it"
-            )
+        _refuse_secrets(addresses.values())
         return addresses
 
     @model_validator(mode="after")
