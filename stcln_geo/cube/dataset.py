@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from ..grid import Lattice, Window, absolute_window, snapped_geobox
 from ..storage import Location, location, remove_tree, writing
 from .contract import FILL, SCALE, SCL_CLEAR, season_name
 from .foreign import ForeignDataset, Numbers, understand
+from .layout import STANDARD_NAMES
 from .lock import cube_lock
 from .season import unchanged
 from .store import (
@@ -173,13 +174,14 @@ def _forget_store(dataset: xr.Dataset, chunk: int) -> None:
 
 
 def write_cube(
-    dataset: xr.Dataset,
+    dataset: xr.Dataset | xr.DataArray,
     path: str | Location,
     *,
     bands: Mapping[str, str] | None = None,
     scale: float | None = None,
     offset: float | None = None,
     nodata: float | None = None,
+    level: Literal["surface", "top-of-atmosphere"] = "surface",
     season_start: str = "09-01",
     lattice: Lattice | None = None,
     layout: Layout | None = None,
@@ -190,7 +192,8 @@ def write_cube(
 
     The dataset holds either ``reflectance (time, band, y, x)`` or one variable
     ``(time, y, x)`` per band. Optional: ``valid`` (bool, True = usable) and ``scl`` (or
-    ``SCL``). It is padded with no data to whole windows of the lattice and split into seasons.
+    ``SCL``). An array with a dimension ``band`` of names, as stackstac gives, does as well. It is
+    padded with no data to whole windows of the lattice and split into seasons.
 
     Parameters
     ----------
@@ -205,6 +208,9 @@ def write_cube(
     nodata
         Value that means no measurement; by default each band's ``_FillValue``, ``nodata`` and
         ``missing_value``; NaN always means it.
+    level
+        What the reflectance is: of the surface, as Level-2A products have it, or at the top of the
+        atmosphere, as Level-1C.
     season_start
         First day of the seasons, ``MM-DD``.
     overwrite
@@ -213,17 +219,24 @@ def write_cube(
     Raises
     ------
     CubeError
-        If bands, CRS, time or grid are missing or unusable, a season exists already, another one
+        If bands, CRS, time, grid or level are missing or unusable, a season exists already, another one
         has other bands or another grid, or another process is writing the cube.
     OutputError
         If the folder cannot be written.
     """
     lattice = lattice or Lattice()
     path = location(path)
+    if level not in STANDARD_NAMES:
+        raise CubeError(
+            f"Cannot make a cube of level={level!r}: it must be one of {', '.join(STANDARD_NAMES)}."
+        )
     source = understand(dataset, bands, scale, offset, nodata)
     names = np.asarray([season_name(time, season_start) for time in source.time])
     with cube_lock(path):
-        _write_seasons(source, path, names, lattice, layout, overwrite=overwrite, progress=progress)
+        _write_seasons(
+            source, path, names, lattice, layout, level,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     return path
 
 
@@ -233,6 +246,7 @@ def _write_seasons(
     names: np.ndarray,
     lattice: Lattice,
     layout: Layout | None,
+    level: str,
     *,
     overwrite: bool,
     progress: ProgressHook | None,
@@ -254,7 +268,7 @@ def _write_seasons(
         _check_same_grid(source, path, name, lattice)
     for done, name in enumerate(seasons):
         dates = np.flatnonzero(names == name)
-        _write_season(source, path, name, dates, lattice, layout)
+        _write_season(source, path, name, dates, lattice, layout, level)
         if progress is not None:
             progress(done + 1, len(seasons), "seasons")
 
@@ -300,6 +314,7 @@ def _write_season(
     dates: np.ndarray,
     lattice: Lattice,
     layout: Layout | None,
+    level: str,
 ) -> None:
     from shapely.geometry import box
 
@@ -313,7 +328,7 @@ def _write_season(
         layout=layout,
         lattice=lattice,
         with_scl=source.scl is not None,
-        attrs={"source": "write_cube"},
+        attrs={"source": "write_cube", "level": level},
     )
     try:
         place = absolute_window(source.geobox).relative_to(season.window)

@@ -46,7 +46,7 @@ class ForeignDataset:
 
 
 def understand(
-    dataset: xr.Dataset,
+    dataset: xr.Dataset | xr.DataArray,
     bands: Mapping[str, str] | None,
     scale: float | None,
     offset: float | None,
@@ -61,6 +61,7 @@ def understand(
     CubeError
         If one of them is missing or unusable.
     """
+    dataset = _as_dataset(dataset)
     crs = _crs_of(dataset)
     dataset = _with_standard_dims(dataset)
     planes = _planes(dataset, bands)
@@ -74,6 +75,39 @@ def understand(
         geobox=_geobox_of(dataset, crs),
         time=_time_of(dataset),
     )
+
+
+def _as_dataset(data: xr.Dataset | xr.DataArray) -> xr.Dataset:
+    """Return an array of several bands as a dataset with one variable per band."""
+    import xarray as xr
+
+    if isinstance(data, xr.Dataset):
+        return data
+    if not isinstance(data, xr.DataArray):
+        raise CubeError(
+            f"Cannot make a cube of a {type(data).__name__}: an xarray.Dataset is needed, or an "
+            "xarray.DataArray with the dimensions time, band, y, x. Open the file with xarray, for "
+            "example with xarray.open_dataset(path)."
+        )
+    dims = [name for name in ("band", "bands") if name in data.coords and name in data.dims]
+    if not dims:
+        raise CubeError(
+            f"Cannot make a cube of an array with the dimensions {tuple(map(str, data.dims))}: its "
+            "bands have no names. Give it a dimension 'band' with a coordinate of names, or make a "
+            "dataset of it, for example with array.to_dataset(name='red')."
+        )
+    _check_once(data, dims[0])
+    return data.to_dataset(dim=dims[0])
+
+
+def _check_once(data: xr.DataArray, dim: str) -> None:
+    """Refuse bands of one name."""
+    if not data.get_index(dim).is_unique:
+        raise CubeError(
+            "Cannot name the bands of the dataset: they are "
+            f"{', '.join(map(str, data[dim].to_numpy()))}, and each must occur once. Drop repeated "
+            "bands."
+        )
 
 
 def _numbers_of(
@@ -230,12 +264,7 @@ def _planes(dataset: xr.Dataset, bands: Mapping[str, str] | None) -> dict[str, x
     rename = dict(bands or {})
     if "reflectance" in dataset and "band" in dataset["reflectance"].dims:
         stack = dataset["reflectance"]
-        if not stack.get_index("band").is_unique:
-            raise CubeError(
-                "Cannot name the bands of the dataset: they are "
-                f"{', '.join(map(str, stack['band'].to_numpy()))}, and each must occur once. Drop "
-                "repeated bands."
-            )
+        _check_once(stack, "band")
         sources = {str(name): stack.sel(band=name) for name in stack["band"].to_numpy()}
     else:
         sources = {
@@ -284,8 +313,27 @@ def _geobox_of(dataset: xr.Dataset, crs: Any) -> GeoBox:
             f"Cannot use a grid with steps from {steps.min():.6g} to {steps.max():.6g}: pixels "
             "must be square and regular. Resample it, for example with rioxarray's reproject."
         )
-    left, top = float(x[0]) - resolution / 2, float(y[0]) + resolution / 2
+    left, top = float(x[0]), float(y[0])
+    if not _names_corners(dataset, left, top, resolution):
+        left, top = left - resolution / 2, top + resolution / 2
     affine = Affine(resolution, 0.0, left, 0.0, -resolution, top)
     geobox = GeoBox((y.size, x.size), affine, str(crs.to_wkt()))
     absolute_window(geobox)
     return geobox
+
+
+def _names_corners(dataset: xr.Dataset, x: float, y: float, resolution: float) -> bool:
+    """Return True where coordinates are those of north-west corners, by the declared transform.
+
+    stackstac names corners by default. A part of a dataset keeps the transform of the whole, so
+    only the place of coordinates between the borders of pixels counts.
+    """
+    arrays = (dataset, *dataset.data_vars.values())
+    for transform in (array.attrs.get("transform") for array in arrays):
+        if transform is None or len(transform) < 6:
+            continue
+        step, _, left, _, step_down, top = (float(value) for value in transform[:6])
+        if np.isclose([step, -step_down], resolution).all():
+            pixels = np.array([x - left, y - top]) / resolution
+            return bool(np.allclose(pixels, np.rint(pixels), atol=1e-3))
+    return False

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
+from affine import Affine
 
 from stcln_geo import open_cube, validate_cube, write_cube
 from stcln_geo.cube.contract import FILL, days_since, season_name
@@ -207,6 +208,44 @@ def test_integers_are_scaled_as_they_declare_or_as_is_given(tmp_path, declared, 
     assert inside["valid"].all()
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(7, 60)], ids=["whole", "part"])
+@pytest.mark.parametrize("corners", [True, False], ids=["corners", "centres"])
+def test_an_array_of_bands_does_as_a_dataset(tmp_path, corners, part):
+    source = make_dataset()
+    scl = np.random.default_rng(7).integers(0, 12, source["red"].shape)
+    source["SCL"] = source["red"].dims, scl.astype("float64")
+    # As stackstac gives it: attributes in place of a grid mapping, and corners unless asked.
+    stacked = source.drop_vars("spatial_ref").to_dataarray("band").transpose("time", "band", ...)
+    stacked.attrs = {
+        "crs": "epsg:32631",
+        "transform": Affine(10, 0, 400_000, 0, -10, 5_000_000),
+        "resolution": 10,
+    }
+    if corners:
+        stacked = stacked.assign_coords(x=stacked.x - 5, y=stacked.y + 5)
+    expected = open_cube(write_cube(source.isel(x=part), tmp_path / "dataset.zarr"))
+    found = open_cube(write_cube(stacked.isel(x=part), tmp_path / "array.zarr"))
+    xr.testing.assert_equal(found, expected)
+    assert int(found["valid"].sum()) > 0
+
+
+def test_a_transform_of_other_pixels_moves_nothing(tmp_path):
+    source = make_dataset()
+    source.attrs["transform"] = Affine(5, 0, 400_000, 0, -5, 5_000_000)
+    found = open_cube(write_cube(source, tmp_path / "cube.zarr"))
+    expected = open_cube(write_cube(make_dataset(), tmp_path / "without.zarr"))
+    xr.testing.assert_equal(found, expected)
+
+
+def test_the_level_is_kept(tmp_path):
+    path = write_cube(make_dataset(), tmp_path / "cube.zarr", level="top-of-atmosphere")
+    whole = open_cube(path)
+    assert whole["reflectance"].attrs["standard_name"] == "toa_bidirectional_reflectance"
+    assert open_season(path, "2019-09-01").attrs["level"] == "top-of-atmosphere"
+    with pytest.raises(CubeError, match="level='L1C'.*surface, top-of-atmosphere"):
+        write_cube(make_dataset(), tmp_path / "other.zarr", level="L1C")
+
+
 @pytest.mark.parametrize("dtype", [bool, float, object])
 def test_what_a_join_left_open_is_not_valid(tmp_path, dtype):
     source = make_dataset(times=("2019-10-03", "2019-10-05"))
@@ -325,10 +364,14 @@ def repeated_band(dataset):
         (lambda ds: ds.assign_coords(time=[18000, 18100, 18200]), r"times.*int64.*decode_cf"),
         (lambda ds: ds.assign(valid=ds["red"][0] > 0), r"'valid'.*\('y', 'x'\).*Broadcast"),
         (lambda ds: repeated_band(ds), "red, red, nir.*each must occur once"),
+        (lambda ds: repeated_band(ds)["reflectance"], "red, red, nir.*each must occur once"),
+        (lambda ds: ds["red"], r"array.*\('time', 'y', 'x'\).*to_dataset"),
+        (lambda ds: ds["red"].to_numpy(), "of a ndarray: an xarray.Dataset is needed"),
     ],
     ids=[
         "crs", "degrees", "feet", "bands", "time-order", "scale", "shifted", "irregular",
         "undecoded-times", "one-valid-for-all", "repeated-band",
+        "repeated-in-array", "one-band", "numpy",
     ],
 )  # fmt: skip
 def test_bad_datasets_are_explained_and_leave_nothing(tmp_path, change, match):
