@@ -219,8 +219,8 @@ def write_cube(
     Raises
     ------
     CubeError
-        If bands, CRS, time, grid or level are missing or unusable, a season exists already, another one
-        has other bands or another grid, or another process is writing the cube.
+        If bands, CRS, time, grid or level are missing or unusable, a season exists already,
+        another one has other bands or another grid, or another process is writing the cube.
     OutputError
         If the folder cannot be written.
     """

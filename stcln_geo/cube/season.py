@@ -130,6 +130,11 @@ class Season:
         """Pixel size (units of the CRS)."""
         return float(self.geobox.affine.a)
 
+    @property
+    def level(self) -> str:
+        """``surface`` or ``top-of-atmosphere`` reflectance."""
+        return str(self.attrs.get("level", "surface"))
+
 
 def list_seasons(path: str | Location) -> list[str]:
     """Return the names of a cube's complete seasons, oldest first.

@@ -129,6 +129,11 @@ class Stack:
         return int(self.reflectance.shape[3]), int(self.reflectance.shape[4])
 
     @property
+    def level(self) -> str:
+        """``surface`` or ``top-of-atmosphere`` reflectance."""
+        return str(self.attrs.get("level", "surface"))
+
+    @property
     def dates(self) -> np.ndarray:
         """(S,) int64: number of dates of each site."""
         counts: np.ndarray = (~np.isnat(self.time)).sum(axis=1)

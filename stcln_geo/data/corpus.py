@@ -273,6 +273,11 @@ def _differences(sources: Sequence[Source]) -> list[str]:
     if len(sizes) > 1:
         told = ", ".join(f"{size:g}" for size in sizes)
         notes.append(f"Pixels of {told} m are mixed: the network does not know their size.")
+    if len({source.level for source in sources}) > 1:
+        notes.append(
+            "Reflectance of the surface and at the top of the atmosphere are mixed: the network "
+            "does not know which it sees."
+        )
     starts = sorted({source.season[5:] for source in sources})
     if len(starts) > 1:
         notes.append(

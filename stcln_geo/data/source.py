@@ -122,6 +122,8 @@ class Source:
     """(S,) fold of each site, if there are folds."""
     weight: np.ndarray | None = None
     """(S,) uint16: how often an epoch of training shows each site; None for once each."""
+    level: str = "surface"
+    """``surface`` or ``top-of-atmosphere`` reflectance."""
     built: str | None = None
     """SHA-256 of all that the season was built from; None where no build or import made it."""
 
@@ -199,6 +201,7 @@ class Source:
             "built": self.built,
             "sites": self.sites,
             "resolution": self.resolution,
+            "level": self.level,
             "dates": int(self.dates.max()),
             "crs": systems[0] if len(systems) == 1 else systems,
         }
@@ -313,7 +316,7 @@ def source_of(season: Season | Stack | Source) -> Source:
             valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
             labels=season.labels, parcels=season.parcels, fields=season.fields,
             legend=season.legend, fold=season.fold, weight=season.weight,
-            built=season.attrs.get("fingerprint"),
+            level=season.level, built=season.attrs.get("fingerprint"),
         )  # fmt: skip
     if season.geobox.crs is None:
         raise CubeError(
@@ -332,7 +335,8 @@ def source_of(season: Season | Stack | Source) -> Source:
         reflectance=open_reader(season.reflectance, folder / "reflectance"),
         valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
         origin_yx=(whole.row, whole.col), labels=season.labels, parcels=season.parcels,
-        fields=season.fields, legend=season.legend, built=season.attrs.get("fingerprint"),
+        fields=season.fields, legend=season.legend, level=season.level,
+        built=season.attrs.get("fingerprint"),
     )  # fmt: skip
 
 

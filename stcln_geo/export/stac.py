@@ -169,7 +169,7 @@ def _asset(plan: ExportPlan, name: str, entry: Mapping[str, Any]) -> Any:
 
 
 def _title(plan: ExportPlan, what: str) -> str:
-    if what == "reflectance" and plan.season.attrs.get("level") == "top-of-atmosphere":
+    if what == "reflectance" and plan.season.level == "top-of-atmosphere":
         return "Top-of-atmosphere reflectance"
     return _TITLES[what]
 

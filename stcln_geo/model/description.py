@@ -80,6 +80,13 @@ class CheckpointInfo:
         return self.config.bands
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """What reflectance it was trained on, ``surface`` or ``top-of-atmosphere``, if known."""
+        cubes = self.provenance.get("cubes")
+        found = [cube.get("level") for cube in cubes or () if isinstance(cube, Mapping)]
+        return tuple(sorted({level for level in found if isinstance(level, str)}))
+
+    @property
     def parameters(self) -> int:
         """Number of parameters that training moves."""
         with torch.device("meta"):

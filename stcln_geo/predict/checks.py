@@ -64,8 +64,9 @@ def check_dates(season: Season, min_clear: int) -> None:
 def mismatches(season: Season, checkpoint: CheckpointInfo, lattice: Lattice) -> list[str]:
     """Return what fits badly though it can be done.
 
-    Compared are the window with the training chip, the season's start, its dates and its
-    resolution with those that the network was trained on, as far as the checkpoint knows them.
+    Compared are the window with the training chip, the season's start, its dates, resolution and
+    kind of reflectance with those that the network was trained on, as far as the checkpoint knows
+    them.
     """
     found = []
     if checkpoint.chip and lattice.window != checkpoint.chip:
@@ -84,6 +85,12 @@ def mismatches(season: Season, checkpoint: CheckpointInfo, lattice: Lattice) -> 
             f"The pixels are {season.resolution:g} m but the network was trained on pixels of "
             f"{', '.join(f'{one:g}' for one in resolutions)} m, so that fields are of another size "
             f"to it. Build the cube with --resolution {resolutions[0]:g}, or fine-tune on this one."
+        )
+    if checkpoint.levels and season.level not in checkpoint.levels:
+        found.append(
+            f"The season holds {season.level} reflectance but the network was trained on "
+            f"{checkpoint.levels[0]} reflectance: through haze the same crop looks another. Build "
+            "the cube from the same product level, or fine-tune on this one."
         )
     return found
 

@@ -32,7 +32,7 @@ from .plan import choose_batch_size, network_config
 from .ranks import Ranks
 from .run_directory import RunDirectory
 from .sections import LabelsSection
-from .start import check_freeze, choose_bands, give_first_weights, say_season_start
+from .start import check_freeze, choose_bands, give_first_weights, say_differences
 from .task import step_seed
 
 __all__ = ["FinetuneSetup", "count_fields", "make_finetune_task", "prepare_finetune", "say_counts"]
@@ -148,7 +148,7 @@ def prepare_finetune(
             "No validation fields: the last weights count as the best, nothing stops early, and "
             "confidence is not calibrated."
         )
-    notes += say_season_start(source.season, init)
+    notes += say_differences(source, init)
     return FinetuneSetup(
         source=source,
         fields=fields,

@@ -34,7 +34,7 @@ from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
 from .sections import ModelSection
-from .start import check_apart, describe_init, give_first_weights, say_season_start
+from .start import check_apart, describe_init, give_first_weights, say_differences
 from .task import step_seed
 from .trackers import TrackerName, check_trackers
 
@@ -275,7 +275,7 @@ def _prepare(
         notes=(
             *loading.notes,
             *said,
-            *say_season_start(loading.corpus.sources[0].season, init),
+            *say_differences(loading.corpus.sources[0], init),
         ),
     )
 

@@ -29,7 +29,7 @@ __all__ = [
     "describe_init",
     "give_first_weights",
     "lacks_statistics",
-    "say_season_start",
+    "say_differences",
 ]
 
 
@@ -167,14 +167,23 @@ def give_first_weights(
     return tuple(load_pretrainer_into(network, init.path))
 
 
-def say_season_start(season: str, init: CheckpointInfo | None) -> tuple[str, ...]:
-    """Say whether a season, named by its first day, begins elsewhere than the checkpoint's days."""
-    if init is None or init.season_start in (None, season[5:]) or init.config.positions != "days":
-        return ()
-    return (
-        f"The checkpoint counts days from {init.season_start}, this season from {season[5:]}: what "
-        "it learnt about dates is shifted.",
-    )
+def say_differences(source: Source, init: CheckpointInfo | None) -> list[str]:
+    """Say in what a season is unlike those that the checkpoint begun from was trained on."""
+    notes: list[str] = []
+    if init is None:
+        return notes
+    start = source.season[5:]
+    if init.season_start not in (None, start) and init.config.positions == "days":
+        notes.append(
+            f"The checkpoint counts days from {init.season_start}, this season from {start}: what "
+            "it learnt about dates is shifted."
+        )
+    if init.levels and source.level not in init.levels:
+        notes.append(
+            f"The checkpoint was trained on {init.levels[0]} reflectance, this season holds "
+            f"{source.level} reflectance: what it learnt about colours is off by the haze."
+        )
+    return notes
 
 
 def describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:

@@ -242,7 +242,7 @@ def test_the_level_is_kept(tmp_path):
     whole = open_cube(path)
     assert whole["reflectance"].attrs["standard_name"] == "toa_bidirectional_reflectance"
     assert open_season(path, "2019-09-01").attrs["level"] == "top-of-atmosphere"
-    with pytest.raises(CubeError, match="level='L1C'.*surface, top-of-atmosphere"):
+    with pytest.raises(CubeError, match=r"level='L1C'.*surface, top-of-atmosphere"):
         write_cube(make_dataset(), tmp_path / "other.zarr", level="L1C")
 
 

@@ -196,13 +196,16 @@ def test_windows_that_reach_beyond_the_cube_are_noted(world: Any) -> None:
 
 
 def test_seasons_that_differ_from_training_are_explained(world: Any, tmp_path: Path) -> None:
-    cube = {"resolution": 20.0, "dates": 12}
+    cube = {"resolution": 20.0, "dates": 12, "level": "top-of-atmosphere"}
     changes: dict[str, Any] = {"provenance": {"cubes": [cube]}, "trained_days": (5, 500)}
     path = world.save(tmp_path / "n.safetensors", world.make_network(4), **changes)
     texts = plan(world, checkpoint=path).warnings
-    for text, part in zip(
-        texts, ("a part of days 5 to 500", "10 m but .* pixels of 20 m"), strict=True
-    ):
+    told = (
+        "a part of days 5 to 500",
+        "10 m but .* pixels of 20 m",
+        "surface reflectance but .* top-of-atmosphere reflectance",
+    )
+    for text, part in zip(texts, told, strict=True):
         assert re.search(part, text)
 
     network = world.make_network(4, mode="reference")

@@ -32,6 +32,7 @@ def make_cube(
     split: bool = True,
     bare: bool = False,
     origin: tuple[int, int] = ORIGIN,
+    level: str = "surface",
 ) -> Path:
     """Write a cube of square fields, two pixels apart, one class each; ``bare`` is never green."""
     from shapely.geometry import box
@@ -85,7 +86,7 @@ def make_cube(
     bounds = geobox.boundingbox
     opened = create_season(
         path, season, geobox=geobox, time=time, bands=bands, aoi=box(*bounds.bbox),
-        layout=Layout(chunk=chunk, shard=2 * chunk), lattice=Lattice(),
+        layout=Layout(chunk=chunk, shard=2 * chunk), lattice=Lattice(), attrs={"level": level},
     )  # fmt: skip
     for window in shards_of(opened):
         write_shard(

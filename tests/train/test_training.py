@@ -527,6 +527,21 @@ def test_bands_are_matched_by_name_with_the_checkpoint_begun_from(
     assert any("does not know blue: their weights begin at zero" in note for note in named.notes)
 
 
+def test_reflectance_of_another_level_is_told(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    surface, above = new_cube("surface"), new_cube("above", level="top-of-atmosphere", seed=1)
+    mixed = pretrain([surface, above], tmp_path / "mixed", pretrain_config(steps=1))
+    assert any("surface and at the top of the atmosphere are mixed" in one for one in mixed.notes)
+
+    pretrain([above], tmp_path / "pre", pretrain_config(steps=1))
+    config = finetune_config(init=str(tmp_path / "pre"), steps=1)
+    for cube, told in ((surface, True), (above, False)):
+        notes = finetune(cube, tmp_path / cube.stem, config).notes
+        assert any("trained on top-of-atmosphere refl" in note for note in notes) == told
+    assert read_metadata(tmp_path / "mixed").levels == ("surface", "top-of-atmosphere")
+
+
 def test_checkpoint_that_does_not_fit_is_refused(
     small_cube: Path, new_cube: Callable[..., Path], tmp_path: Path
 ) -> None:
