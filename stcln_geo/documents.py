@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import CatalogError
 from .web import guard_redirects, redact
 
+if TYPE_CHECKING:
+    from requests import Response
+
 __all__ = ["read_json", "read_text"]
+
+_MOST_BYTES = 512 * 2**20
+"""Of a document from the web; the largest that providers serve have some tens of megabytes."""
 
 
 def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, Any]:
@@ -24,7 +30,7 @@ def read_json(location: str, *, allow_hosts: Sequence[str] = ()) -> dict[str, An
     Raises
     ------
     CatalogError
-        If it cannot be fetched or is not a JSON object.
+        If it cannot be fetched, is larger than 512 MiB or is not a JSON object.
     UnsafeAddressError
         If it redirects to another private host.
     """
@@ -74,11 +80,24 @@ def _fetch(address: str, allow_hosts: Sequence[str]) -> str:
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))
         try:
-            answer = session.get(address, timeout=(10, 60))
-            answer.raise_for_status()
+            with session.get(address, timeout=(10, 60), stream=True) as answer:
+                answer.raise_for_status()
+                return _text_of(answer, address)
         except requests.RequestException as error:
             raise CatalogError(
                 f"Cannot fetch {redact(address)}: {redact(str(error))}. Check the address and the "
                 "connection."
             ) from error
-        return answer.text
+
+
+def _text_of(answer: Response, address: str) -> str:
+    """Read an answer, which memory must hold; a server may send without end."""
+    content = bytearray()
+    for piece in answer.iter_content(2**16):
+        content += piece
+        if len(content) > _MOST_BYTES:
+            raise CatalogError(
+                f"Cannot read {redact(address)}: it has more than {_MOST_BYTES // 2**20} MiB, and "
+                "no STAC document is so large. Check the address."
+            )
+    return content.decode("utf-8-sig", errors="replace")

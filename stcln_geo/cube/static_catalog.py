@@ -13,15 +13,26 @@ from urllib.parse import unquote, urljoin, urlparse
 
 from ..catalog import Catalog
 from ..documents import read_json
+from ..errors import CatalogError
 from .addresses import asset_access, check_reachable, redact
 
 __all__ = ["walk_static"]
 
 _READERS = 8
+_DEPTH = 24
+"""Catalogs below one another; deeper ones are links that go round."""
 
 
 def walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
-    """Yield the items below a catalog, collections in the order of their links."""
+    """Yield the items below a catalog, collections in the order of their links.
+
+    Raises
+    ------
+    CatalogError
+        If a document cannot be read, or catalogs lie below catalogs without end.
+    UnsafeAddressError
+        If a link leads where the catalog may not lead.
+    """
     location = str(catalog.endpoint)
     access = asset_access(catalog)
     read = functools.partial(read_json, allow_hosts=access.allow_hosts)
@@ -31,7 +42,7 @@ def walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
         check_reachable(address, access, what=f"a link of {redact(base)}")
         return address
 
-    waiting: list[tuple[str, str | None]] = [(location, None)]
+    waiting: list[tuple[str, str | None, int]] = [(location, None, 0)]
     visited: set[str] = set()
     with contextlib.ExitStack() as stack:
         # Threads help where the catalog is far away; on disk they would only take turns.
@@ -39,17 +50,23 @@ def walk_static(catalog: Catalog) -> Iterator[dict[str, Any]]:
         if "://" in location:
             fetch = stack.enter_context(ThreadPoolExecutor(_READERS)).map
         while waiting:
-            here, collection = waiting.pop(0)
+            here, collection, depth = waiting.pop(0)
             if here in visited:
                 continue
             visited.add(here)
+            if depth > _DEPTH:
+                raise CatalogError(
+                    f"Cannot read catalog '{catalog.name}': {redact(here)} lies more than {_DEPTH} "
+                    "catalogs below its root, so its links may have no end. Give the address of "
+                    "the catalog or collection that you need."
+                )
             document = read(here)
             if document.get("type") == "Collection":
                 collection = str(document.get("id"))
             children: list[str] = []
             for link in _links(document):
                 if link.get("rel") == "child":
-                    waiting.append((linked(here, link), collection))
+                    waiting.append((linked(here, link), collection, depth + 1))
                 elif link.get("rel") == "item":
                     children.append(linked(here, link))
             for address, item in zip(children, fetch(read, children), strict=True):

@@ -17,6 +17,7 @@ import yaml
 from odc.geo.geobox import GeoBox
 from pydantic import ValidationError
 
+from stcln_geo import documents
 from stcln_geo.catalog import Access, Catalog, load_catalog
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube import read
@@ -33,6 +34,7 @@ from stcln_geo.cube.plan import plan_cube
 from stcln_geo.cube.read import AssetReader, AssetReadError
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.snapshot import read_items
+from stcln_geo.documents import read_json
 from stcln_geo.errors import CatalogError, SearchError, UnsafeAddressError
 from stcln_geo.grid import Window, geobox_from_window
 from stcln_geo.web import resolves_private
@@ -283,6 +285,19 @@ def test_a_static_catalog_on_the_web_cannot_name_files_of_this_machine(
     (planted.folder / "catalog.json").write_text(json.dumps(catalog))
     with pytest.raises(UnsafeAddressError, match="Cannot use a link of"):
         search_items(load_catalog(location))
+
+
+def test_a_document_from_the_web_has_an_end(
+    web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    url, _ = web
+    told = {"type": "Catalog", "id": "Étang", "links": []}
+    (tmp_path / "small.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "large.json").write_bytes(b" " * 70_000 + b"{}")
+    monkeypatch.setattr(documents, "_MOST_BYTES", 2**16)
+    assert read_json(f"{url}/small.json") == told
+    with pytest.raises(CatalogError, match=r"large\.json.*no STAC document is so large"):
+        read_json(f"{url}/large.json")
 
 
 def test_redirects_of_a_static_catalog_are_checked(planted: Any, web: Any):

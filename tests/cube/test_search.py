@@ -471,6 +471,16 @@ def test_a_document_that_is_none_is_named(tmp_path: Path, text: str):
         load_catalog(tmp_path)
 
 
+def test_a_static_catalog_whose_links_have_no_end_is_refused(tmp_path: Path):
+    # The folder holds itself: each name of the same catalog is a new one.
+    (tmp_path / "round").symlink_to(tmp_path, target_is_directory=True)
+    links = [{"rel": "child", "href": "./round/catalog.json"}]
+    document = {"type": "Catalog", "id": "x", "links": links}
+    (tmp_path / "catalog.json").write_text(json.dumps(document))
+    with pytest.raises(CatalogError, match="more than 24 catalogs below its root"):
+        search_items(load_catalog(tmp_path))
+
+
 def test_a_static_catalog_may_hold_what_is_no_link_or_item(tmp_path: Path):
     links = [3, None, {"rel": "item"}, {"rel": "item", "href": 5}]
     texts = {"a": "{}", "b": '{"assets": 5}', "c": '{"assets": {"red": 5}, "id": "c"}',
