@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,49 +16,65 @@ __all__ = ["info", "preview", "validate"]
 
 def info(
     cube: Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of the cube.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with each date and how clear it is.")
+    ] = False,
 ) -> None:
-    """Describe a cube: grid, bands, seasons, dates, labels."""
-    from ..cube.audit import suspect_dates
-    from ..cube.store import list_seasons, open_season
-    from ..storage import location
+    """Describe a cube: grid, bands, seasons, dates, labels.
 
-    for name in list_seasons(cube):
-        season = open_season(cube, name)
-        height, width = season.shape_yx
-        days = season.time.astype("datetime64[D]")
-        total = max(len(days) * height * width, 1)
-        clear = float(season.coverage[:].sum()) / total
-        say(f"Season {name}: {len(days)} dates, {days[0]} to {days[-1]}")
-        crs: Any = season.geobox.crs
-        code = crs.epsg
-        say(
-            f"  grid    {f'EPSG:{code}' if code else crs}, {season.resolution:g} m, "
-            f"{width} x {height} px; chunks {season.layout.chunk} px, shards "
-            f"{season.layout.shard} px"
-        )
-        say(f"  bands   {', '.join(season.bands)}")
-        if season.observations is not None:
-            say(f"  dates   {season.attrs['composite']} of each {season.attrs['period']}")
-        say(f"  clear   {clear:.1%} of all pixels and dates")
-        if season.attrs.get("cloud_mask"):
-            weights = season.attrs.get("cloud_mask_weights")
-            version = f", weights {weights:g}" if weights is not None else ""
-            say(f"  clouds  {season.attrs['cloud_mask']}{version}")
-        for key in ("catalog", "collection", "region"):
-            if season.attrs.get(key):
-                say(f"  {key:7} {season.attrs[key]}")
-        suspect = suspect_dates(season)
-        if suspect:
-            named = f"{', '.join(suspect[:5])}{' ...' if len(suspect) > 5 else ''}"
-            say(f"  suspect {len(suspect)} dates whose offset is in doubt: {named}")
-        if season.fields is not None and season.legend is not None:
-            names = ", ".join(season.legend.names)
-            say(f"  labels  {len(season.fields)} fields of {len(season.legend)} classes: {names}")
-    where = location(cube)
-    for name in sorted(folder.name for folder in where.glob("*.building")):
-        is_whole = (where / name.removesuffix(".building")).is_dir()
-        command = "cube append' or 'cube repair" if is_whole else "cube build"
-        warn(f"{name} is unfinished: run the same '{command}' command again.")
+    A date counts as clear in 'gap' where it is at least half as clear as the clearest one.
+    """
+    import json
+
+    from ..cube.info import describe_cube
+
+    told = describe_cube(cube)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for season in told["seasons"]:
+        _say_season(season)
+    for one in told["unfinished"]:
+        command = "cube append' or 'cube repair" if one["change"] else "cube build"
+        warn(f"{one['season']}.building is unfinished: run the same '{command}' command again.")
+
+
+def _say_season(season: dict[str, Any]) -> None:
+    from ..cube.info import longest_gap
+
+    dates = season["dates"]
+    first, last = (dates[end]["time"][:10] for end in (0, -1))
+    say(f"Season {season['season']}: {len(dates)} dates, {first} to {last}")
+    say(
+        f"  grid    {season['crs']}, {season['resolution']:g} m, {season['width']} x "
+        f"{season['height']} px; chunks {season['chunk']} px, shards {season['shard']} px"
+    )
+    say(f"  bands   {', '.join(season['bands'])}")
+    if season["level"] != "surface":
+        say(f"  level   {season['level']} reflectance")
+    if season["composite"]:
+        say(f"  dates   {season['composite']} of each {season['period']}")
+    say(f"  clear   {season['clear']:.1%} of all pixels and dates")
+    gap = longest_gap(dates)
+    if gap is not None:
+        before, after = map(datetime.date.fromisoformat, gap)
+        days = (after - before).days
+        say(f"  gap     {days} days at most between clear dates, {before} to {after}")
+    if season["cloud_mask"]:
+        weights = season["cloud_mask_weights"]
+        version = f", weights {weights:g}" if weights is not None else ""
+        say(f"  clouds  {season['cloud_mask']}{version}")
+    for key in ("catalog", "collection", "region"):
+        if season[key]:
+            say(f"  {key:7} {season[key]}")
+    suspect = season["offset_suspect"]
+    if suspect:
+        named = f"{', '.join(suspect[:5])}{' ...' if len(suspect) > 5 else ''}"
+        say(f"  suspect {len(suspect)} dates whose offset is in doubt: {named}")
+    labels = season["labels"]
+    if labels is not None:
+        names = ", ".join(labels["classes"])
+        say(f"  labels  {labels['fields']} fields of {len(labels['classes'])} classes: {names}")
 
 
 def validate(

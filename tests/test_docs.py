@@ -415,7 +415,10 @@ def test_the_own_dataset_example_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     images.to_netcdf("region_2021.nc", engine="scipy")
 
     page = (ROOT / "docs" / "how-to" / "own-dataset.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    example, of_stackstac = re.findall(
+        r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE
+    )
+    assert "stackstac.stack(" in of_stackstac
     exec(compile(example, "own-dataset.md", "exec"), {})
 
     cube = open_cube("region.zarr")

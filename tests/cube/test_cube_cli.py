@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from stcln_geo import open_cube
 from stcln_geo.catalog import Catalog, load_catalog
 from stcln_geo.cli.main import invoke
 
@@ -29,6 +31,17 @@ def test_build_look_and_check(planted_once: Any, tmp_path: Path, capsys: Any):
     text = capsys.readouterr().out
     assert "bands   red, nir" in text
     assert "EPSG:32631, 10 m" in text
+    assert "gap     10 days at most between clear dates, 2019-03-01 to 2019-03-11" in text
+    assert invoke(["cube", "info", out, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["seasons"]
+    season = open_cube(out)
+    assert [date["time"][:10] for date in told["dates"]] == ["2019-03-01", "2019-03-11"]
+    clear = season["valid"].mean(("y", "x")).to_numpy()
+    assert [date["clear"] for date in told["dates"]] == pytest.approx(clear)
+    assert told["clear"] == pytest.approx(clear.mean())
+    x, y = season["x"].to_numpy(), season["y"].to_numpy()
+    assert told["bounds"] == [x[0] - 5, y[-1] - 5, x[-1] + 5, y[0] + 5]
+    assert (told["crs"], told["level"], told["labels"]) == ("EPSG:32631", "surface", None)
     assert invoke(["cube", "validate", out]) == 0
     assert "keeps the contract" in capsys.readouterr().out
     assert invoke(["cube", "preview", out, str(tmp_path / "p.png")]) == 0
