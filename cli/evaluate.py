@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from ._common import given_options, progress_bar, say, say_next
 
 _DEFAULT = "score"
-_OF_RUNS = ("split", "season", "protocol", "device", "workers")
+_OF_RUNS = ("split", "season", "protocol", "baseline", "device", "workers")
 _OF_MAPS = (
     "reference", "column", "layer", "legend", "match", "rename", "other", "neighbourhood",
     "inner_buffer", "strata", "strata_column", "design", "confidence_level", "out",
@@ -80,6 +80,13 @@ def score(
             help="Run: judge by a protocol's windows and published rule of counting too.",
         ),
     ] = None,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="none|forest",
+            help="Run: compare with a random forest on the same training fields.",
+        ),
+    ] = "none",
     device: Annotated[str, typer.Option(help="Run: auto, cpu or cuda.")] = "auto",
     workers: Annotated[int, typer.Option(help="Run: threads that read.")] = 2,
     reference: Annotated[
@@ -150,7 +157,8 @@ def score(
     """Score a network on the fields of a split, or a map.
 
     A network is scored on the windows of prediction; only the pixels of the split count. Writes
-    RUN/evaluation-SPLIT/ with metrics.json, confusion.csv and confusion.png.
+    RUN/evaluation-SPLIT/ with metrics.json, confusion.csv and confusion.png. --baseline forest
+    says whether a simple method does as well (pip install 'stcln-geo[forest]').
 
     A map is scored on points or parcels, with standard errors and confidence intervals, and the
     area of each class is estimated (Olofsson et al. 2014). Writes MAP/accuracy/ with report.html,
@@ -176,9 +184,14 @@ def score(
                 "on. Write `stcln-geo evaluate RUN CUBE`, or `stcln-geo evaluate MAP REFERENCE`."
             )
         _check_use(context, _OF_MAPS, f"the network {subject}: it is of maps")
+        if baseline not in ("none", "forest"):
+            raise InputError(
+                f"Cannot compare with --baseline {baseline!r}: it must be none or forest."
+            )
         _score_run(
-            subject, against, split=split, season=season, json_file=json_file, device=device,
-            workers=workers, dry_run=dry_run, protocol=protocol,
+            subject, against, forest=baseline == "forest", split=split, season=season,
+            json_file=json_file, device=device, workers=workers, dry_run=dry_run,
+            protocol=protocol,
         )  # fmt: skip
         return
     _check_use(context, _OF_RUNS, f"the map {subject}: it is of networks")
@@ -326,6 +339,7 @@ def _score_run(
     run: Path,
     cube: Path,
     *,
+    forest: bool,
     split: str,
     season: str | None,
     json_file: Path | None,
@@ -350,7 +364,7 @@ def _score_run(
             for line in plan_evaluation(one, cube, **options).lines():
                 say(line)
         return
-    options |= {"device": device, "workers": workers}
+    options |= {"device": device, "workers": workers, "forest": forest}
     several = runs != [run]
 
     def say_short(evaluation: Evaluation) -> None:
@@ -374,6 +388,10 @@ def _score_run(
         ):
             figure = told[name]
             say(f"{name}: mean {_figure(figure['mean'])}, sd {_figure(figure['deviation'])}")
+        for group, said in (("forest", "random forest"), ("network_less_forest", "difference")):
+            for name, figure in told.get(group, {}).items():
+                mean, deviation = _figure(figure["mean"]), _figure(figure["deviation"])
+                say(f"{said}, {name}: mean {mean}, sd {deviation}")
         for name, figure in told.get("published", {}).items():
             if name != "rule":
                 mean, deviation = _figure(figure["mean"]), _figure(figure["deviation"])

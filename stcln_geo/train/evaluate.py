@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..model.stcln import Stcln, positions_for, probabilities
 from ..report.calibration import Calibration
 from ..report.metrics import metrics_from_confusion
 from ..report.published import PublishedMetrics, published_confusion, published_metrics
+from .baseline import check_forest, forest_baseline
 from .card import write_model_card
 from .classes import ClassChoice, choose_classes
 from .evaluation import Evaluation, EvaluationPlan, SplitName, folder_elsewhere, write_evaluation
@@ -66,6 +67,7 @@ def evaluate_run(
     pictures: bool = True,
     progress: ProgressHook | None = None,
     protocol: Protocol | None = None,
+    forest: bool = False,
 ) -> Evaluation:
     """Label the windows that hold fields of a split, and score the pixels of these fields only.
 
@@ -90,17 +92,23 @@ def evaluate_run(
         folder's name then ends with what was chosen.
     pictures
         False writes no PNG.
+    forest
+        Train a random forest on the run's training fields, and judge it on the same pixels
+        (`forest_baseline`). Needs scikit-learn.
 
     Raises
     ------
     CheckpointError
-        If the checkpoint is no classifier, or its legend or bands are not the cube's.
+        If the checkpoint is no classifier, or its legend or bands are not the cube's; of a forest,
+        if the checkpoint is not of a run.
     LabelError
         If the cube has no field in the split, or was split anew since the training.
     """
     plan = plan_evaluation(
         run_or_checkpoint, cube, season=season, split=split, protocol=protocol, dates=dates
     )
+    if forest:
+        check_forest(plan)
     stream = OrderedStream(
         plan.dataset, batch_size=_at_once(plan, batch_size), memory=0, threads=workers
     )
@@ -108,6 +116,10 @@ def evaluate_run(
     if not isinstance(network, Stcln):
         raise CheckpointError(_no_classifier(plan.info))
     scores = _score(network, stream, plan, device=choose_device(device), progress=progress)
+    baseline = None
+    if forest:
+        right = np.concatenate(scores.right)
+        baseline = forest_baseline(plan, right, threads=workers, progress=progress)
 
     evaluation = Evaluation(
         metrics=metrics_from_confusion(scores.confusion),
@@ -134,6 +146,7 @@ def evaluate_run(
         protocol=plan.protocol,
         judged_by=plan.judged_by,
         published=_count_as_published(scores.confusion, plan),
+        baseline=baseline,
         judged_on=fingerprints_of(plan.source),
         finished=is_finished(plan.info.path.parent.parent),
     )
@@ -229,6 +242,8 @@ class _Scores:
     uncalibrated: Calibration
     unseen: int = 0
     """Labelled pixels without any clear date."""
+    right: list[np.ndarray] = field(default_factory=list)
+    """(N,) bool of each batch: where the class was right, of the pixels that count."""
     sparse: int = 0
     """Pixels that count, and have fewer clear dates than a map asks for."""
 
@@ -259,6 +274,7 @@ def _score(
             scores.confusion += count_confusion(logits, target).cpu().numpy()
             counted = target != IGNORE_INDEX
             right = (logits.argmax(dim=1) == target)[counted].cpu().numpy()
+            scores.right.append(right)
             for calibration, divisor in (
                 (scores.uncalibrated, None),
                 (scores.calibration, temperature),

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ..report.published import PublishedMetrics, PublishedRule
 from ..storage import Location, location
 from .classes import ClassChoice
 from .run_directory import write_text
+
+if TYPE_CHECKING:
+    from .baseline import Baseline
 
 __all__ = ["Evaluation", "EvaluationPlan", "SplitName", "folder_elsewhere", "write_evaluation"]
 
@@ -121,6 +124,8 @@ class Evaluation:
     """The protocol's windows and rule as it names them."""
     published: PublishedMetrics | None = None
     """The same pixels, counted by a published rule."""
+    baseline: Baseline | None = None
+    """What a random forest makes of the same pixels, if one was trained."""
     dates: DateChoice | None = None
     """Which dates of a window were used; None for all."""
     judged_on: Mapping[str, str | None] = field(default_factory=dict)
@@ -183,6 +188,8 @@ class Evaluation:
                 f"figures alone: {told} ({self.published.classes} classes)"
             )
         lines.append(self._say_calibration(show))
+        if self.baseline is not None:
+            lines += self.baseline.lines(self.metrics)
         if self.dates is not None:
             lines.append(f"Of each window {self.dates.describe(self.season)}.")
         if self.ignored:
@@ -240,6 +247,7 @@ class Evaluation:
                 "classes": self.published.classes,
                 "pixels": self.published.pixels,
             },
+            "baseline": None if self.baseline is None else self.baseline.to_json(self.metrics),
             "note": self.note,
         }
 

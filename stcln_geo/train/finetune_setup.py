@@ -35,7 +35,15 @@ from .sections import LabelsSection
 from .start import check_freeze, choose_bands, give_first_weights, say_differences
 from .task import step_seed
 
-__all__ = ["FinetuneSetup", "count_fields", "make_finetune_task", "prepare_finetune", "say_counts"]
+__all__ = [
+    "FinetuneSetup",
+    "TrainingFields",
+    "count_fields",
+    "make_finetune_task",
+    "prepare_finetune",
+    "say_counts",
+    "training_fields",
+]
 
 _DEFAULT_STEPS = 2000
 
@@ -60,6 +68,42 @@ class FinetuneSetup:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFields:
+    """The fields that a recipe trains on."""
+
+    fields: FieldTable
+    """Of the season, as seen through the chips that labels are limited to."""
+    classes: ClassChoice
+    chosen: np.ndarray
+    """(F,) bool: those to train on."""
+    within: ChipChoice | None
+    """The chips that labels are limited to; None for none."""
+
+
+def training_fields(source: Source, config: FinetuneConfig) -> TrainingFields:
+    """Choose the fields to train on, the same for the same recipe and labels.
+
+    Raises
+    ------
+    LabelError
+        If there is no field to train on.
+    """
+    within = None
+    if config.labels.chips is not None:
+        within = ChipChoice(config.data.chip, config.labels.chips)
+    fields, classes = _labelled(source, config.labels, within)
+    chosen = few_label_fields(
+        fields,
+        fields_per_class=config.labels.fields_per_class,
+        fraction=config.labels.fraction,
+        seed=config.seed,
+    )
+    return TrainingFields(
+        fields=fields, classes=classes, chosen=chosen & classes.used(fields), within=within
+    )
+
+
 def prepare_finetune(
     cube: str | Path | Source,
     config: FinetuneConfig,
@@ -81,10 +125,8 @@ def prepare_finetune(
         If there is no field to train on.
     """
     source = open_source(cube, config.season)
-    within = None
-    if config.labels.chips is not None:
-        within = ChipChoice(config.data.chip, config.labels.chips)
-    fields, classes = _labelled(source, config.labels, within)
+    learnt = training_fields(source, config)
+    fields, classes, chosen, within = learnt.fields, learnt.classes, learnt.chosen, learnt.within
     init = read_metadata(config.init) if config.init is not None else None
     choice = choose_bands(source, config.model.bands, init)
     bands = choice.bands
@@ -96,15 +138,7 @@ def prepare_finetune(
     )
     if init is not None:
         check_sizes(init, network)
-    chosen = few_label_fields(
-        fields,
-        fields_per_class=config.labels.fields_per_class,
-        fraction=config.labels.fraction,
-        seed=config.seed,
-    )
-    used = classes.used(fields)
-    chosen = chosen & used
-    judged = (fields.split == SPLITS["validation"]) & used
+    judged = (fields.split == SPLITS["validation"]) & classes.used(fields)
     lattice = Lattice(window=config.data.chip, halo=config.data.halo)
     trained = plan_labelled_chips(source, chosen, chip=config.data.chip, within=within)
     held_out = plan_windows(source, judged, lattice=lattice, within=within)

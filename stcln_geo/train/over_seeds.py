@@ -38,10 +38,13 @@ def evaluate_seeds(
     progress: ProgressHook | None = None,
     on_result: Callable[[Evaluation], None] | None = None,
     protocol: Protocol | None = None,
+    forest: bool = False,
 ) -> dict[str, Any]:
     """Evaluate each run of a folder of seeds; return the mean and deviation of each figure.
 
-    Runs that are not finished are left out, and named. Writes ``evaluation-<split>.json`` into the
+    Runs that are not finished are left out, and named. With ``forest`` each is compared with a
+    random forest on its own fields, and the differences are told under ``network_less_forest``:
+    runs of a seed are a pair. Writes ``evaluation-<split>.json`` into the
     folder, with a protocol ``evaluation-<split>-<protocol>.json``, whose figures by a published
     rule are apart, under ``published``; on another cube or season the name ends with theirs, as
     the names of the runs' own folders do.
@@ -71,6 +74,7 @@ def evaluate_seeds(
             workers=workers,
             progress=progress,
             protocol=protocol,
+            forest=forest,
         )
         evaluations.append(evaluation)
         if on_result is not None:
@@ -86,6 +90,11 @@ def evaluate_seeds(
     }  # fmt: skip
     told |= _over_runs(figures)
     published = [one.published for one in evaluations if one.published is not None]
+    pairs = [(one.metrics, one.baseline) for one in evaluations if one.baseline is not None]
+    if pairs:
+        told["forest"] = _over_runs([baseline.metrics.summary() for _, baseline in pairs])
+        apart = [baseline.differences(metrics) for metrics, baseline in pairs]
+        told["network_less_forest"] = _over_runs(apart)
     if protocol is not None:
         told["protocol"] = protocol.name
     if published:
