@@ -53,6 +53,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
         names = ("overall_accuracy", "macro_f1", "macro_miou")
         # Not in evaluations of earlier versions.
         error = found.get("calibration", {}).get("expected_calibration_error")
+        forest = found.get("baseline") or {}
         figures.append(
             {
                 "split": found["split"],
@@ -64,6 +65,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
                 "values": {
                     **{name: found[name] for name in names if found.get(name) is not None},
                     **({} if error is None else {"expected_calibration_error": error}),
+                    **{f"random_forest_{name}": forest[name] for name in names if name in forest},
                 },
                 "note": found["note"],
             }

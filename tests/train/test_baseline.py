@@ -162,6 +162,8 @@ def test_the_command_says_whether_a_forest_does_as_well(
     apart = told["network_less_forest"]
     assert apart["overall_accuracy"] < 0 < apart["half_width_overall_accuracy"]
     assert f"over {apart['fields']} fields" in said
+    card = (run / "model_card.md").read_text()
+    assert f"random_forest_macro_miou {told['macro_miou']:.4f}" in card
 
     assert invoke([*command, "--baseline", "tree"]) == 2
     assert "none or forest" in capsys.readouterr().err
