@@ -1,4 +1,4 @@
-"""``stcln-geo labels``: burn field labels into a cube; split those of a cube or stack."""
+"""``stcln-geo labels``: burn field labels into a cube; split and draw those of a cube or stack."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ._common import say, say_next
+from ._common import progress_bar, say, say_next
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Burn field labels into a cube; split those of a cube or stack, never by pixel.",
+    help="Burn field labels into a cube; split and draw those of a cube or stack.",
 )
 
 Season = Annotated[
@@ -191,6 +191,48 @@ def split(
         say(line)
     if dry_run:
         say("Nothing was written (--dry-run).")
+
+
+@app.command()
+def profile(
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="The cube, or a stack with labels.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.png", help="Picture to write.")],
+    season: Season = None,
+    fields_per_class: Annotated[
+        int, typer.Option(help="Most fields of a class, chosen at random.")
+    ] = 100,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Also write the numbers.")
+    ] = None,
+) -> None:
+    """Draw how green the fields of each class are through the season.
+
+    NDVI of fields, averaged over clear pixels in periods of ten days: median and quartiles of a
+    class. Labels of another year, or of another column, show at once.
+    """
+    from ..data.profiles import field_profiles
+    from ..data.source import open_source
+    from ..errors import InputError
+    from ..report.profiles import plot_profiles, write_profiles
+
+    if fields_per_class < 1:
+        raise InputError(
+            f"Cannot draw with --fields-per-class {fields_per_class}: it must be 1 or more."
+        )
+    with progress_bar("profile") as progress:
+        found = field_profiles(open_source(cube, season), most=fields_per_class, progress=progress)
+    for entry in found.legend.classes:
+        own = found.of_class(entry.code)
+        peak = own.peak
+        said = (
+            "never clear"
+            if peak is None
+            else f"greenest from {found.first[peak]}, NDVI {own.median[peak]:.2f}"
+        )
+        say(f"  {entry.name}: {own.fields} fields, {said}")
+    say(f"{plot_profiles(found, out)}")
+    if table is not None:
+        say(f"{write_profiles(found, table)}")
 
 
 def _split_by_protocol(

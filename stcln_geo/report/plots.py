@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "PLAIN_TEXT",
     "figure",
     "plot_areas",
     "plot_class_map",
@@ -31,7 +32,6 @@ __all__ = [
     "plot_confusion",
     "plot_curves",
     "plot_rgb",
-    "plot_series",
     "rgb_of",
     "save_figure",
     "style_lines",
@@ -279,46 +279,7 @@ def plot_curves(
     return Path(out_png)
 
 
-def plot_series(
-    days: Sequence[float] | NDArray[Any],
-    series: Mapping[str, NDArray[Any]],
-    out_png: str | Path,
-    *,
-    colors: Mapping[str, str] | None = None,
-    y_label: str = "NDVI",
-    title: str | None = None,
-) -> Path:
-    """Draw a time series per class, such as the median NDVI of its pixels.
-
-    Parameters
-    ----------
-    days : (T,)
-        Days since the season's start.
-    series : mapping of name to (T,)
-        NaN where a date has no usable pixel; the line goes on to the next date.
-    out_png : str or Path
-    colors : mapping of name to "#rrggbb", optional
-    y_label : str
-    title : str, optional
-    """
-    at = np.asarray(days, dtype=np.float64)
-    with figure(6.4, 3.4, out_png) as axes:
-        for number, (name, values) in enumerate(series.items()):
-            line = np.asarray(values, dtype=np.float64)
-            if line.shape != at.shape:
-                raise InputError(
-                    f"Cannot draw the series {name!r} of shape {line.shape} over {at.size} days: "
-                    "there must be one value per day, NaN where there is none."
-                )
-            seen = np.isfinite(line)
-            color = (colors or {}).get(name, LINES[number % len(LINES)])
-            axes.plot(at[seen], line[seen], label=name, color=color, linewidth=1.8)
-            axes.plot(at[seen], line[seen], "o", color=color, markersize=3)
-        style_lines(axes, x_label="days since the season's start", y_label=y_label, title=title)
-    return Path(out_png)
-
-
-_PLAIN_TEXT: Any = {"text.parse_math": False}
+PLAIN_TEXT: Any = {"text.parse_math": False}
 """Names of classes are no formulas, whatever dollar signs they hold."""
 
 
@@ -329,7 +290,7 @@ def figure(width: float, height: float, out_png: str | Path) -> Iterator[Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(_PLAIN_TEXT):
+    with rc_context(PLAIN_TEXT):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         yield figure.add_subplot()
@@ -349,7 +310,7 @@ def _image_figure(
     picture = width * image.shape[0] / image.shape[1]
     header = 0.32 if title else 0.0
     height = header + picture + footer
-    with rc_context(_PLAIN_TEXT):
+    with rc_context(PLAIN_TEXT):
         figure = Figure(figsize=(width, height), facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0, footer / height, 1, picture / height))

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 from matplotlib.image import imread
 
+from stcln_geo.data.profiles import FieldProfiles
 from stcln_geo.errors import InputError, MissingFileError
 from stcln_geo.legend import Legend, LegendClass
 from stcln_geo.report.plots import (
@@ -19,8 +20,8 @@ from stcln_geo.report.plots import (
     plot_confusion,
     plot_curves,
     plot_rgb,
-    plot_series,
 )
+from stcln_geo.report.profiles import plot_profiles, write_profiles
 
 LEGEND = Legend(
     classes=(
@@ -126,22 +127,34 @@ def test_names_are_no_formulas(tmp_path, name):
     plot_classes(np.zeros((3, 4), int), legend, file, title=name)
     plot_areas(legend, mapped=hectares, adjusted=hectares, intervals=np.ones((2, 2)), out_png=file)
     plot_curves({name: [(0, 1.0), (1, 2.0)]}, file, title=name)
-    plot_series([1, 2], {name: np.ones(2)}, file, title=name)
 
 
-def test_curves_and_series_are_drawn_over_gaps(tmp_path):
-    curve = plot_curves({"loss": [(0, 1.0), (1, float("nan")), (2, 0.4)]}, tmp_path / "l.png")
-    series = plot_series(
-        [0, 10, 20],
-        {"Wheat": np.array([0.2, np.nan, 0.7])},
-        tmp_path / "s.png",
-        colors={"Wheat": "#ff0000"},
+def test_profiles_are_drawn_over_gaps(tmp_path):
+    ndvi = np.full((5, 7), np.nan, np.float32)
+    ndvi[0, [1, 5]] = 0.2, 0.7
+    profiles = FieldProfiles(
+        season="2019-09-01",
+        legend=Legend.from_rows(
+            [
+                {"value": "1", "name": "Wheat $\\frac{$", "color": "#ff0000"},
+                {"value": "2", "name": "Maize", "color": "#0000ff"},
+            ],
+            source="rows",
+        ),
+        first=np.datetime64("2019-09-01") + 10 * np.arange(7),
+        code=np.array([0, 0, 1, 1, 1], np.uint8),
+        ndvi=ndvi,
     )
-    assert curve.stat().st_size > 1000
-    red = imread(series)[..., :3]
-    # The line crosses the middle although the date in the middle has no value.
-    middle = red[:, int(red.shape[1] * 0.5)]
-    assert ((middle[:, 0] > 0.95) & (middle[:, 1] < 0.3)).any()
+    red = imread(plot_profiles(profiles, tmp_path / "p.png"))[..., :3]
+    drawn = (red[..., 0] > 0.95) & (red[..., 1] < 0.3) & (red[..., 2] < 0.3)
+    columns = np.flatnonzero(drawn.any(axis=0))
+    # One line from the first seen period to the last, and no other class has one.
+    assert drawn[:, columns[0] : columns[-1] + 1].any(axis=0).all()
+    assert columns[-1] - columns[0] > 100
+    assert not ((red[..., 2] > 0.95) & (red[..., 0] < 0.3)).any()
+    rows = write_profiles(profiles, tmp_path / "p.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 7
+    assert rows[2] == "Wheat $\\frac{$,2019-09-11,1,,0.2000,"
 
 
 @pytest.mark.parametrize(
@@ -151,9 +164,8 @@ def test_curves_and_series_are_drawn_over_gaps(tmp_path):
         (lambda out: plot_classes(np.zeros(3, np.uint8), LEGEND, out), "must be"),
         (lambda out: plot_confusion(np.zeros((2, 2)), ["one"], out), "1 names"),
         (lambda out: plot_curves({}, out), "no point"),
-        (lambda out: plot_series([0, 1], {"a": np.zeros(3)}, out), "over 2 days"),
     ],
-    ids=["rgb", "classes", "confusion", "curves", "series"],
+    ids=["rgb", "classes", "confusion", "curves"],
 )
 def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(tmp_path, draw, told):
     with pytest.raises(InputError, match=told):

@@ -1,0 +1,78 @@
+"""Profiles are the NDVI of fields as numpy counts it from the whole cube."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stcln_geo.cli.main import invoke
+from stcln_geo.cube.store import open_season
+from stcln_geo.data import profiles
+from stcln_geo.data.profiles import field_profiles
+from stcln_geo.data.source import open_source
+from stcln_geo.errors import CubeError
+
+
+def test_profiles_equal_the_means_over_the_whole_cube(cube: Path) -> None:
+    season = open_season(cube)
+    assert season.fields is not None
+    red, nir = (season.reflectance[:, season.bands.index(band)] * 1e-4 for band in ("red", "nir"))
+    ndvi = np.clip((nir - red) / (nir + red), -1, 1)
+    valid = season.valid[:] & (nir + red > 0)
+    period = (season.days - season.days.min()) // 10
+
+    found = field_profiles(open_source(cube), most=10_000)
+
+    assert found.ndvi.shape == (len(season.fields), period.max() + 1)
+    np.testing.assert_array_equal(found.code, season.fields.code)
+    assert str(found.first[0]) == str(season.time[0])[:10]
+    for row, number in enumerate(season.fields.number):
+        inside = season.parcels[:] == number
+        for column in range(found.ndvi.shape[1]):
+            seen = valid[period == column] & inside
+            expected = ndvi[period == column][seen].mean() if seen.any() else np.nan
+            assert found.ndvi[row, column] == pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+def test_quartiles_are_over_fields(cube: Path) -> None:
+    found = field_profiles(open_source(cube), most=10_000)
+    own = found.of_class(1)
+    values = found.ndvi[found.code == 1]
+    column = int(np.isfinite(values).sum(axis=0).argmax())
+    lower, median, upper = np.nanquantile(values[:, column], (0.25, 0.5, 0.75))
+    assert (own.lower[column], own.upper[column]) == pytest.approx((lower, upper))
+    assert own.median[column] == pytest.approx(median)
+    assert own.peak == np.nanargmax(own.median)
+    # The greenest time of the classes goes from early to late, as the cube was made.
+    peaks = [found.of_class(code).peak or 0 for code in range(len(found.legend))]
+    assert peaks == sorted(peaks)
+
+
+def test_fewer_fields_are_a_choice_of_each_class(cube: Path) -> None:
+    whole, few = (field_profiles(open_source(cube), most=most) for most in (10_000, 4))
+    assert np.bincount(few.code).tolist() == [4] * len(few.legend)
+    for row in few.ndvi:
+        assert any(np.array_equal(row, other, equal_nan=True) for other in whole.ndvi)
+
+
+def test_the_command_draws_and_says_when_each_class_is_greenest(
+    cube: Path, new_cube: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, table = tmp_path / "p.png", tmp_path / "p.csv"
+    assert invoke(["labels", "profile", str(cube), str(picture), "--table", str(table)]) == 0
+    said = capsys.readouterr().out
+    assert "crop 0:" in said
+    assert "greenest from 201" in said
+    assert picture.stat().st_size > 5000
+    rows = list(csv.DictReader(table.open()))
+    assert {row["class"] for row in rows} == set(open_season(cube).legend.names)  # type: ignore[union-attr]
+
+    assert invoke(["labels", "profile", str(cube), str(picture), "--fields-per-class", "0"]) == 2
+    capsys.readouterr()
+    bare = new_cube(bands=("green", "swir16"))
+    with pytest.raises(CubeError, match="lacks red and nir"):
+        profiles.field_profiles(open_source(bare))
