@@ -24,7 +24,8 @@ def describe_cube(path: str | Location) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``, ``seasons`` (oldest first), and ``unfinished``: names of seasons that were begun.
+        ``path``, ``seasons`` (oldest first), and ``unfinished``: seasons that are being built, or
+        changed where ``change`` is True.
         Of each season ``bounds`` are west, south, east and north in its CRS, ``clear`` is the
         share of the grid's pixels that are valid (0 to 1), of all dates and, under ``dates``, of
         each.
@@ -39,11 +40,10 @@ def describe_cube(path: str | Location) -> dict[str, Any]:
         "path": str(where),
         "seasons": [_describe(open_season(where, name)) for name in list_seasons(where)],
         "unfinished": [
-            {
-                "season": folder.name.removesuffix(".building"),
-                "change": (where / folder.name.removesuffix(".building")).is_dir(),
-            }
-            for folder in sorted(where.glob("*.building"), key=lambda found: found.name)
+            {"season": name, "change": (where / name).is_dir()}
+            for name in sorted(
+                folder.name.removesuffix(".building") for folder in where.glob("*.building")
+            )
         ],
     }
 
