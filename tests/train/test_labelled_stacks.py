@@ -89,13 +89,22 @@ def test_a_stack_is_judged_as_its_cube(pair: tuple[Path, Path], tmp_path: Path) 
     finetune(cube, run, config())
 
     for split in ("train", "validation", "test"):
-        ours, theirs = (evaluate_run(run, one, split=split) for one in (stack, cube))  # type: ignore[arg-type]
+        ours, theirs = (
+            evaluate_run(run, one, split=split, forest=split == "test")  # type: ignore[arg-type]
+            for one in (stack, cube)
+        )
         # A tie may fall either way when windows share a batch: allow one pixel.
         assert np.abs(ours.metrics.confusion - theirs.metrics.confusion).sum() <= 2
         assert ours.metrics.pixels == theirs.metrics.pixels > 0
         assert ours.unseen_pixels == theirs.unseen_pixels
         assert ours.fields.tolist() == theirs.fields.tolist()
         assert ours.windows == theirs.windows
+    assert ours.baseline is not None
+    assert theirs.baseline is not None
+    # The forest of both was trained on the cube: the same pixels, the same fields.
+    assert ours.baseline.metrics.confusion.tolist() == theirs.baseline.metrics.confusion.tolist()
+    assert ours.baseline.half_width == pytest.approx(theirs.baseline.half_width, rel=0.2)
+    assert ours.baseline.fields == theirs.baseline.fields
 
 
 def test_a_stack_trains_on_the_pixels_of_its_cube(pair: tuple[Path, Path]) -> None:
