@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..execution import Execution
 
 __all__ = [
+    "check_baseline",
     "console",
     "execution_from",
     "given_options",
@@ -82,6 +83,14 @@ _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
 _LEAST = 10_000
 """Nobody gives less than this many bytes of memory: 8 without a unit means gigabytes."""
+
+
+def check_baseline(name: str) -> None:
+    """Refuse what --baseline does not know."""
+    from ..errors import InputError
+
+    if name not in ("none", "forest"):
+        raise InputError(f"Cannot compare with --baseline {name!r}: it must be none or forest.")
 
 
 def parse_memory(text: str) -> int:

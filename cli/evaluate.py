@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ._common import given_options, progress_bar, say, say_next
+from ._common import check_baseline, given_options, progress_bar, say, say_next
 
 _DEFAULT = "score"
 _OF_RUNS = ("split", "season", "protocol", "baseline", "device", "workers")
@@ -184,10 +184,7 @@ def score(
                 "on. Write `stcln-geo evaluate RUN CUBE`, or `stcln-geo evaluate MAP REFERENCE`."
             )
         _check_use(context, _OF_MAPS, f"the network {subject}: it is of maps")
-        if baseline not in ("none", "forest"):
-            raise InputError(
-                f"Cannot compare with --baseline {baseline!r}: it must be none or forest."
-            )
+        check_baseline(baseline)
         _score_run(
             subject, against, forest=baseline == "forest", split=split, season=season,
             json_file=json_file, device=device, workers=workers, dry_run=dry_run,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._common import progress_bar, say
+from ._common import check_baseline, progress_bar, say
 
 
 def experiment(
@@ -95,6 +95,14 @@ def experiment(
     test_season: Annotated[
         str | None, typer.Option(help="cross-year: season to test on, by its first day.")
     ] = None,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="none|forest",
+            help="few-labels, early-season, cross-year: forest also trains a random forest on the "
+            "same fields (pip install 'stcln-geo[forest]').",
+        ),
+    ] = "none",
     preset: Annotated[
         str | None, typer.Option(help="Size of the network: tiny, base or large.")
     ] = None,
@@ -137,6 +145,7 @@ def experiment(
     from ..experiments.write import describe
     from ..train.protocol import load_protocol
 
+    check_baseline(baseline)
     followed = None if protocol is None else load_protocol(protocol)
     if seeds is None:
         seeds = 5 if followed is None else len(followed.seeds)
@@ -147,6 +156,7 @@ def experiment(
         "strategies": _listed("--strategies", strategies, str),
         "test_season": test_season,
         "protocol": followed,
+        "forest": baseline == "forest",
     }
     if dates is not None:
         named["long_dates"], named["short_dates"] = _two("--dates", _listed("--dates", dates, int))

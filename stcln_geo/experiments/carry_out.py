@@ -103,7 +103,7 @@ def carry_out(step: Step, settings: Settings, *, progress: ProgressHook | None =
                 step.out, data, season=step.season_of(view),
                 dates=view.choice(step.season_of(view)), device=settings.device,
                 workers=settings.workers, batch_size=_JUDGED_AT_ONCE,
-                pictures=len(step.views) == 1, protocol=step.protocol,
+                pictures=len(step.views) == 1, protocol=step.protocol, forest=bool(step.forest),
             )  # fmt: skip
             worked = True
     return worked
@@ -130,6 +130,8 @@ def _is_judged(step: FinetuneStep, view: View) -> bool:
     # A protocol of one's own may judge otherwise than before, under the same name.
     rule = None if step.protocol is None else step.protocol.evaluation.model_dump(mode="json")
     if rule != found.get("judged_by"):
+        return False
+    if step.forest and found.get("baseline") is None:
         return False
     # A run goes on with its own season only as it was; that of others may have been split again.
     season = step.season_of(view)

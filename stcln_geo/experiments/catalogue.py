@@ -26,6 +26,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Ways to mask, by name: only along time, only in space, both by pixel, and by squares."""
 
+WITH_FOREST = ("few-labels", "early-season", "cross-year")
+"""Experiments in which a random forest may take part."""
+
 _PREFIX = 0.8
 """Share of the chips that end at a random date, where a network is to serve all cut-offs."""
 
@@ -59,6 +62,8 @@ class Choices:
     long_dates: int = 30
     short_dates: int = 12
     """Dates of pre-training, and of fine-tuning and test, of ``short-series``."""
+    forest: bool = False
+    """True trains a random forest on the same fields beside the networks, of `WITH_FOREST`."""
     protocol: Protocol | None = None
     """Of ``protocol``: what is followed, in all its rounds."""
     pretraining: bool = False
@@ -96,7 +101,14 @@ def make_design(name: str, choices: Choices) -> Design:
             f"Cannot train on --fields {min(choices.fields)} of each class: it must be 1 or more. "
             "Leave it out to train on all training fields."
         )
-    return EXPERIMENTS[name](choices)
+    if choices.forest and name not in WITH_FOREST:
+        raise InputError(
+            f"Cannot use --baseline forest in the experiment {name}: it is of "
+            f"{', '.join(WITH_FOREST)}. Leave it out, or compare single runs by `stcln-geo "
+            "evaluate RUN CUBE --baseline forest`."
+        )
+    design = EXPERIMENTS[name](choices)
+    return design.with_forest() if choices.forest else design
 
 
 def _few_labels(choices: Choices) -> Design:

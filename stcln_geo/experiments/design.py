@@ -5,7 +5,7 @@ from __future__ import annotations
 import calendar
 import datetime
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..data.dates import DateChoice
@@ -31,6 +31,8 @@ class Arm:
     """Where it lies on the horizontal axis of the plot; None where it is of no scale."""
     curve: str = ""
     """Arms of one curve share this; by default each is of its own."""
+    forest_of: str = ""
+    """Name of the arm on whose training fields a random forest is trained; empty for a network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,37 @@ class Design:
             key for one in rounds for key in one
             if any(other.get(key) != one[key] for other in rounds)
         }  # fmt: skip
+
+    def with_forest(self) -> Design:
+        """Return the design with a random forest beside each arm that is trained from scratch.
+
+        It is trained on the fields of that arm, and compared with what that arm is compared with.
+        """
+        forests = {
+            arm.name: replace(
+                arm, name=f"forest{arm.name.removeprefix('scratch')}",
+                title=arm.title.replace("from scratch", "random forest"), finetune={},
+                curve="random forest", forest_of=arm.name,
+            )
+            for arm in self.arms if arm.pretrain is None
+        }  # fmt: skip
+        pairs = [
+            Pair(
+                first=pair.first, second=(forests[pair.second[0]].name, pair.second[1]),
+                title=f"pre-trained - {forests[pair.second[0]].title}"
+                + (f", {self.view(pair.second[1]).title}" if len(self.views) > 1 else ""),
+            )
+            for pair in self.pairs
+            if pair.second[0] in forests and pair.first[0] != pair.second[0]
+        ]  # fmt: skip
+        return replace(
+            self, arms=(*self.arms, *forests.values()), pairs=(*self.pairs, *pairs),
+            notes=(
+                *self.notes,
+                "The random forest sees the bands of a pixel every ten days, gaps filled linearly "
+                "in time; no validation field chooses anything of it.",
+            ),
+        )  # fmt: skip
 
     @property
     def parts(self) -> list[tuple[View, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data.source import open_source
 from ..execution import ProgressHook
+from ..train.baseline import check_installed
 from .carry_out import Step, carry_out_steps
 from .catalogue import Choices, make_design
 from .design import Design
@@ -91,6 +92,8 @@ def plan_experiment(name: str, settings: Settings, choices: Choices | None = Non
     else:
         season = open_source(settings.data[0], settings.season).season
         chosen = replace(chosen, season=season)
+    if chosen.forest:
+        check_installed()
     design = make_design(name, chosen)
     if name == "cross-year" and not (settings.pretrain_data or settings.pretrain_season):
         # The season to be tested on stays unseen, without labels too.

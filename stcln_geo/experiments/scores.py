@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..legend import Legend
 from ..model.checkpoint import find_checkpoint, read_metadata
 from ..report.published import PublishedRule, published_confusion, published_metrics
 from .carry_out import evaluation_file
+from .design import View
 from .steps import FinetuneStep, Steps
 
 __all__ = [
@@ -106,26 +107,33 @@ def read_scores(steps: Steps) -> list[Score]:
                     "the same command again: it makes what is not there."
                 )
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            confusion = np.array(found["confusion"], dtype=np.int64)
-            names = [str(record["name"]) for record in found["per_class"]]
-            rule, placed = _place(step, confusion, names)
-            scores.append(
-                Score(
-                    data=step.data, arm=step.arm, view=view.name, seed=step.seed,
-                    season=found["season"], dates=found["dates"] or "all dates",
-                    figures={
-                        **{name: found[name] for name in STRICT[:-1]},
-                        STRICT[-1]: found["calibration"][STRICT[-1]],
-                    },
-                    rule=rule, published=read_published(rule, placed), fields=found["fields"],
-                    pixels=found["pixels"], unseen=found["unseen_pixels"], note=found["note"],
-                    counts=Counts(
-                        confusion=confusion, placed=placed,
-                        bins=tuple(found["calibration"]["bins"]),
-                    ),
-                )
-            )  # fmt: skip
+            scores.append(_score_of(step, view, found))
+            if step.forest:
+                # It has no confidence that could be right or wrong.
+                calibration = {**dict.fromkeys(found["calibration"]), "bins": []}
+                forest = {**found, **found["baseline"], "calibration": calibration}
+                scores.append(replace(_score_of(step, view, forest), arm=step.forest))
     return scores
+
+
+def _score_of(step: FinetuneStep, view: View, found: dict[str, Any]) -> Score:
+    """Return the figures of an evaluation's record."""
+    confusion = np.array(found["confusion"], dtype=np.int64)
+    names = [str(record["name"]) for record in found["per_class"]]
+    rule, placed = _place(step, confusion, names)
+    return Score(
+        data=step.data, arm=step.arm, view=view.name, seed=step.seed,
+        season=found["season"], dates=found["dates"] or "all dates",
+        figures={
+            **{name: found[name] for name in STRICT[:-1]},
+            STRICT[-1]: found["calibration"][STRICT[-1]],
+        },
+        rule=rule, published=read_published(rule, placed), fields=found["fields"],
+        pixels=found["pixels"], unseen=found["unseen_pixels"], note=found["note"],
+        counts=Counts(
+            confusion=confusion, placed=placed, bins=tuple(found["calibration"]["bins"])
+        ),
+    )  # fmt: skip
 
 
 def published_rule(names: Sequence[str]) -> PublishedRule | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,6 +52,8 @@ class FinetuneStep:
     views: tuple[View, ...]
     protocol: Protocol | None = None
     """Judges the run; None where no protocol is followed."""
+    forest: str = ""
+    """Name of the arm that is a random forest on the fields of this run; empty for none."""
     split: SplitSpec | None = None
     """Where fields go, in memory alone; None leaves them where the cube has them."""
 
@@ -101,6 +103,8 @@ def plan_steps(design: Design, settings: Settings) -> Steps:
         poolings.append(_pooling(rounds))
         notes |= dict.fromkeys(note for one in rounds for note in one.notes)
         for arm in design.arms:
+            if arm.forest_of:
+                continue  # judged with the runs of that arm
             for one in rounds:
                 for seed in settings.run_seeds:
                     init = None
@@ -109,7 +113,9 @@ def plan_steps(design: Design, settings: Settings) -> Steps:
                             arm, settings, one, seed=seed % settings.pretrain_seeds, known=pretrain
                         )
                         init = step.out
-                    finetune.append(_finetune_step(arm, settings, one, seed=seed, init=init))
+                    made = _finetune_step(arm, settings, one, seed=seed, init=init)
+                    forests = [other.name for other in design.arms if other.forest_of == arm.name]
+                    finetune.append(replace(made, forest=forests[0]) if forests else made)
     return Steps(
         pretrain=tuple(pretrain.values()),
         finetune=tuple(finetune),

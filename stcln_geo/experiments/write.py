@@ -191,7 +191,8 @@ def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Sc
     lines += [
         "",
         *(
-            f"- {arm.title}: trained on {' and '.join(dict.fromkeys(chosen[arm.name]))} fields"
+            f"- {arm.title}: trained on "
+            f"{' and '.join(dict.fromkeys(chosen[arm.forest_of or arm.name]))} fields"
             for arm in design.arms
         ),
         f"- {len(settings.run_seeds)} seeds ({', '.join(map(str, settings.run_seeds))}): of fields "

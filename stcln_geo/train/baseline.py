@@ -24,7 +24,14 @@ from .evaluation import EvaluationPlan
 from .finetune_setup import training_fields
 from .run_directory import fingerprint_labels, fingerprint_season
 
-__all__ = ["Baseline", "check_forest", "compare_by_field", "fill_gaps", "forest_baseline"]
+__all__ = [
+    "Baseline",
+    "check_forest",
+    "check_installed",
+    "compare_by_field",
+    "fill_gaps",
+    "forest_baseline",
+]
 
 TREES = 300
 STEP = 10
@@ -124,6 +131,17 @@ class Baseline:
         }
 
 
+def check_installed() -> None:
+    """Raise InputError where scikit-learn, which grows the trees, is not installed."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "Cannot train a random forest: scikit-learn is not installed. Install the extra with "
+            "`pip install 'stcln-geo[forest]'`, or leave --baseline out."
+        ) from error
+
+
 def check_forest(plan: EvaluationPlan) -> None:
     """Check that a forest can be trained beside a checkpoint.
 
@@ -134,13 +152,7 @@ def check_forest(plan: EvaluationPlan) -> None:
     CheckpointError
         If the checkpoint lies in no run directory, whose recipe names the training fields.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "Cannot train a random forest: scikit-learn is not installed. Install the extra with "
-            "`pip install 'stcln-geo[forest]'`, or leave --baseline out."
-        ) from error
+    check_installed()
     run = plan.info.path.parent.parent
     if not (run / "config.toml").is_file() or plan.info.provenance.get("trained") != "finetune":
         raise CheckpointError(

@@ -91,6 +91,43 @@ def test_few_labels_tells_what_its_runs_came_to(small_cube: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_forest_takes_part_on_the_fields_of_the_networks(
+    small_cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert run("few-labels", small_cube, out, "--fields", "1", seeds=2) == 0
+    before = trained(out)
+    assert run("few-labels", small_cube, out, "--fields", "1", "--baseline", "forest", seeds=2) == 0
+    weights = [file for file in before if file.suffix == ".safetensors"]
+    assert {trained(out)[file] for file in weights} == {before[file] for file in weights}
+
+    scores = read(out / "scores.csv")
+    found = {(one["arm"], one["seed"]): one for one in scores}
+    assert {arm for arm, _ in found} == {"pretrained-1", "scratch-1", "forest-1"}
+    for seed in ("0", "1"):
+        folder = out / "runs" / "small" / "scratch-1" / f"seed-{seed}" / "evaluation-test"
+        told = json.loads((folder / "metrics.json").read_text())["baseline"]
+        assert told["trained_fields"] == 3
+        mine = found["forest-1", seed]
+        assert float(mine["strict_macro_miou"]) == pytest.approx(told["macro_miou"], abs=1e-6)
+        assert mine["pixels"] == found["scratch-1", seed]["pixels"]
+    rows = read(out / "table.csv")
+    (pair,) = [row for row in rows if "pre-trained - random forest" in "".join(row.values())]
+    values = [
+        float(found[arm, seed]["strict_macro_miou"])
+        for seed in ("0", "1") for arm in ("pretrained-1", "forest-1")
+    ]  # fmt: skip
+    expected = estimate([values[0] - values[1], values[2] - values[3]])
+    assert float(pair["macro_miou_low95"]) == pytest.approx(expected.low, abs=1e-5)
+    report = (out / "report.md").read_text()
+    assert "random forest, 1 field a class: trained on 3 fields" in report
+    assert "gaps filled linearly" in report
+    capsys.readouterr()
+    assert run("sta", small_cube, tmp_path / "no", "--baseline", "forest") == 2
+    assert "few-labels, early-season, cross-year" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_an_interrupted_experiment_goes_on(small_cube: Path, tmp_path: Path):
     choices = Choices(fields=(1,))
     whole = run_experiment(
