@@ -164,8 +164,8 @@ class OptimiserSection(Section):
     clip: float = Field(default=5.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of a moving average of the weights, such as 0.999; 0 keeps none. With an average, it is
-    what is judged, and what best.safetensors and last.safetensors hold."""
+    """Decay of a moving average of the weights and their statistics, such as 0.999; 0 keeps none.
+    With an average, it is what is judged, and what best.safetensors and last.safetensors hold."""
 
     @model_validator(mode="after")
     def _check_decay(self) -> Self:

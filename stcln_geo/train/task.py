@@ -347,8 +347,12 @@ class TrainingTask(LightningModule):
                 self.average.parameters(), self.network.parameters(), strict=True
             ):
                 mean.lerp_(weight, share)
+            # Statistics too: the latest are those of other weights, and of the last few batches.
             for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
-                kept.copy_(buffer)
+                if buffer.is_floating_point():
+                    kept.lerp_(buffer, share)
+                else:
+                    kept.copy_(buffer)
 
     # A resumption.
 

@@ -326,21 +326,32 @@ def test_the_average_is_what_is_saved_and_judged(small_cube: Path, tmp_path: Pat
     assert "moving average" in (mean / "model_card.md").read_text()
 
 
-def test_average_follows_the_formula(dataset: ChipDataset) -> None:
+def test_average_follows_the_formula_statistics_included() -> None:
     task = make_task("finetune", optimiser__ema=0.5)
     assert task.average is not None
+    norms = [
+        network.encoder.convolutions.blocks[1].norm for network in (task.network, task.average)
+    ]
     weight, mean = task.network.classifier.weight, task.average.classifier.weight
-    expected = mean.clone()
+    expected, variance = mean.clone(), norms[1].running_var.clone()
     for step in range(1, 6):
         with torch.no_grad():
             weight.add_(0.1 * step)
+            norms[0].running_var.mul_(1.5)
+            norms[0].num_batches_tracked.add_(1)
         task.step = step
         task._follow()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight.detach()
+        variance = decay * variance + (1 - decay) * norms[0].running_var
 
     torch.testing.assert_close(mean, expected)
     assert not mean.requires_grad
+    torch.testing.assert_close(norms[1].running_var, variance)
+    assert not torch.allclose(norms[1].running_var, norms[0].running_var)
+    # What is counted is no mean, and what never changes does not drift.
+    assert int(norms[1].num_batches_tracked) == 5
+    assert torch.equal(task.average.encoder.std, task.network.encoder.std)
 
 
 @pytest.mark.parametrize(("free", "size"), [(10**12, 32), (1000, 0), (9000, 4), (160_000, 32)])
