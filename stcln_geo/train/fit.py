@@ -137,6 +137,8 @@ def _train(
             devices=ranks.local_size,
             num_nodes=ranks.nodes,
             strategy=strategy,
+            # Else Lightning looks for a cluster: in a job of SLURM it would take signals.
+            plugins=None if ranks.size > 1 else [environment_of(ranks)],
             precision=_LIGHTNING_PRECISION[precision],
             max_epochs=task.rounds,
             limit_val_batches=None if task.validation is not None else 0,

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..data.batch import Batch
 from ..errors import CheckpointError
@@ -165,6 +166,18 @@ class Journal(Callback):
             self._save_resumable(task)
         if self.is_done(task):
             trainer.should_stop = True
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save before the command ends where it was told to (SIGTERM), as by SLURM at its limit.
+
+        Lightning then ends between two steps. Not where a round ends: its figures are not known.
+        """
+        task = cast(TrainingTask, pl_module)
+        told = isinstance(exception, SIGTERMException)
+        if told and task.ranks.first and not task.ends_round(task.step):
+            self._save_resumable(task)
 
     def _count_seconds(self) -> float:
         """Add the time since the last count to that of the run; return it."""

@@ -285,6 +285,34 @@ def test_interrupt_is_passed_on_and_can_be_resumed(small_cube: Path, tmp_path: P
     assert calls == [(3, 7), (4, 7), (5, 7), (6, 7), (7, 7)]  # first, where it goes on from
 
 
+def test_told_to_end_it_saves_first(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a script of sbatch, without srun: one process, whatever the job reserved."""
+    for name, value in {"JOB_ID": "77", "JOB_NAME": "train", "NTASKS": "4", "NNODES": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    taken = []
+
+    def end(done: int, total: int, what: str) -> None:
+        if done == 5:
+            taken.append(signal.getsignal(signal.SIGUSR1))
+            assert callable(signal.getsignal(signal.SIGTERM))
+            signal.raise_signal(signal.SIGTERM)
+
+    config = finetune_config(steps=7)
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(small_cube, tmp_path / "run", config, progress=end)
+
+    # Not Lightning's, which writes files of its own and puts the job into the queue again.
+    assert taken == [signal.SIG_DFL]
+    calls: list[tuple[int, int]] = []
+    finetune(small_cube, tmp_path / "run", config, progress=lambda *call: calls.append(call[:2]))
+    assert calls == [(5, 7), (6, 7), (7, 7)]
+    finetune(small_cube, tmp_path / "whole", config)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
 def test_finished_run_is_left_alone(small_cube: Path, tmp_path: Path) -> None:
     config = finetune_config(steps=3)
     first = finetune(small_cube, tmp_path / "run", config)
