@@ -18,7 +18,7 @@ from ..data.batch import Batch
 from ..errors import CheckpointError
 from ..execution import ProgressHook
 from ..model.checkpoint import save_checkpoint
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, cannot_write
 from .task import TrainingTask
 from .trackers import Trackers
 
@@ -212,13 +212,23 @@ class Journal(Callback):
             task.notes = []
         # One name, as one process writes: what a kill leaves is written over by the next save.
         temporary = self._run.resume_file.with_name(".last.ckpt.part")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            # On disk before it takes the place of the earlier one, also when the power goes.
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._run.resume_file)
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                # On disk before it takes the place of the earlier one, also when the power goes.
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._run.resume_file)
+        except (OSError, RuntimeError) as error:
+            # Of a full disk torch tells where in the file it was, after the system said why.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise cannot_write(self._run.resume_file, cause) from error
+        finally:
+            # Else what was written of it takes the room that is lacking.
+            temporary.unlink(missing_ok=True)
         self._saved_at = time.perf_counter()
 
 

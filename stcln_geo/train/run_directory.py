@@ -44,6 +44,7 @@ from .config import TrainConfig, load_config, to_toml
 __all__ = [
     "Begun",
     "RunDirectory",
+    "cannot_write",
     "describe_environment",
     "fingerprint_labels",
     "fingerprint_season",
@@ -281,7 +282,7 @@ class RunDirectory:
             for folder in self.path.glob("evaluation-*"):
                 shutil.rmtree(folder)
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
 
 def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -289,7 +290,7 @@ def _append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(dict(one), allow_nan=False) + "\n" for one in records)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -312,7 +313,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def describe_environment(
@@ -406,8 +409,9 @@ def _to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(dict(value), indent=1, allow_nan=False) + "\n"
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error for a file of a run that cannot be written."""
     return OutputError(
         f"Cannot write {path}: {error.strerror or error}. The folder must be writable and have "
-        "room. Choose another --out, or free some space."
+        "room. Free some space and run the same command again, or choose another --out."
     )

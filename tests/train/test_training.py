@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import FieldTable, open_season, write_fields
-from stcln_geo.errors import CheckpointError, CubeError, InputError, LabelError
+from stcln_geo.errors import CheckpointError, CubeError, InputError, LabelError, OutputError
 from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.train import journal as journal_module
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
@@ -283,6 +284,29 @@ def test_interrupt_is_passed_on_and_can_be_resumed(small_cube: Path, tmp_path: P
     calls: list[tuple[int, int]] = []
     finetune(small_cube, tmp_path / "run", config, progress=lambda *call: calls.append(call[:2]))
     assert calls == [(3, 7), (4, 7), (5, 7), (6, 7), (7, 7)]  # first, where it goes on from
+
+
+def test_a_full_disk_is_named_and_the_last_save_stays(small_cube: Path, tmp_path: Path) -> None:
+    config, before = finetune_config(steps=5), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done: int, total: int, what: str) -> None:
+        if done == 4:
+            # Room for small files, and for a part of the next save.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+
+    try:
+        with pytest.raises(OutputError, match=r"Cannot write .*last\.ckpt: File too large.*again"):
+            finetune(small_cube, tmp_path / "run", config, save_every=0, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    # No part of it takes the room that is lacking.
+    names = {"best.safetensors", "last.ckpt", "last.safetensors"}
+    assert {child.name for child in checkpoints.iterdir()} == names
+    finetune(small_cube, tmp_path / "run", config)
+    finetune(small_cube, tmp_path / "whole", config)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
 
 def test_told_to_end_it_saves_first(
