@@ -185,7 +185,9 @@ class RunDirectory:
                 )
         write_text(self._config, to_toml(config))
         write_text(self._environment, json.dumps(dict(environment), indent=1) + "\n")
+        # Of a run that was stopped before its first save.
         self.problems_file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         write_text(self._metrics, "")
         write_text(self._steps, "")
         write_text(

@@ -33,15 +33,16 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
+@pytest.mark.parametrize("killed", [1, 3], ids=["before the first save", "after it"])
 def test_tensorboard_shows_each_step_once_also_after_a_kill(
-    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed: int, small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(FinetuneConfig, overrides=SMALL)
     end = journal.Journal.on_train_batch_end
 
     def dying(self: Any, trainer: Any, task: Any, *rest: Any) -> None:
         end(self, trainer, task, *rest)
-        if task.step == 3:
+        if task.step == killed:
             self._flush()
             raise RuntimeError("killed")
 
