@@ -18,7 +18,8 @@ class DateChoice:
     until: int | None = None
     """Days since the season's first day; dates on and after it are left out."""
     most: int | None = None
-    """Most dates that are left, spread evenly over the ranks of those there are."""
+    """Most dates that are left, spread evenly over the ranks of those there are; one is the middle
+    one, or the earlier of two."""
 
     def __post_init__(self) -> None:
         """Refuse a rule that leaves no date."""
@@ -43,6 +44,8 @@ class DateChoice:
         kept = np.arange(len(days))
         if self.until is not None:
             kept = kept[np.asarray(days) < self.until]
+        if self.most == 1:
+            return kept[(len(kept) - 1) // 2 :][:1]
         if self.most is not None and len(kept) > self.most:
             kept = kept[np.linspace(0, len(kept) - 1, self.most).round().astype(np.int64)]
         return kept
