@@ -90,6 +90,12 @@ class Settings:
         counted = range(self.first_seed, self.first_seed + self.seeds)
         return self.named_seeds or tuple(counted)
 
+    @property
+    def pretrained_by(self) -> tuple[int, ...]:
+        """Seeds of the pre-trainings that the fine-tuning runs begin from: in turn."""
+        first = self.first_seed
+        return tuple((first + place) % self.pretrain_seeds for place in range(len(self.run_seeds)))
+
     def shared(self, part: str) -> tuple[str, ...]:
         """Return the assignments of ``pretrain`` or ``finetune``, as ``KEY=VALUE``."""
         found = []

@@ -106,12 +106,12 @@ def plan_steps(design: Design, settings: Settings) -> Steps:
             if arm.forest_of:
                 continue  # judged with the runs of that arm
             for one in rounds:
-                for seed in settings.run_seeds:
+                for seed, pretrained in zip(
+                    settings.run_seeds, settings.pretrained_by, strict=True
+                ):
                     init = None
                     if arm.pretrain is not None:
-                        step = _pretrain_step(
-                            arm, settings, one, seed=seed % settings.pretrain_seeds, known=pretrain
-                        )
+                        step = _pretrain_step(arm, settings, one, seed=pretrained, known=pretrain)
                         init = step.out
                     made = _finetune_step(arm, settings, one, seed=seed, init=init)
                     forests = [other.name for other in design.arms if other.forest_of == arm.name]

@@ -110,6 +110,10 @@ def test_dates_are_those_before_a_day_spread_evenly(days, until, most):
         if len(kept) < len(allowed):
             gaps = np.diff([allowed.index(one) for one in kept])
             assert gaps.max() - gaps.min() <= 1
+    elif len(kept) == 1:
+        # As many before it as after it, or one more after it.
+        place = allowed.index(kept[0])
+        assert 0 <= len(allowed) - 1 - 2 * place <= 1
 
 
 def test_a_chip_loses_its_late_dates_and_nothing_else(cube):
@@ -240,6 +244,13 @@ def test_equal_pretrainings_are_made_once(small_cube, tmp_path):
     masks = plan_experiment("mask-ratio", settings, Choices(ratios=(0.2, 0.4))).steps
     assert {step.config.masking.mask_ratio for step in masks.pretrain} == {0.2, 0.4}
     assert len({step.out for step in masks.pretrain}) == 4
+    # In turn also where a protocol names seeds that are all even.
+    named = replace(settings, named_seeds=(2, 4, 10))
+    steps = plan_experiment("few-labels", named, Choices(fields=(1,))).steps
+    begun = {step.seed: Path(step.config.init) for step in steps.finetune if step.config.init}
+    assert [step.config.seed for step in steps.pretrain] == [0, 1]
+    assert list(begun) == [2, 4, 10]
+    assert list(begun.values()) == [steps.pretrain[place].out for place in (0, 1, 0)]
     assert not (tmp_path / "out").exists(), "planning writes nothing"
 
 
