@@ -16,6 +16,7 @@ __all__ = ["MaskingSection", "RatioSchedule", "check_masking", "groups_of"]
 RatioSchedule = Literal["constant", "linear", "cosine"]
 """How the share that is hidden changes over a run."""
 
+_BLOCK = 4
 _REACH = 4
 """Pixels on each side that the convolutions see."""
 
@@ -37,7 +38,7 @@ class MaskingSection(BaseModel):
     """What is hidden as a whole or not at all: a date of a chip (``time``), a pixel on a date
     (``space-time``, as published), a square on a date (``block``), a square on all dates
     (``tube``), a group of bands in a square on a date (``band-group``)."""
-    block: int = Field(default=4, ge=1)
+    block: int = Field(default=_BLOCK, ge=1)
     """Side of a square (pixels), of ``block``, ``tube`` and ``band-group``."""
     band_groups: dict[str, tuple[str, ...]] = {}
     """Bands by name of a group, of ``band-group``; bands in none are hidden by themselves. By
@@ -109,6 +110,11 @@ def check_masking(options: MaskingSection, *, bands: tuple[str, ...], chip: int)
         notes.append(
             f"Tubes of {options.block} px: the network reaches {_REACH} px on each side, so pixels "
             "further inside are guessed from nothing but the date."
+        )
+    if options.block != _BLOCK and options.strategy not in SQUARE_STRATEGIES:
+        notes.append(
+            f"No squares of {options.block} px: masking.strategy is {options.strategy}. Squares "
+            f"are drawn by {', '.join(SQUARE_STRATEGIES)}."
         )
     if options.gate and not {"red", "nir"} <= set(bands):
         notes.append(

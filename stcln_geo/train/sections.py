@@ -31,6 +31,10 @@ ChooseBy = Literal["macro_miou", "macro_f1", "overall_accuracy"]
 Freeze = Literal["none", "convolutions", "encoder"]
 
 _DECAY = 0.01
+_GAMMA = 2.0
+_BETA = 0.9999
+_LEAST_DATES = 4
+_BAD_SHARE = 0.01
 
 
 class Section(BaseModel):
@@ -80,10 +84,19 @@ class DataSection(Section):
     """Leave out up to this share of a training chip's dates; how many and which is random."""
     prefix: float = Field(default=0.0, ge=0, le=1)
     """Share of the training chips that end at a random date, as a season still going on does."""
-    min_dates: int = Field(default=4, ge=1)
+    min_dates: int = Field(default=_LEAST_DATES, ge=1)
     """Dates that ``drop_dates`` and ``prefix`` leave."""
     memory_gb: float = Field(default=2.0, gt=0)
     """Chips held in memory; part of the recipe, as it sets how far chips are mixed."""
+
+    @model_validator(mode="after")
+    def _check_least(self) -> Self:
+        if self.min_dates != _LEAST_DATES and not (self.drop_dates or self.prefix):
+            raise ValueError(
+                f"min_dates={self.min_dates} belongs to drop_dates and prefix, and both are 0, so "
+                "that no date is left out by them; set one of them, or leave min_dates out"
+            )
+        return self
 
     @property
     def memory(self) -> int:
@@ -126,7 +139,7 @@ class PretrainDataSection(DataSection):
     """``sources`` shows each season of a cube or stack as often as any other, whatever its size."""
     bad_chunks: BadChunks = "fail"
     """``skip`` shows nothing where stored bytes are damaged."""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_bad_fraction: float = Field(default=_BAD_SHARE, ge=0, le=1)
     """Damaged chunks as a share of all reads of an epoch, above which ``skip`` stops too."""
     allow_amplification: bool = False
     """Accept layouts of which a chunk is decoded more than 8 times an epoch."""
@@ -138,6 +151,16 @@ class PretrainDataSection(DataSection):
     """Show only these sites, by id."""
     lists: tuple[str, ...] = ()
     """Show only sites of these lists that a set was published with, as ``train_fold0`` of MTLCC."""
+
+    @model_validator(mode="after")
+    def _check_bad(self) -> Self:
+        if self.max_bad_fraction != _BAD_SHARE and self.bad_chunks != "skip":
+            raise ValueError(
+                f"max_bad_fraction={self.max_bad_fraction} belongs to skip, and bad_chunks is "
+                f"{self.bad_chunks}, which stops at the first; set bad_chunks to skip, or leave "
+                "max_bad_fraction out"
+            )
+        return self
 
     @property
     def choice(self) -> SiteChoice | None:
@@ -188,6 +211,17 @@ class FinetuneOptimiserSection(OptimiserSection):
     freeze_steps: int = Field(default=0, ge=0)
     """Steps after which what is frozen comes free; 0: never."""
 
+    @model_validator(mode="after")
+    def _check_rates(self) -> Self:
+        moved = [name for name in ("encoder_factor", "layer_decay") if getattr(self, name) != 1]
+        if moved and self.freeze == "encoder" and not self.freeze_steps:
+            raise ValueError(
+                f"{moved[0]}={getattr(self, moved[0])} belongs to an encoder that moves, and "
+                "freeze is encoder throughout; set freeze_steps, after which it does, or leave "
+                f"{moved[0]} out"
+            )
+        return self
+
 
 class ValidationSection(Section):
     """When to judge, save and stop."""
@@ -232,21 +266,31 @@ class LossSection(Section):
 
     kind: LossKind = "cross-entropy"
     """``focal`` spares pixels that are right already; ``dice`` is about overlap, chip by chip."""
-    gamma: float = Field(default=2.0, ge=0)
+    gamma: float = Field(default=_GAMMA, ge=0)
     """Of ``focal``: 0 is cross-entropy, more spares more."""
     class_weights: ClassWeights = "inverse-sqrt"
     """``inverse-sqrt`` weighs a class by 1 / sqrt(its training pixels), ``effective-number`` by
     (1 - beta) / (1 - beta^pixels); pixels of a site that is shown twice count twice."""
-    beta: float = Field(default=0.9999, ge=0, lt=1)
+    beta: float = Field(default=_BETA, ge=0, lt=1)
     """Of ``effective-number``: beyond about 1 / (1 - beta) pixels, more are no more evidence."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Of cross-entropy, alone or beside dice."""
 
     @model_validator(mode="after")
-    def _check_smoothing(self) -> Self:
+    def _check_parts(self) -> Self:
         if self.label_smoothing and not self.kind.startswith("cross-entropy"):
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} belongs to cross-entropy, and kind is "
                 f"{self.kind}; set label_smoothing to 0, or kind to cross-entropy"
+            )
+        if self.gamma != _GAMMA and self.kind != "focal":
+            raise ValueError(
+                f"gamma={self.gamma} belongs to focal, and kind is {self.kind}; set kind to focal, "
+                "or leave gamma out"
+            )
+        if self.beta != _BETA and self.class_weights != "effective-number":
+            raise ValueError(
+                f"beta={self.beta} belongs to effective-number, and class_weights is "
+                f"{self.class_weights}; set class_weights to effective-number, or leave beta out"
             )
         return self

@@ -129,6 +129,29 @@ def test_a_decay_that_the_optimiser_does_not_have_is_refused(kind: type[TrainCon
     assert load_config(kind, base=written).optimiser.name == "adam"
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "needed"),
+    [
+        (FinetuneConfig, "loss.gamma=3.0", "loss.kind=focal"),
+        (FinetuneConfig, "loss.beta=0.99", "loss.class_weights=effective-number"),
+        (FinetuneConfig, "data.min_dates=6", "data.prefix=0.1"),
+        (PretrainConfig, "data.max_bad_fraction=0.2", "data.bad_chunks=skip"),
+        (FinetuneConfig, "optimiser.layer_decay=0.8", "optimiser.freeze_steps=9"),
+        (FinetuneConfig, "optimiser.encoder_factor=0.1", "optimiser.freeze=convolutions"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    kind: type[TrainConfig], option: str, needed: str
+) -> None:
+    frozen = ["optimiser.freeze=encoder"] if "optimiser" in option else []
+    key, _, value = option.partition("=")
+    named = key.partition(".")[2]
+    with pytest.raises(InputError, match=rf"{named}={value} belongs to .*leave {named} out"):
+        load_config(kind, assignments=[*frozen, option])
+    given = load_config(kind, assignments=[*frozen, option, needed])
+    assert load_config(kind, base=tomllib.loads(to_toml(given))) == given
+
+
 def test_options_of_the_other_kind_are_refused_and_its_defaults_are_not() -> None:
     """Runs of before wrote both into their config.toml."""
     with pytest.raises(InputError, match=r"validation\.dates=6 belongs to fine-tuning"):

@@ -171,6 +171,9 @@ def test_what_a_tube_cannot_see_is_said() -> None:
     )
     assert len(told) == 1
     assert "No vegetation gate" in told[0]
+    # Shared by the runs of an experiment, some of which draw squares: said, not refused.
+    (told,) = check_masking(MaskingSection(block=8), bands=("red", "nir"), chip=32)
+    assert told.startswith("No squares of 8 px: masking.strategy is time")
 
 
 # What is told of the errors.

@@ -207,13 +207,14 @@ def test_a_run_of_an_earlier_version_goes_on_where_new_options_are_at_their_defa
             finetune(small_cube, tmp_path / "parts", config)
     file = tmp_path / "parts" / "config.toml"
     # As before these options came.
-    newer = ("compile = ", "gamma = ")
+    newer = ("compile = ", "label_smoothing = ")
     written = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in written if not line.startswith(newer)))
     assert len(file.read_text().splitlines()) == len(written) - 2
 
-    with pytest.raises(InputError, match=r"options differ: loss\.gamma was 2\.0, is 3\.0\."):
-        finetune(small_cube, tmp_path / "parts", finetune_config(steps=5, loss__gamma=3.0))
+    other = finetune_config(steps=5, loss__label_smoothing=0.1)
+    with pytest.raises(InputError, match=r"options differ: loss\.label_smoothing was 0\.0, is 0"):
+        finetune(small_cube, tmp_path / "parts", other)
     finetune(small_cube, tmp_path / "parts", config)
 
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
