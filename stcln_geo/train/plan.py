@@ -175,6 +175,7 @@ def carry_out(
     ----------
     conclude
         What every rank does after the last step; gives what the run's records shall hold of it.
+        What it adds to the task's notes becomes notes of the run.
     """
     try:
         with closing(task.stream):
@@ -190,6 +191,7 @@ def carry_out(
                 progress=progress,
             )
         concluded = {} if conclude is None else conclude()
+        notes = (*notes, *task.notes)
     except Exception as error:
         if task.ranks.first:
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
@@ -204,6 +206,7 @@ def carry_out(
             best=outcome.best,
             seconds=outcome.seconds,
             stopped_early=outcome.stopped_early,
+            notes=[*run.summary().get("notes", []), *task.notes],
             **concluded,
         )
         write_model_card(run)

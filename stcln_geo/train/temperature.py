@@ -25,7 +25,7 @@ from .ranks import sum_over_ranks
 __all__ = ["LARGEST", "SMALLEST", "Fitted", "calibrate", "fit_temperature"]
 
 SMALLEST, LARGEST = 0.05, 20.0
-"""Bounds of the temperature: without them, pixels that are all right would ask for 0."""
+"""Bounds of the temperature: without them, pixels that are nearly all right would ask for 0."""
 _MOST_PIXELS = 2_000_000
 _MOST_ROUNDS = 60
 
@@ -59,11 +59,12 @@ def fit_temperature(
 
     Returns
     -------
-    0.05 to 20; None where no rank has a pixel.
+    0.05 to 20; None where the pixels of all ranks are right, or there is none: then the lower the
+    temperature, the likelier, and no value is the likeliest.
     """
     values = logits.double()
     own = values.gather(1, target[:, None])[:, 0]
-    if not int(add_up(torch.tensor([len(target)], device=logits.device))):
+    if not int(add_up((values > own[:, None]).any(1).sum()[None])):
         return None
     low, high = 1 / LARGEST, 1 / SMALLEST
     inverse = 1.0
@@ -98,7 +99,8 @@ def calibrate(
 
     Returns
     -------
-    The fields of `Fitted`; None where there is no validation pixel.
+    The fields of `Fitted`; None where there is no validation pixel, or all of them are right: the
+    task's notes tell which.
     """
     if task.validation is None:
         return None
@@ -132,14 +134,21 @@ def _fit(
     # On the device again, where ranks that talk by NCCL need it.
     values, target = (torch.cat(parts).to(device) for parts in zip(*found, strict=True))
     temperature = fit_temperature(values, target)
+    pixels = int(sum_over_ranks(torch.tensor(len(target), device=device)))
     if temperature is None:
+        task.notes.append(
+            f"Confidence is not calibrated: all {pixels} pixels of the validation fields are "
+            "right, so that they do not tell how sure is too sure."
+            if pixels
+            else "Confidence is not calibrated: no pixel of the validation fields has a clear date."
+        )
         return None
     errors = [_error(values, target, divisor) for divisor in (None, temperature)]
     return Fitted(
         temperature=temperature,
         error_before=errors[0],
         error_after=errors[1],
-        pixels=int(sum_over_ranks(torch.tensor(len(target), device=device))),
+        pixels=pixels,
     )
 
 

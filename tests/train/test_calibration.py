@@ -67,8 +67,14 @@ def test_bounds_and_nothing() -> None:
     logits, _ = make_pixels(1.0, count=50)
 
     right, wrong = logits.argmax(1), logits.argmin(1)
+    nearly = logits.clone()
+    nearly[0, wrong[0]] = nearly[0, right[0]] + 1e-3
 
-    assert fit_temperature(logits, right) == pytest.approx(SMALLEST, rel=1e-5)
+    # The lower, the likelier: none is the likeliest.
+    assert fit_temperature(logits, right) is None
+    assert fit_temperature(nearly, right) == pytest.approx(SMALLEST, rel=1e-5)
+    # Right here, and wrong on another rank.
+    assert fit_temperature(logits, right, add_up=lambda sums: sums + 1) is not None
     assert fit_temperature(logits, wrong) == pytest.approx(LARGEST, rel=1e-5)
     assert fit_temperature(logits[:0], right[:0]) is None
 
@@ -153,3 +159,25 @@ def test_without_validation_fields_there_is_none(
     assert evaluation.calibration.error == evaluation.uncalibrated.error
     assert "the checkpoint has no temperature" in "\n".join(evaluation.lines())
     assert "- confidence is not calibrated\n" in (tmp_path / "run" / "model_card.md").read_text()
+
+
+def test_where_all_pixels_are_right_nothing_is_fitted_and_a_note_says_so(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    cube = new_cube()
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    # One class alone is learnt and judged.
+    others = season.fields.code > 0
+    write_split(season, np.where(others, SPLITS["test"], season.fields.split).astype(np.uint8))
+    config = load_config(FinetuneConfig, overrides={**SMALL, "optimiser.learning_rate": 0.05})
+
+    result = finetune(cube, tmp_path / "run", config)
+
+    assert result.best == 1
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["calibration"] is None
+    assert read_metadata(tmp_path / "run").temperature is None
+    for notes in (told["notes"], result.notes):
+        assert [note for note in notes if "pixels of the validation fields are right" in note]
+    assert "confidence is not calibrated" in (tmp_path / "run" / "model_card.md").read_text()
