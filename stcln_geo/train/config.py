@@ -45,6 +45,11 @@ __all__ = [
 ]
 
 _LEARNING_RATES: dict[PresetName, float] = {"tiny": 1e-3, "base": 3e-4, "large": 1e-4}
+_RIVALS = {
+    "steps": "epochs", "epochs": "steps",
+    "fields_per_class": "fraction", "fraction": "fields_per_class",
+}  # fmt: skip
+"""Options that say the same thing in two ways: the one given later replaces the other."""
 _ROUNDS = 20
 _SHORTEST_ROUND = 10
 
@@ -170,17 +175,10 @@ def load_config(
     if file is not None:
         merge_values(values, _read_toml(Path(file)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    _drop_rivals(values, given)
-    for key, value in given.items():
+    assigned = [_parse_assignment(text) for text in assignments]
+    _drop_rivals(values, {**given, **{key: value for key, value in assigned if value is not None}})
+    for key, value in (*given.items(), *assigned):
         _assign(values, key, value)
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise InputError(
-                f"Cannot use --set {text!r}: it must be key=value, with a dotted key. "
-                "Use for example --set optimiser.learning_rate=1e-4."
-            )
-        _assign(values, key.strip(), _parse_value(value.strip()))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -236,10 +234,15 @@ def merge_values(values: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def _drop_rivals(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    for key, rival in (("steps", "epochs"), ("epochs", "steps")):
-        # Either says how long: the one given replaces the other one.
-        if key in given and rival not in given:
-            values.pop(rival, None)
+    """Take out what a value that is given, by its dotted key, is said in place of."""
+    for key in given:
+        section, dot, name = key.rpartition(".")
+        rival = _RIVALS.get(name)
+        inner: Any = values
+        for part in section.split(".") if dot else ():
+            inner = inner.get(part, {}) if isinstance(inner, dict) else {}
+        if rival is not None and isinstance(inner, dict) and section + dot + rival not in given:
+            inner.pop(rival, None)
 
 
 def settle(
@@ -326,6 +329,17 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
             )
         values = inner
     values[last] = value
+
+
+def _parse_assignment(text: str) -> tuple[str, Any]:
+    """Read ``section.key=value``: key and value."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(
+            f"Cannot use --set {text!r}: it must be key=value, with a dotted key. "
+            "Use for example --set optimiser.learning_rate=1e-4."
+        )
+    return key.strip(), _parse_value(value.strip())
 
 
 def _parse_value(text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,8 @@ def test_epochs_given_replace_the_steps_of_a_file(tmp_path: Path) -> None:
     config = load_config(PretrainConfig, file=file, overrides={"epochs": 3.0})
 
     assert config.steps is None
+    assert load_config(PretrainConfig, file=file, assignments=["epochs=3"]).steps is None
+    assert load_config(PretrainConfig, file=file, assignments=["epochs=null"]).steps == 100
     with pytest.raises(InputError, match="steps=100 and epochs=3"):
         settle(
             load_config(PretrainConfig, overrides={"epochs": 3, "steps": 100}),
@@ -104,6 +107,25 @@ def test_epochs_given_replace_the_steps_of_a_file(tmp_path: Path) -> None:
             preset=None,
             default_steps=1,
         )
+
+
+@pytest.mark.parametrize("where", ["overrides", "assignments", "file"])
+def test_a_number_of_fields_replaces_the_fraction_of_a_protocol(where: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[labels]\nfields_per_class = 3\n")
+    given: dict[str, Any] = {
+        "overrides": {"overrides": {"labels.fields_per_class": 3}},
+        "assignments": {"assignments": ["labels.fields_per_class=3"]},
+        "file": {"file": file},
+    }[where]
+    labels = {"fraction": 0.05, "ignore": ("rye",)}
+
+    config = load_config(FinetuneConfig, base={"labels": labels}, **given)
+
+    assert (config.labels.fraction, config.labels.fields_per_class) == (None, 3)
+    assert config.labels.ignore == ("rye",)
+    both = ["labels.fields_per_class=3", "labels.fraction=0.1"]
+    assert load_config(FinetuneConfig, assignments=both).labels.fraction == 0.1
 
 
 def test_all_breaches_are_told_with_key_and_value() -> None:
