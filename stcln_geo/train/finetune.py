@@ -9,7 +9,7 @@ from ..data.source import Source
 from ..execution import ProgressHook
 from ..legend import Legend
 from ..model.device import Device, choose_device
-from .config import FinetuneConfig
+from .config import FinetuneConfig, to_toml
 from .finetune_setup import count_fields, make_finetune_task, prepare_finetune, say_counts
 from .plan import (
     RunResult,
@@ -102,18 +102,22 @@ def _finetune(
     )
     described = environment["cubes"][0]
     counts = count_fields(prepared)
+    identity = {
+        "pixels": described["fingerprint"],
+        "built": described["built"],
+        "labels": described["labels"],
+        "init": prepared.init.sha256 if prepared.init is not None else None,
+    }
+    ranks.check_alike(
+        {"options": to_toml(prepared.config), "precision": prepared.precision, **identity}
+    )
     begun = ranks.on_first(
         lambda: run.begin(
             kind="finetune",
             config=prepared.config,
             environment=environment,
-            identity={
-                "pixels": described["fingerprint"],
-                "built": described["built"],
-                "labels": described["labels"],
-                "label_pixels": prepared.source.label_pixels,
-                "init": prepared.init.sha256 if prepared.init is not None else None,
-            },
+            # Of all pixels of the labels: rank 0 reads them for all.
+            identity={**identity, "label_pixels": prepared.source.label_pixels},
             summary={
                 "chips": prepared.dataset.chips,
                 "validation_windows": prepared.held_out.chips,

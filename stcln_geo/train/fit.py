@@ -15,14 +15,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import distributed
 
-from ..errors import TaskError
 from ..execution import ProgressHook
 from ..model.device import without_tf32
 from .journal import Journal, read_resumable
 from .memory import memory_kept
-from .ranks import environment_of
+from .ranks import environment_of, lost_ranks_told
 from .run_directory import RunDirectory
 from .task import TrainingTask, step_seed
 from .trackers import TrackerName, Trackers, open_trackers
@@ -152,23 +150,8 @@ def _train(
             callbacks=[journal],
             default_root_dir=run.path,
         )
-        try:
-            with _keyboard_interrupt(trainer):
-                trainer.fit(task)
-        except RuntimeError as error:
-            if ranks.size > 1 and _is_broken_connection(error):
-                raise TaskError(
-                    f"Cannot go on training: rank {ranks.rank} of {ranks.size} lost another rank "
-                    f"after step {task.step} ({error}). A run needs all of its ranks. Look for "
-                    "the first error of another rank, then run the same command again: it goes on "
-                    "from the last save."
-                ) from error
-            raise
-
-
-def _is_broken_connection(error: RuntimeError) -> bool:
-    # gloo has no class of its own.
-    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+        with lost_ranks_told(ranks), _keyboard_interrupt(trainer):
+            trainer.fit(task)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..model.device import Device, choose_device, choose_precision
 from ..model.stcln import MaskedPretrainer
 from ..model.transfer import check_sizes
 from .compiled import check_compiler
-from .config import PretrainConfig, settle
+from .config import PretrainConfig, settle, to_toml
 from .loading import Loading, load_problems, plan_loading, read_problems
 from .masking import check_masking
 from .plan import (
@@ -127,18 +127,22 @@ def _pretrain(
         [], device=prepared.device, precision=prepared.precision, labels=False
     )
     environment["cubes"] = loading.describe()
+    identity = {
+        "pixels": [cube["fingerprint"] for cube in environment["cubes"]],
+        "built": [cube["built"] for cube in environment["cubes"]],
+        **loading.identity(),
+        # Not told of runs from random weights: those of earlier versions go on.
+        **({} if prepared.init is None else {"init": prepared.init.sha256}),
+    }
+    ranks.check_alike(
+        {"options": to_toml(prepared.config), "precision": prepared.precision, **identity}
+    )
     begun = ranks.on_first(
         lambda: run.begin(
             kind="pretrain",
             config=prepared.config,
             environment=environment,
-            identity={
-                "pixels": [cube["fingerprint"] for cube in environment["cubes"]],
-                "built": [cube["built"] for cube in environment["cubes"]],
-                **loading.identity(),
-                # Not told of runs from random weights: those of earlier versions go on.
-                **({} if prepared.init is None else {"init": prepared.init.sha256}),
-            },
+            identity=identity,
             summary={
                 **loading.summary(),
                 "global_batch": prepared.config.global_batch,

@@ -18,9 +18,16 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor, distributed
 
-from ..errors import InputError
+from ..errors import InputError, StclnGeoError, TaskError
 
-__all__ = ["Ranks", "environment_of", "find_ranks", "join", "sum_over_ranks"]
+__all__ = [
+    "Ranks",
+    "environment_of",
+    "find_ranks",
+    "join",
+    "lost_ranks_told",
+    "sum_over_ranks",
+]
 
 T = TypeVar("T")
 
@@ -77,6 +84,25 @@ class Ranks:
         told: list[Any] = [None] * self.size
         distributed.all_gather_object(told, value)
         return told
+
+    def check_alike(self, told: Mapping[str, Any]) -> None:
+        """Check that all ranks were given the same, such as the same pixels.
+
+        Raises
+        ------
+        InputError
+            In every rank, if they were not.
+        """
+        every = self.gather(dict(told))
+        for rank, other in enumerate(every):
+            differ = [name for name in every[0] if other.get(name) != every[0][name]]
+            if differ:
+                raise InputError(
+                    f"Cannot train on {self.size} ranks: rank {rank} was given other "
+                    f"{' and '.join(differ)} than rank 0. All ranks make one run, with the same "
+                    "options, data and checkpoint to begin from. Start the same command "
+                    "everywhere, and copy data anew that lies on each machine by itself."
+                )
 
 
 def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
@@ -161,9 +187,36 @@ def join(ranks: Ranks, *, device: str) -> Iterator[None]:
         timeout=_TIMEOUT,
     )
     try:
-        yield
+        with lost_ranks_told(ranks):
+            yield
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def lost_ranks_told(ranks: Ranks) -> Iterator[None]:
+    """Turn the error of a connection to a rank that is gone into one that says so.
+
+    Raises
+    ------
+    TaskError
+        In place of what the connection said.
+    """
+    try:
+        yield
+    except StclnGeoError:
+        raise
+    except RuntimeError as error:
+        # gloo has no class of its own.
+        if ranks.size == 1 or not (
+            isinstance(error, distributed.DistError) or "gloo" in str(error)
+        ):
+            raise
+        raise TaskError(
+            f"Cannot go on training: rank {ranks.rank} of {ranks.size} lost another rank "
+            f"({error}). A run needs all of its ranks. Look for the first error of another rank, "
+            "then run the same command again: it goes on from the last save."
+        ) from error
 
 
 class _SumOverRanks(torch.autograd.Function):

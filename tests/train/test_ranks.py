@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from stcln_geo.cube.store import open_season, write_split
 from stcln_geo.errors import InputError
 from stcln_geo.train.ranks import Ranks, find_ranks
 
@@ -125,6 +129,46 @@ def test_rank_0_speaks_for_all(found: dict[str, Any]) -> None:
 def test_two_ranks_are_one_owner_of_their_run(found: dict[str, Any]) -> None:
     for name, owner in (("0-of-1", "0-of-1"), ("0-of-2", "0-of-2"), ("1-of-2", "0-of-2")):
         assert f"process {found[owner]['pid']} on" in found[name]["refusal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("there", "codes", "told"),
+    [
+        ("gone.zarr", (1, 2), ("lost another rank", "Cannot open the cube .*gone.zarr")),
+        ("split.zarr", (2, 2), ("rank 1 was given other labels than rank 0",) * 2),
+    ],
+    ids=["no data", "other data"],
+)
+def test_ranks_whose_data_are_not_alike_do_not_train(
+    there: str, codes: tuple[int, int], told: tuple[str, str], small_cube: Path, tmp_path: Path
+) -> None:
+    """As where each machine has a copy of its own, and no launcher ends the other ranks."""
+    copy = shutil.copytree(small_cube, tmp_path / "split.zarr")
+    season = open_season(copy, mode="r+")
+    assert season.fields is not None
+    write_split(season, np.roll(season.fields.split, 1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = "from stcln_geo.cli.main import run; run()"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", command, "finetune", str(cube), "--out", str(tmp_path / "run"),
+             "--preset", "tiny", "--steps", "2", "--device", "cpu"],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank, cube in enumerate((small_cube, tmp_path / there))
+    ]  # fmt: skip
+    said = [one.communicate(timeout=300)[1] for one in started]
+
+    assert tuple(one.returncode for one in started) == codes, said
+    for text, part in zip(said, told, strict=True):
+        assert re.search(part, text)
+        assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
 
 
 def test_who_this_is() -> None:
