@@ -84,6 +84,31 @@ class ClassChoice:
             )
         return " ".join(said) or None
 
+    def describe_scarce(
+        self, fields: FieldTable, chosen: np.ndarray, *, wanted: int | None
+    ) -> list[str]:
+        """Say which classes have no field to train on, or fewer than are wanted of each.
+
+        Parameters
+        ----------
+        chosen : (F,) bool. True for the fields to train on.
+        wanted
+            Fields of each class that were asked for; None for no number.
+        """
+        counts = self.count(fields, chosen)
+        learnt = [(self.legend.names[output], int(counts[output])) for output in self.outputs]
+        none = [name for name, count in learnt if not count]
+        few = [f"{name} ({count})" for name, count in learnt if 0 < count < (wanted or 0)]
+        said = []
+        if none:
+            said.append(
+                f"No training fields of {', '.join(none)}: the network has an output for each that "
+                "nothing teaches. Split the labels anew, or leave them out with --ignore."
+            )
+        if few:
+            said.append(f"Fewer than {wanted} training fields: {', '.join(few)}.")
+        return said
+
 
 def choose_classes(
     legend: Legend, ignore: Sequence[str | int] = (), *, silent: Sequence[str] = ()

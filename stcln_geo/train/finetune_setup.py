@@ -174,6 +174,7 @@ def prepare_finetune(
     )
     left_out = classes.describe_ignored(fields)
     notes = [*choice.notes, *([left_out] if left_out else [])]
+    notes += classes.describe_scarce(fields, chosen, wanted=config.labels.fields_per_class)
     frozen = check_freeze(config.optimiser, init, choice.fresh)
     if frozen:
         notes.append(frozen)

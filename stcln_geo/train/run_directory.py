@@ -174,7 +174,7 @@ class RunDirectory:
             if self.status == "finished":
                 return "finished"
             if self.resume_file.is_file():
-                self.update(status="running", error=None)
+                self.update(status="running", error=None, notes=self._notes_of(environment))
                 return "resume"
         elif self.path.is_dir() and any(self.path.iterdir()):
             names = sorted(child.name for child in self.path.iterdir())[:5]
@@ -203,6 +203,16 @@ class RunDirectory:
             ),
         )
         return "new"
+
+    def _notes_of(self, environment: Mapping[str, Any]) -> list[str]:
+        """Return the notes of a run that goes on; where it now runs otherwise, with that."""
+        notes = list(self.summary().get("notes", []))
+        now, before = (
+            f"{one.get('device')}, {one.get('precision')}"
+            for one in (environment, self.environment())
+        )
+        said = f"Begun on {before}; continued on {now}."
+        return notes if now == before or said in notes else [*notes, said]
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""

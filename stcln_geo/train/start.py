@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cube.contract import SCALE
 from ..data.chips import ChipDataset, band_statistics
 from ..data.corpus import shared_bands
 from ..data.reader import band_indices
@@ -18,6 +19,7 @@ from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
 from ..model.stcln import MaskedPretrainer, Stcln
 from ..model.transfer import brings_zscore, load_encoder_into, load_pretrainer_into
+from .run_directory import is_finished
 from .sections import FinetuneOptimiserSection
 
 __all__ = [
@@ -157,18 +159,36 @@ def give_first_weights(
     CheckpointError
         If the checkpoint does not fit the network.
     """
+    said = []
     if lacks_statistics(network.config.bands, init):
         statistics = band_statistics(dataset, seed=seed)
         network.encoder.set_normalisation(statistics.mean.tolist(), statistics.std.tolist())
+        brought = init.bands if init is not None and brings_zscore(init) else ()
+        still = [
+            band
+            for band, std in zip(network.config.bands, statistics.std, strict=True)
+            if std <= SCALE and band not in brought
+        ]
+        if still:
+            said.append(
+                f"Never varies in the training chips: {', '.join(still)}. That says nothing here, "
+                "and where it does vary it would count far too much. Leave it out of model.bands."
+            )
     if init is None:
-        return ()
-    if isinstance(network, Stcln):
-        return tuple(load_encoder_into(network, init.path))
-    return tuple(load_pretrainer_into(network, init.path))
+        return tuple(said)
+    if isinstance(network, MaskedPretrainer):
+        return (*load_pretrainer_into(network, init.path), *said)
+    said = [*load_encoder_into(network, init.path), *said]
+    if init.kind == "classifier":
+        said.append("attention over space and classes begin anew: only the encoder is carried")
+    return tuple(said)
 
 
 def say_differences(source: Source, init: CheckpointInfo | None) -> list[str]:
-    """Say in what a season is unlike those that the checkpoint begun from was trained on."""
+    """Say in what a season is unlike those that the checkpoint begun from was trained on.
+
+    Also that the run which trains it still goes on.
+    """
     notes: list[str] = []
     if init is None:
         return notes
@@ -177,6 +197,10 @@ def say_differences(source: Source, init: CheckpointInfo | None) -> list[str]:
         notes.append(
             f"The checkpoint counts days from {init.season_start}, this season from {start}: what "
             "it learnt about dates is shifted."
+        )
+    if not is_finished(init.path.parent.parent):
+        notes.append(
+            f"The run begun from is not finished: {init.path} holds its best weights so far."
         )
     if init.levels and source.level not in init.levels:
         notes.append(

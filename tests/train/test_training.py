@@ -21,7 +21,7 @@ import zarr
 from safetensors.torch import load_file
 
 from stcln_geo.cube.contract import SPLITS
-from stcln_geo.cube.store import FieldTable, open_season, write_fields
+from stcln_geo.cube.store import FieldTable, open_season, write_fields, write_split
 from stcln_geo.errors import CheckpointError, CubeError, InputError, LabelError, OutputError
 from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.train import journal as journal_module
@@ -305,7 +305,12 @@ def test_a_full_disk_is_named_and_the_last_save_stays(small_cube: Path, tmp_path
     # No part of it takes the room that is lacking.
     names = {"best.safetensors", "last.ckpt", "last.safetensors"}
     assert {child.name for child in checkpoints.iterdir()} == names
+    # It may go on elsewhere, where precision=auto is another one: then its notes say so.
+    environment = tmp_path / "run" / "environment.json"
+    environment.write_text(environment.read_text().replace('"cpu"', '"cuda"'))
     finetune(small_cube, tmp_path / "run", config)
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert notes == ["Begun on cuda, float32; continued on cpu, float32."]
     finetune(small_cube, tmp_path / "whole", config)
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
@@ -544,6 +549,38 @@ def test_begins_from_a_pretrained_encoder(small_cube: Path, tmp_path: Path) -> N
     info = read_metadata(tmp_path / "fine")
     assert info.mean == read_metadata(tmp_path / "pre").mean
     assert info.provenance["init"]["sha256"] == read_metadata(tmp_path / "pre").sha256
+
+
+def test_what_a_run_lacks_is_said_before_it_begins(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    cube = new_cube()
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    code, split = season.fields.code, season.fields.split
+    # One class without a field to train on, another one with a single field.
+    split = np.where((code == 1) & (split == SPLITS["train"]), SPLITS["unused"], split)
+    first = np.flatnonzero((code == 2) & (split == SPLITS["train"]))[0]
+    others = (code == 2) & (split == SPLITS["train"]) & (np.arange(len(code)) != first)
+    write_split(season, np.where(others, SPLITS["unused"], split).astype(np.uint8))
+    season.reflectance[:, 3] = 1234
+
+    plan = plan_finetune(cube, finetune_config(steps=1, labels__fields_per_class=2))
+
+    said = " ".join(plan.notes)
+    assert "No training fields of crop 1: the network has an output" in said
+    assert "Fewer than 2 training fields: crop 2 (1)." in said
+    assert "Never varies in the training chips: swir16." in said
+    finetune(cube, tmp_path / "run", finetune_config(steps=1, labels__ignore=["crop 1"]))
+    told = tmp_path / "run" / "run.json"
+    told.write_text(told.read_text().replace('"finished"', '"running"'))
+    again = plan_finetune(cube, finetune_config(steps=1, init=str(tmp_path / "run")))
+    said = " ".join(again.notes)
+    assert "The run begun from is not finished" in said
+    assert "attention over space and classes begin anew" in said
+    # The checkpoint brings mean and deviation.
+    assert "Never varies" not in said
+    assert "Fewer than" not in said
 
 
 def test_bands_are_matched_by_name_with_the_checkpoint_begun_from(
