@@ -205,11 +205,12 @@ def _operations(plan: TrainingPlan) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from ..model.device import rng_kept
     from ..model.stcln import MaskedPretrainer, Stcln
 
     _, dates, bands, height, width = plan.batch_shape
     config = dataclasses.replace(plan.network)
-    with torch.random.fork_rng():
+    with rng_kept("cpu"):
         images = torch.zeros(_COUNTED_CHIPS, dates, bands, height, width)
         days = torch.arange(dates).expand(_COUNTED_CHIPS, dates)
         valid = torch.ones(_COUNTED_CHIPS, dates, height, width, dtype=torch.bool)

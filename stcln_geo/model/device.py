@@ -13,7 +13,7 @@ from ..errors import InputError
 
 __all__ = [
     "Device", "Precision", "autocast_for", "choose_device", "choose_precision", "product_dtype",
-    "without_tf32",
+    "rng_kept", "without_tf32",
 ]  # fmt: skip
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -76,6 +76,16 @@ def without_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def rng_kept(device: str) -> AbstractContextManager[None]:
+    """Return the context after which torch's generators are as before: the CPU's, a GPU's in use.
+
+    Left to itself, torch keeps those of all GPUs, and warns where there are several.
+    """
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    kept: AbstractContextManager[None] = torch.random.fork_rng(devices)
+    return kept
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -21,7 +21,7 @@ from ..errors import LabelError
 from ..grid import Lattice
 from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
-from ..model.device import Device, choose_device, choose_precision
+from ..model.device import Device, choose_device, choose_precision, rng_kept
 from ..model.stcln import Stcln
 from ..model.transfer import check_sizes
 from .classes import ClassChoice, choose_classes
@@ -226,7 +226,7 @@ def make_finetune_task(
         Make steps without the other ranks.
     """
     config = prepared.config
-    with torch.random.fork_rng():
+    with rng_kept(prepared.device):
         torch.manual_seed(step_seed(config.seed, 0))
         network = Stcln(prepared.network)
     report: tuple[str, ...] = ()

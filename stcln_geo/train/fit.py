@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..execution import ProgressHook
-from ..model.device import without_tf32
+from ..model.device import rng_kept, without_tf32
 from .journal import Journal, read_resumable
 from .memory import memory_kept
 from .ranks import environment_of, lost_ranks_told
@@ -127,7 +127,7 @@ def _train(
         without_tf32(),
         repeatable,
         memory_kept(device),
-        torch.random.fork_rng(),
+        rng_kept(device),
     ):
         torch.manual_seed(step_seed(recipe.seed, 0))
         trainer = Trainer(

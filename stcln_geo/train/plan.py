@@ -17,7 +17,7 @@ from ..cube.season import FieldTable
 from ..data.split import sites_apart
 from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
-from ..model.device import autocast_for
+from ..model.device import autocast_for, rng_kept
 from ..progress import duration_text
 from .card import write_model_card
 from .config import TrainConfig, to_toml
@@ -303,7 +303,7 @@ def rehearse(
             torch.cuda.reset_peak_memory_stats()
         seconds = 0.0
         # Twice: the first step pays for set-up that no other step pays for.
-        with memory_kept(device), autocast_for(precision, device), torch.random.fork_rng():
+        with memory_kept(device), autocast_for(precision, device), rng_kept(device):
             for _ in range(2):
                 begun = time.perf_counter()
                 task.try_step(batches, backward=torch.Tensor.backward)

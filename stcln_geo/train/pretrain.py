@@ -12,7 +12,7 @@ from ..data.stream import ProblemLog
 from ..execution import ProgressHook
 from ..model.checkpoint import CheckpointInfo, read_metadata
 from ..model.config import StclnConfig
-from ..model.device import Device, choose_device, choose_precision
+from ..model.device import Device, choose_device, choose_precision, rng_kept
 from ..model.stcln import MaskedPretrainer
 from ..model.transfer import check_sizes
 from .compiled import check_compiler
@@ -311,7 +311,7 @@ def _make_task(
         Make steps without the other ranks.
     """
     config = prepared.config
-    with torch.random.fork_rng():
+    with rng_kept(prepared.device):
         torch.manual_seed(step_seed(config.seed, 0))
         network = MaskedPretrainer(prepared.network)
     stream, validation = prepared.loading.streams(

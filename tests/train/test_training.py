@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -549,6 +550,22 @@ def test_begins_from_a_pretrained_encoder(small_cube: Path, tmp_path: Path) -> N
     info = read_metadata(tmp_path / "fine")
     assert info.mean == read_metadata(tmp_path / "pre").mean
     assert info.provenance["init"]["sha256"] == read_metadata(tmp_path / "pre").sha256
+
+
+def test_seeds_outside_are_left_alone_and_other_gpus_too(
+    small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with many: torch asks all of them for their generators, and warns of it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    before = torch.initial_seed()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*fork_rng.*")
+
+        plan_finetune(small_cube, finetune_config(steps=1), device="cpu")
+        finetune(small_cube, tmp_path / "run", finetune_config(steps=1), device="cpu")
+        pretrain([small_cube], tmp_path / "pre", pretrain_config(steps=1), device="cpu")
+
+    assert torch.initial_seed() == before
 
 
 def test_what_a_run_lacks_is_said_before_it_begins(
