@@ -99,6 +99,7 @@ def info(
         "std": list(told.std),
         "legend": legend,
         "ignored": None if told.ignored is None else json.loads(told.ignored),
+        "silent": list(told.silent),
         "temperature": told.temperature,
         "chip": told.chip,
         "halo": told.halo,
@@ -127,6 +128,11 @@ def info(
     )
     for band, mean, std in zip(config.bands, told.mean, told.std, strict=True):
         say(f"  {band:<10} mean {mean:.4f}  std {std:.4f}")
+    if legend is not None:
+        say(f"  classes: {', '.join(row['name'] for row in legend)}")
+        silent = [row["name"] for row in legend if row["value"] in told.silent]
+        if silent:
+            say(f"  never learnt: {', '.join(silent)}")
     if told.ignored is not None:
         ignored = ", ".join(row["name"] for row in json.loads(told.ignored))
         say(f"  ignored in training: {ignored}")

@@ -334,6 +334,8 @@ class TestCommand:
         told = CliRunner().invoke(app, ["checkpoint", "info", str(pt2)])
         assert told.exit_code == 0, told.output
         assert "pt2 program: images (B, T, 4, H, W)" in told.output
+        names = ", ".join(f"céréale {code}" for code in range(5))
+        assert f"classes: {names}" in " ".join(told.output.split())
         as_json = CliRunner().invoke(app, ["checkpoint", "info", "--json", str(pt2)])
         assert json.loads(as_json.output)["format"] == "pt2"
 

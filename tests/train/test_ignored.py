@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stcln_geo.cli.main import invoke
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import FieldTable, open_season, write_fields
 from stcln_geo.errors import CheckpointError, LabelError
@@ -155,7 +156,7 @@ def test_a_plan_says_what_is_ignored(small_cube: Path) -> None:
 
 
 def test_a_silent_class_is_an_output_with_the_weight_nought(
-    new_cube: Callable[..., Path], tmp_path: Path
+    new_cube: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cube = new_cube()
     recipe_of = recipe(labels__silent=["crop 1", "void"], loss__class_weights="none", steps=3)
@@ -186,6 +187,11 @@ def test_a_silent_class_is_an_output_with_the_weight_nought(
     assert info.ignored is None
     export_checkpoint(tmp_path / "run", tmp_path / "again.safetensors")
     assert read_metadata(tmp_path / "again.safetensors").silent == info.silent
+    capsys.readouterr()
+    assert invoke(["checkpoint", "info", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert "classes: crop 0, crop 1, crop 2, void\n" in told
+    assert "never learnt: crop 1, void\n" in told
 
 
 def test_silent_classes_keep_their_place_and_new_ones_come_last() -> None:
