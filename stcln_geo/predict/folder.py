@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cube.store import write_json, writing
 from ..errors import OutputError
+from ..lock import LockHolder, hold_lock
 from ..report.beside import remove_accuracy
 from ..storage import Location
 from .assemble import EMBEDDING_STORE
@@ -26,6 +28,7 @@ __all__ = [
     "RUN_FILE",
     "Prediction",
     "claim_folder",
+    "folder_lock",
     "prediction_of",
     "read_json",
     "remove_leftovers",
@@ -39,6 +42,11 @@ COMPANIONS = (
 )  # fmt: skip
 _CUBE_FILE = "zarr.json"
 _SHARD_FILES = ("*.tif", "*.npy", "*.json")
+_TOLD = {
+    "fingerprint": "fingerprint, of the cube's season or of the images that a search found",
+    "aoi": "the region",
+}
+"""What parts of a plan are called for people, where their names say too little."""
 _OWN = (*(f"{layer.name}.tif" for layer in layers_for(OPTIONAL)), *COMPANIONS)
 
 
@@ -70,10 +78,29 @@ class Prediction:
     """Share of labels that change with the lattice; None where nothing was compared."""
 
 
+def folder_lock(out: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a product's folder, ``plan.json.lock`` in it.
+
+    It lies inside, since the folder is what must be writable, and not the one that holds it.
+
+    Raises
+    ------
+    OutputError
+        If another process, or another thread of this one, is making a map there.
+    """
+
+    def refusal(holder: LockHolder, lock: Location) -> OutputError:
+        return OutputError(
+            f"Cannot predict into {out}: process {holder.pid} on {holder.host} has been making the "
+            f"map there since {holder.time}. A map has one command at a time. Wait until it has "
+            f"ended, stop it, or choose another --out; if it runs no longer, remove {lock}."
+        )
+
+    return hold_lock(out / PLAN_FILE, refusal=refusal)
+
+
 def claim_folder(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
-    """Make the folder this run's: empty, or left by an earlier call of it."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    """Make the folder this run's: empty, or left by an earlier call of it; its lock is held."""
     if (out / "classes.vrt").exists():
         raise OutputError(
             f"Cannot predict one cube into {out}: the folder holds the map of several zones, whose "
@@ -87,7 +114,7 @@ def claim_folder(plan: PredictionPlan, out: Path, *, overwrite: bool) -> None:
         changed = "its plan cannot be read"
         if before is not None:
             old, new = before.get("identity", {}), plan.to_json()["identity"]
-            names = [name for name in new if old.get(name) != new[name]]
+            names = [_TOLD.get(name, name) for name in new if old.get(name) != new[name]]
             changed = f"different: {', '.join(names)}"
         raise OutputError(
             f"Cannot predict into {out}: the folder holds another run ({changed}), and a run is "

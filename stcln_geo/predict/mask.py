@@ -36,7 +36,7 @@ class SkipMask:
     values: tuple[int, ...] | None
     """Values that are mapped; None: all but 0 and nodata."""
     fingerprint: str
-    """Of the file's content."""
+    """Of the file's content; of a large file's ends and size, and after a dot of its time."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -45,6 +45,18 @@ class SkipMask:
             "values": None if self.values is None else list(self.values),
             "fingerprint": self.fingerprint,
         }
+
+    @property
+    def is_as_planned(self) -> bool:
+        """True where the file of this path has the planned content; a copy's time may differ.
+
+        Raises
+        ------
+        InputError
+            If there is no such raster here.
+        """
+        found = open_mask(self.path, self.values).fingerprint
+        return found.partition(".")[0] == self.fingerprint.partition(".")[0]
 
     def read(self, window: Window, *, crs: str, resolution: float) -> np.ndarray:
         """Return which pixels of an absolute window are mapped, (H, W) bool.
@@ -144,7 +156,7 @@ def open_mask(path: str | Path, values: Sequence[int] | None = None) -> SkipMask
 
 def _fingerprint(paths: Sequence[Path]) -> str:
     """Hash files, such as a VRT and its sources; of a large one its ends, size and time."""
-    digest = hashlib.sha256()
+    digest, times = hashlib.sha256(), []
     for path in paths:
         if not path.is_file():
             continue  # of the web, or within an archive
@@ -154,8 +166,8 @@ def _fingerprint(paths: Sequence[Path]) -> str:
             if status.st_size <= _WHOLE:
                 digest.update(file.read())
             else:
-                digest.update(str(status.st_mtime_ns).encode())
+                times.append(str(status.st_mtime_ns))
                 digest.update(file.read(_PART))
                 file.seek(-_PART, 2)
                 digest.update(file.read(_PART))
-    return digest.hexdigest()
+    return ".".join([digest.hexdigest(), *times])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cube.sky import prepare_sky
 from ..cube.store import Season, open_season, write_json, writing
-from ..errors import StclnGeoWarning, TaskError
+from ..errors import CubeError, StclnGeoError, StclnGeoWarning, TaskError
 from ..execution import Execution, FailedTask, ProgressHook, run_tasks
 from ..grid import Window
 from ..model.checkpoint import read_metadata
@@ -23,6 +23,7 @@ from ..region import Region
 from ..report.prediction import write_prediction_report
 from ..storage import Location, location
 from .assemble import EMBEDDING_STORE, assemble, write_all_names
+from .checks import fingerprint
 from .delivery import Destination, destination
 from .files import file_checksum, shard_path
 from .folder import (
@@ -30,6 +31,7 @@ from .folder import (
     RUN_FILE,
     Prediction,
     claim_folder,
+    folder_lock,
     prediction_of,
     read_json,
     remove_leftovers,
@@ -152,9 +154,22 @@ def run_prediction(
 ) -> Prediction:
     """Do what a plan says; see ``predict_region``."""
     out = Path(out).resolve()
-    execution = execution or Execution()
     for text in plan.warnings:
         warnings.warn(text, StclnGeoWarning, stacklevel=2)
+    with folder_lock(out):
+        return _run(
+            plan, out, execution=execution or Execution(), progress=progress, overwrite=overwrite
+        )
+
+
+def _run(
+    plan: PredictionPlan,
+    out: Path,
+    *,
+    execution: Execution,
+    progress: ProgressHook | None,
+    overwrite: bool,
+) -> Prediction:
     if plan.source is not None:
         prepare_sky(plan.source.plan.spec.clouds)
     claim_folder(plan, out, overwrite=overwrite)
@@ -190,6 +205,7 @@ def run_prediction(
             execution=execution, label="sieved shard", progress=progress, check=check,
         )  # fmt: skip
         manifests = [{**one, **other} for one, other in zip(manifests, sieved, strict=True)]
+    _check_unchanged(plan, manifests, out)
     labelled = time.monotonic()
     if aside and not manifests:
         raise TaskError(
@@ -248,6 +264,28 @@ def _check_left_out(source: PixelSource, manifests: Sequence[Mapping[str, Any]],
         if one["fetched"]["left_out"]:
             shard_path(out, Window(*one["shard"]), "json").unlink(missing_ok=True)
     raise TaskError(source.excess(left_out))
+
+
+def _check_unchanged(
+    plan: PredictionPlan, manifests: Sequence[Mapping[str, Any]], out: Path
+) -> None:
+    """Raise CubeError where the cube was written meanwhile: the shards are of no one cube then."""
+    if plan.source is not None:
+        return
+    try:
+        same = fingerprint(open_season(plan.cube, plan.season)) == plan.fingerprint
+    except StclnGeoError:
+        same = False  # such as a season that is being replaced
+    if same:
+        return
+    for one in manifests:
+        if "reused" not in one:
+            shard_path(out, Window(*one["shard"]), "json").unlink(missing_ok=True)
+    raise CubeError(
+        f"Cannot finish the map: season {plan.season} of {plan.cube} was changed while it was "
+        "mapped, so that the shards would be of different cubes. When the cube is whole again, run "
+        "the same command, with --overwrite where it holds other pixels than before."
+    )
 
 
 def _failure(plan: PredictionPlan, aside: Sequence[FailedTask], out: Path) -> str:

@@ -21,6 +21,9 @@ from ..errors import CheckpointError, CubeError, MissingFileError, StclnGeoError
 from ..grid import Lattice, Window
 from ..model.checkpoint import read_metadata
 from ..model.device import choose_device
+from ..storage import part_path, writing
+from .checks import fingerprint
+from .files import shard_path
 from .forward import Answer, Network, Recipe, Sample, load_network
 from .mask import SkipMask
 from .outputs import EMBEDDINGS, Layer, layers_for
@@ -119,6 +122,12 @@ class Job:
 
     def kept(self, window: Window) -> np.ndarray | None:
         """Return which pixels the mask asks for, (H, W) bool; None without a mask."""
+        mask = self.mask
+        return None if mask is None else mask.read(window, crs=self.crs, resolution=self.resolution)
+
+    @cached_property
+    def mask(self) -> SkipMask | None:
+        """What says which pixels are mapped, as it was planned with."""
         mask = self.identity["mask"]
         if mask is None:
             return None
@@ -127,7 +136,19 @@ class Job:
             path=Path(mask["path"]),
             values=None if values is None else tuple(values),
             fingerprint=mask["fingerprint"],
-        ).read(window, crs=self.crs, resolution=self.resolution)
+        )
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """Those of season and mask that hold other data here than where the run was planned."""
+        found = []
+        if isinstance(self.source, Season) and (
+            fingerprint(self.source) != self.identity["fingerprint"]
+        ):
+            found.append(f"season {self.source.name} of {self.source.cube}")
+        if self.mask is not None and not self.mask.is_as_planned:
+            found.append(f"the mask {self.mask.path}")
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,10 +300,15 @@ def check_worker(out: str, run: str) -> None:
     Raises
     ------
     StclnGeoError
-        If it does not see the plan of this run, the cube's season or the planned checkpoint,
-        lacks the device, or has no room for pixels that are fetched.
+        If it does not see the plan of this run, or the planned season, mask or checkpoint, cannot
+        write shards, lacks the device, or has no room for pixels that are fetched.
     """
     job = open_job(out, run)
+    probe = part_path(shard_path(out, Window(*job.identity["extent"]), "json"))
+    with writing(probe.parent):
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
     planned = job.identity["checkpoint"]
     found = read_metadata(job.checkpoint).sha256
     if found != planned:
@@ -291,6 +317,11 @@ def check_worker(out: str, run: str) -> None:
             f"with {planned[:12]}... Give all workers the same file, or plan again."
         )
     choose_device(job.identity["device"])
+    if job.others:
+        raise CubeError(
+            f"Cannot use {' and '.join(job.others)}: under this path lie other data than where the "
+            "run was planned. Give all workers the same files, or plan again."
+        )
     if isinstance(job.source, Supply):
         from ..cube.scratch import check_scratch
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from stcln_geo.cog import validate_cog
 from stcln_geo.cube.store import open_season
-from stcln_geo.errors import CheckpointError, InputError, OutputError
+from stcln_geo.errors import CheckpointError, CubeError, InputError, OutputError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window
 from stcln_geo.model.checkpoint import load_model, read_metadata
@@ -31,6 +31,7 @@ from stcln_geo.predict import Prediction, PredictSpec, plan_prediction, predict_
 from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
 from stcln_geo.predict import windows as windows_module
+from stcln_geo.predict.folder import folder_lock
 from stcln_geo.report.accuracy import evaluate_map, write_accuracy
 from stcln_geo.storage import list_files, location, write_file
 
@@ -389,6 +390,50 @@ def test_runs_are_never_mixed(world: Any, tmp_path: Path) -> None:
     fresh = predict_region(world.cube, other, tmp_path / "fresh", region=small, spec=spec)
     assert np.array_equal(layers(second), layers(fresh))
     assert {path.name for path in out.iterdir()} == {*PRODUCT, "notes.txt"}
+
+
+def test_a_folder_has_one_command_at_a_time(world: Any, tmp_path: Path) -> None:
+    """A second one would remove the temporary files, and in the end the shards, of the first."""
+    out = tmp_path / "out"
+    small = shapely.box(500_300, 5_600_000, 500_420, 5_600_100)
+    spec = PredictSpec(**CPU)
+    with (
+        folder_lock(out),
+        pytest.raises(OutputError, match=rf"process {os.getpid()} .*one command at a time.*remove"),
+    ):
+        predict_region(world.cube, world.checkpoint, out, region=small, spec=spec, overwrite=True)
+    assert not list(out.iterdir())
+    predict_region(world.cube, world.checkpoint, out, region=small, spec=spec)
+    assert {path.name for path in out.iterdir()} == PRODUCT
+
+
+def test_a_cube_that_changes_while_it_is_mapped_makes_no_map(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube, out = tmp_path / "cube.zarr", tmp_path / "map"
+    shutil.copytree(world.cube, cube)
+    spec = PredictSpec(**CPU, shard_size=40)
+    made = []
+
+    def be_replaced(task: Any) -> dict[str, Any]:
+        if len(made) == 3:
+            season = open_season(cube, mode="r+")
+            season.valid[:2, :32] = False
+            season.coverage[:2, 0] = 0
+        made.append(predict_shard(task))
+        return made[-1]
+
+    predict_shard = shard_module.predict_shard
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "predict_shard", be_replaced)
+        with pytest.raises(CubeError, match=r"season 2018-09-01 of .* was changed while"):
+            predict_region(cube, world.checkpoint, out, spec=spec)
+    assert not list(out.glob("*.tif"))
+    with pytest.raises(OutputError, match=r"different: fingerprint, of the cube's season"):
+        predict_region(cube, world.checkpoint, out, spec=spec)
+    after = predict_region(cube, world.checkpoint, out, spec=spec, overwrite=True)
+    fresh = predict_region(cube, world.checkpoint, tmp_path / "fresh", spec=spec)
+    assert np.array_equal(layers(after), layers(fresh))
 
 
 def test_the_accuracy_of_a_map_does_not_outlive_it(world: Any, tmp_path: Path) -> None:

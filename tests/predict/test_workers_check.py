@@ -13,9 +13,20 @@ import numpy as np
 import pytest
 import rasterio
 
-from stcln_geo.errors import CheckpointError, CubeError, InputError, StclnGeoError, StclnGeoWarning
+from stcln_geo.cube.store import open_season
+from stcln_geo.errors import (
+    CheckpointError,
+    CubeError,
+    InputError,
+    OutputError,
+    StclnGeoError,
+    StclnGeoWarning,
+)
 from stcln_geo.execution import Execution
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
+from stcln_geo.predict import mask as mask_module
+from stcln_geo.predict import windows as windows_module
+from stcln_geo.predict.mask import open_mask
 from stcln_geo.predict.windows import check_worker
 
 from ..dask_cluster import Cluster, wait_for_workers
@@ -90,6 +101,50 @@ def test_no_plan_another_checkpoint_or_no_gpu(
     if shutil.which("nvidia-smi") is None:
         with pytest.raises(InputError, match="cuda"):
             check_worker(*changed)
+
+
+def test_other_data_under_the_same_path_are_named(
+    world: Any, product: Prediction, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.zarr"
+    shutil.copytree(world.cube, other)
+    check_worker(*copy_of(product, tmp_path, cube=str(other)))
+    season = open_season(other, mode="r+")
+    season.coverage[0, 0, 0] += 1
+    windows_module._job.cache_clear()  # as in another worker
+    with pytest.raises(CubeError, match=r"season 2018-09-01 of .*other\.zarr.* other data"):
+        check_worker(*copy_of(product, tmp_path, cube=str(other)))
+
+    mask = tmp_path / "mask.tif"
+    shutil.copy(product.out / "classes.tif", mask)
+    identity = json.loads((product.out / "plan.json").read_text())["identity"]
+    planned = {**identity, "mask": open_mask(mask).to_json()}
+    masked = copy_of(product, tmp_path, identity=planned)
+    check_worker(*masked)
+    shutil.copy(product.out / "confidence.tif", mask)
+    windows_module._job.cache_clear()
+    with pytest.raises(CubeError, match=r"the mask .*mask\.tif.* other data"):
+        check_worker(*masked)
+
+
+def test_a_worker_that_cannot_write_is_named(product: Prediction, tmp_path: Path) -> None:
+    (tmp_path / "shards").touch()
+    with pytest.raises(OutputError, match=r"Cannot write to .*shards"):
+        check_worker(*copy_of(product, tmp_path))
+
+
+def test_a_copy_of_a_large_mask_is_the_mask(
+    product: Prediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_module, "_WHOLE", 10)
+    monkeypatch.setattr(mask_module, "_PART", 10)
+    path = Path(shutil.copy(product.out / "classes.tif", tmp_path / "mask.tif"))
+    planned = open_mask(path)
+    os.utime(path, (1, 1))
+    assert planned.is_as_planned
+    assert open_mask(path) != planned, "where a run is planned, the time tells"
+    path.write_bytes(path.read_bytes() + b"0")
+    assert not planned.is_as_planned
 
 
 @pytest.mark.slow
