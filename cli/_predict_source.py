@@ -56,6 +56,7 @@ def plan_source(
     season: str | None,
     scratch: Path | None,
     new: bool,
+    threads: int,
 ) -> PredictionPlan:
     """Search, or take the search that a folder keeps, and plan the map; say what was found."""
     from ..cube.request import SearchRequest
@@ -75,7 +76,7 @@ def plan_source(
     lattice = lattice_of(spec, checkpoint)
     plan = plan_search(
         search, checkpoint, spec, out=out, season=season, scratch=scratch, overwrite=new,
-        cube=make_spec(window=lattice.window, halo=lattice.halo, **recipe),
+        threads=threads, cube=make_spec(window=lattice.window, halo=lattice.halo, **recipe),
     )  # fmt: skip
     say(describe_source(plan))
     return plan

@@ -255,8 +255,11 @@ def predict(
         wanted = None if region is None else Region.from_file(region)
         if len(seasons) > 1:
             predict_zones(
-                plan_zone_maps(seasons, read_metadata(checkpoint), spec, region=wanted), place,
-                execution=execution, parcels=parcels, polygons=polygons,
+                plan_zone_maps(
+                    seasons, read_metadata(checkpoint), spec, region=wanted,
+                    threads=execution.threads_per_task,
+                ),
+                place, execution=execution, parcels=parcels, polygons=polygons,
                 dry_run=dry_run, overwrite=overwrite,
             )  # fmt: skip
             return
@@ -270,6 +273,7 @@ def predict(
         plan = plan_source(
             context.params, read_metadata(checkpoint), spec,
             out=place.folder, region=region, season=season, scratch=scratch, new=overwrite,
+            threads=execution.threads_per_task,
         )  # fmt: skip
     say(str(plan))
     say_place(place)

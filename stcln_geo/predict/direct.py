@@ -15,6 +15,7 @@ from ..cube.cost import describe_search
 from ..cube.request import plan_request, request_of
 from ..cube.spec import CubeSpec
 from ..errors import InputError
+from ..execution import Execution
 from ..model.checkpoint import CheckpointInfo, read_metadata
 from .blocks import fetch_layout, plan_fetch
 from .checks import legend_of
@@ -27,7 +28,7 @@ from .spec import PredictSpec
 
 if TYPE_CHECKING:
     from ..cube.request import SearchRequest
-    from ..execution import Execution, ProgressHook
+    from ..execution import ProgressHook
     from ..storage import Location
 
 __all__ = ["describe_source", "plan_search", "predict_search"]
@@ -79,11 +80,12 @@ def predict_search(
         If shards failed for good, or more scenes were left out than ``cube`` allows.
     """
     place = destination(out, work)
+    execution = execution or Execution()
     if not overwrite:
         place.recall()
     plan = plan_search(
         search, read_metadata(checkpoint), spec or PredictSpec(), out=place.folder, cube=cube,
-        season=season, scratch=scratch, overwrite=overwrite,
+        season=season, scratch=scratch, overwrite=overwrite, threads=execution.threads_per_task,
     )  # fmt: skip
     return predict_to(place, plan, execution=execution, progress=progress, overwrite=overwrite)
 
@@ -98,10 +100,12 @@ def plan_search(
     season: str | None = None,
     scratch: Path | None = None,
     overwrite: bool = False,
+    threads: int | None = None,
 ) -> PredictionPlan:
     """Plan a map from a search, or from the one that an earlier call keeps in ``out``.
 
-    Nothing is written. For parameters and errors see ``predict_search``.
+    Nothing is written. For parameters and errors see ``predict_search``, and for ``threads``
+    ``plan_prediction``.
     """
     legend_of(checkpoint)
     recipe = _recipe(cube, checkpoint, spec)
@@ -122,7 +126,7 @@ def plan_search(
         memory=(spec.memory or DEFAULT_MEMORY) // 2,
         kept=before is not None,
     )
-    plan = plan_prediction(planned_season(source), checkpoint, spec, source=source)
+    plan = plan_prediction(planned_season(source), checkpoint, spec, source=source, threads=threads)
     _check_memory(plan, source)
     return plan
 

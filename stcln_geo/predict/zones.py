@@ -11,6 +11,7 @@ CRS of the zone that holds most of the region.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,7 @@ def plan_zone_maps(
     spec: PredictSpec,
     *,
     region: Region | None = None,
+    threads: int | None = None,
 ) -> ZonesPlan:
     """Plan a map for each zone.
 
@@ -123,6 +125,8 @@ def plan_zone_maps(
         One per UTM zone.
     region
         A part of the cubes' region; cubes that do not meet it are left out.
+    threads
+        Windows that a worker will run side by side; see ``plan_prediction``.
 
     Raises
     ------
@@ -138,7 +142,9 @@ def plan_zone_maps(
             notes.append(f"{season.cube} holds nothing of the region in its zone and is left out")
             continue
         part = Region.from_projected(owned, zone, source=f"what {zone} owns of the region")
-        plans[zone.removeprefix("EPSG:")] = plan_prediction(season, checkpoint, spec, region=part)
+        plans[zone.removeprefix("EPSG:")] = plan_prediction(
+            season, checkpoint, spec, region=part, threads=threads
+        )
     if not plans:
         raise InputError(
             f"Cannot predict over {region.source if region else 'the region of the cubes'}: none "
@@ -286,7 +292,7 @@ def _write_collection(plan: ZonesPlan, out: Path) -> None:
     name = f"{out.name}-{main.season}"
     items = {}
     for zone in plan.plans:
-        item = pystac.Item.from_file(str(out / zone / "item.json"))
+        item = pystac.Item.from_dict(json.loads((out / zone / "item.json").read_text("utf-8")))
         item.clear_links()
         item.id = f"{out.name}-{zone}-{main.season}"
         items[item.id] = zone, item
@@ -319,7 +325,8 @@ def _write_collection(plan: ZonesPlan, out: Path) -> None:
                 title=f"{layer.title}, all zones", description=layer.description,
             ),
         )  # fmt: skip
-    collection.set_self_href(str(out / COLLECTION_FILE))
+    # All links are relative. A name of ours, as pystac takes a "#" in a path for part of an address.
+    collection.set_self_href(f"/map/{COLLECTION_FILE}")
 
     def place(item: Any, folder: str) -> str:
         return os.path.join(folder, items[item.id][0], "item.json")

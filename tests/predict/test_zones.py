@@ -44,6 +44,7 @@ REGION = Region.from_bbox((5.9903, 50.4949, 6.0062, 50.5031))
 """About 1.1 x 0.9 km, two thirds of it west of the line at 6 E."""
 
 CODES = ("32631", "32632")
+NAME = "map #1 of 50%"
 SPEC = PredictSpec(device="cpu", precision="float32", min_clear=1, seam_audit=0)
 LAYERS = ("classes", "confidence", "qa", "observations")
 
@@ -78,7 +79,7 @@ def cubes(world: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sea
 @pytest.fixture(scope="module")
 def product(world: Any, cubes: dict[str, Season], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The map, as the command makes it from the name that the cubes were built under."""
-    out = tmp_path_factory.mktemp("product") / "map"
+    out = tmp_path_factory.mktemp("product") / NAME
     name = cubes["32631"].cube.parent / "region.zarr"
     arguments = ["predict", str(name), "--checkpoint", str(world.checkpoint), "--out", str(out),
                  "--device", "cpu", "--min-clear", "1", "--seam-audit", "0"]  # fmt: skip
@@ -243,10 +244,12 @@ def test_a_coarse_view_is_made_of_classes(product: Path) -> None:
         assert set(np.unique(small)) <= {*np.unique(mosaic.read(1)).tolist(), 255}
 
 
-def test_the_collection_leads_to_the_items_and_back(product: Path) -> None:
+def test_the_collection_leads_to_the_items_and_back(product: Path, tmp_path: Path) -> None:
+    # pystac takes what follows a "#" for a part of an address.
+    product = shutil.copytree(product, tmp_path / "map")
     collection = pystac.Collection.from_file(str(product / "collection.json"))
     items = list(collection.get_items())
-    assert [item.id for item in items] == ["map-32631-2018-09-01", "map-32632-2018-09-01"]
+    assert [item.id for item in items] == [f"{NAME}-{code}-2018-09-01" for code in CODES]
     for code, item in zip(CODES, items, strict=True):
         assert item.properties["proj:code"] == f"EPSG:{code}"
         assert item.collection_id == collection.id
@@ -361,12 +364,20 @@ def test_a_zone_whose_shards_fail_does_not_stop_the_others(
 
 
 def test_the_plan_is_printed_and_nothing_written(
-    world: Any, cubes: dict[str, Season], tmp_path: Path, capsys: Any
-) -> None:
+    world: Any, cubes: dict[str, Season], tmp_path: Path, capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     paths = [str(season.cube) for season in cubes.values()]
     common = ["--checkpoint", str(world.checkpoint), "--out", str(tmp_path / "map"), "--dry-run"]
     assert invoke(["predict", *paths, *common]) == 0
     text = capsys.readouterr().out
+    # A scheduler's workers run one window at a time, however many cores this machine has.
+    monkeypatch.setattr("stcln_geo.predict.planning.available_cores", lambda: 64)
+    assert invoke(["predict", *paths, *common, "--scheduler", "tcp://nowhere:8786"]) == 0
+    remote = capsys.readouterr().out
+    info = read_metadata(world.checkpoint)
+    for_one = plan_zone_maps(list(cubes.values()), info, PredictSpec(), threads=1)
+    assert str(for_one) in remote
     assert "Prediction of 2 UTM zones (32631, 32632)" in text
     assert "mosaic in EPSG:32631" in text
     assert text.count("Prediction of season 2018-09-01") == 2
