@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import typer
     from rich.console import Console
@@ -24,6 +25,7 @@ __all__ = [
     "progress_bar",
     "say",
     "say_next",
+    "told",
     "visible",
     "warn",
 ]
@@ -61,6 +63,19 @@ def say_next(*words: object, season: str | None = None, first: str = "") -> None
 def warn(text: str) -> None:
     """Print a warning on standard error."""
     console(stderr=True).print(f"Warning: {visible(text)}", style="yellow", markup=False)
+
+
+@contextmanager
+def told(texts: Iterable[str]) -> Iterator[None]:
+    """Keep warnings that were printed already from being shown again; others are shown."""
+    import warnings
+
+    from ..errors import StclnGeoWarning
+
+    with warnings.catch_warnings():
+        for text in texts:
+            warnings.filterwarnings("ignore", re.escape(text), StclnGeoWarning)
+        yield
 
 
 def execution_from(workers: int, scheduler: str | None, threads: int | None = None) -> Execution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._common import progress_bar, say, warn
+from ._common import progress_bar, say, told, warn
 from ._companions import check_companions, deliver, say_delivered, say_place, write_companions
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ def predict_zones(
     dry_run: bool,
     overwrite: bool,
 ) -> None:
-    import warnings
-
-    from ..errors import StclnGeoWarning
     from ..predict.zones import run_zone_maps
 
     say(str(plan))
@@ -41,8 +38,7 @@ def predict_zones(
         return
     for text in plan.warnings:
         warn(text)
-    with progress_bar("predict") as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", StclnGeoWarning)  # printed above
+    with progress_bar("predict") as progress, told(plan.warnings):
         made = run_zone_maps(
             plan, place.folder, execution=execution, progress=progress, overwrite=overwrite
         )

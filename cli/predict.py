@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import execution_from, parse_memory, progress_bar, say, warn
+from ._common import execution_from, parse_memory, progress_bar, say, told, warn
 from ._companions import check_companions, deliver, say_delivered, say_place, write_companions
 from ._cube_options import (
     AllowHostOption,
@@ -212,10 +212,7 @@ def predict(
     interruption: finished shards are kept. Given the cubes of several UTM zones, it writes a map
     for each into a folder of its own, VRTs over all of them and a STAC collection.
     """
-    import warnings
-
     from ..cube.store import open_season
-    from ..errors import StclnGeoWarning
     from ..model.checkpoint import read_metadata
     from ..predict.delivery import destination
     from ..predict.planning import plan_prediction
@@ -286,8 +283,7 @@ def predict(
         return
     for text in plan.warnings:
         warn(text)
-    with progress_bar("predict") as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", StclnGeoWarning)  # printed above
+    with progress_bar("predict") as progress, told(plan.warnings):
         product = run_prediction(
             plan,
             place.folder,

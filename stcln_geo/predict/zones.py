@@ -325,7 +325,7 @@ def _write_collection(plan: ZonesPlan, out: Path) -> None:
                 title=f"{layer.title}, all zones", description=layer.description,
             ),
         )  # fmt: skip
-    # All links are relative. A name of ours, as pystac takes a "#" in a path for part of an address.
+    # Links are relative. A name of ours, as pystac takes a "#" in a path for part of an address.
     collection.set_self_href(f"/map/{COLLECTION_FILE}")
 
     def place(item: Any, folder: str) -> str:

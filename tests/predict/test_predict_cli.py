@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 import rasterio
 
 from stcln_geo.cli.main import invoke
+from stcln_geo.errors import StclnGeoWarning
+from stcln_geo.predict import run as run_module
+from stcln_geo.predict.shard import ShardTask, predict_shard
 
 
 def arguments(world: Any, out: Path, *more: str) -> list[str]:
@@ -97,6 +101,23 @@ def test_dry_run_writes_nothing(
     assert invoke(arguments(world, tmp_path / "map", "--dry-run", "--halo", "3")) == 0
     assert "stride 10 px" in capsys.readouterr().out
     assert not (tmp_path / "map").exists()
+
+
+def test_what_happens_to_workers_is_said_and_the_plan_once(
+    world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until now the run's own warnings were lost: that a scheduler has no workers, for one."""
+
+    def lose_a_worker(task: ShardTask) -> dict[str, Any]:
+        warnings.warn("1 of 2 Dask workers was sent away.", StclnGeoWarning, stacklevel=2)
+        return predict_shard(task)
+
+    monkeypatch.setattr(run_module, "predict_shard", lose_a_worker)
+    more = ("--window", "20", "--seam-audit", "0", "--shard-size", "256")
+    with pytest.warns(StclnGeoWarning, match="sent away") as said:
+        assert invoke(arguments(world, tmp_path / "map", *more)) == 0
+    assert capsys.readouterr().err.count("trained on chips of 16 px") == 1
+    assert not [one for one in said if "trained on chips" in str(one.message)]
 
 
 @pytest.mark.parametrize(
