@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_baseline",
     "console",
+    "ending_on_signals",
     "execution_from",
     "given_options",
     "parse_memory",
@@ -76,6 +77,45 @@ def told(texts: Iterable[str]) -> Iterator[None]:
         for text in texts:
             warnings.filterwarnings("ignore", re.escape(text), StclnGeoWarning)
         yield
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """End as on Ctrl-C on SIGTERM and SIGHUP, so that locks, workers and scratch are given up.
+
+    Signals that are ignored (as by ``nohup``) or taken by others stay as they are.
+
+    Raises
+    ------
+    typer.Exit
+        With 128 and the number of the signal, by the custom of shells.
+    """
+    import signal
+    import threading
+
+    import typer
+
+    got: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        got.append(number)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [one for one in {*numbers} if signal.getsignal(one) is signal.SIG_DFL]
+    try:
+        for one in taken:
+            signal.signal(one, end)
+        yield
+    except KeyboardInterrupt as error:
+        if not got:
+            raise
+        raise typer.Exit(128 + got[0]) from error
+    finally:
+        for one in taken:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def execution_from(workers: int, scheduler: str | None, threads: int | None = None) -> Execution:

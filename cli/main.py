@@ -41,6 +41,7 @@ _ORDER = (
 )  # fmt: skip
 
 
+_SIGNALS = 128
 _INTERRUPTED = 130
 _CONTINUES = "Interrupted. Run the same command again: it continues where it stopped."
 
@@ -120,10 +121,13 @@ def _root(
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted.
+
+    Above that, 128 and the number of the signal that ended it, as 143 for SIGTERM.
+    """
     _say_warnings_plainly()
     code = invoke(sys.argv[1:] if arguments is None else arguments)
-    if code == _INTERRUPTED:
+    if code > _SIGNALS:
         # Said here, once: the demo runs commands within a command.
         _complain(_CONTINUES)
     sys.exit(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,24 @@ def test_what_happens_to_workers_is_said_and_the_plan_once(
         assert invoke(arguments(world, tmp_path / "map", *more)) == 0
     assert capsys.readouterr().err.count("trained on chips of 16 px") == 1
     assert not [one for one in said if "trained on chips" in str(one.message)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_it_as_ctrl_c_does(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A cluster that stops a machine sends SIGTERM; a lock left there stops the next machine."""
+
+    def be_stopped(task: ShardTask) -> dict[str, Any]:
+        assert list((tmp_path / "map").glob("*.lock"))
+        os.kill(os.getpid(), number)
+        return predict_shard(task)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(run_module, "predict_shard", be_stopped)
+    assert invoke(arguments(world, tmp_path / "map", "--shard-size", "40")) == 128 + number
+    assert {path.name for path in (tmp_path / "map").iterdir()} == {"plan.json", "shards"}
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(
