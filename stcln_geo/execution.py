@@ -98,6 +98,7 @@ def run_tasks(
     retries: int = 1,
     check: Callable[[], None] | None = None,
     failed: list[FailedTask] | None = None,
+    memory: Callable[[int], int] | None = None,
 ) -> list[R]:
     """Run ``function`` on every task and return the results in order of the tasks.
 
@@ -118,6 +119,9 @@ def run_tasks(
     failed
         Where given, tasks that fail for good are put here, and the results are those of the
         others; else they raise.
+    memory
+        Gives what a worker may hold (bytes) that runs so many tasks at once. Where that is more
+        than Dask workers have, a `StclnGeoWarning` says so: they would be killed.
 
     Raises
     ------
@@ -139,7 +143,7 @@ def run_tasks(
 
         runner = run_on_dask(
             function, tasks, workers=execution.workers, scheduler=execution.scheduler,
-            label=label, retries=retries, check=check,
+            label=label, retries=retries, check=check, memory=memory,
         )  # fmt: skip
     with contextlib.closing(runner) as outcomes:
         for index, outcome in outcomes:

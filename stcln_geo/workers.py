@@ -30,6 +30,7 @@ from .errors import (
     UnfitWorkerError,
     stops_all,
 )
+from .fitness import send_away_unfit, warn_of_memory
 from .heap import give_back_memory
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def run_on_dask(
     label: str,
     retries: int,
     check: Callable[[], None] | None,
+    memory: Callable[[int], int] | None = None,
 ) -> Generator[tuple[int, Any], None, None]:
     """Yield the index and the result, or the error, of every task as it ends.
 
@@ -133,7 +135,7 @@ def run_on_dask(
         Local worker processes to start, where no scheduler is given.
     scheduler
         Address of a running scheduler.
-    label, retries, check
+    label, retries, check, memory
         As in ``run_tasks``.
 
     Raises
@@ -145,9 +147,9 @@ def run_on_dask(
     """
     with _connect(scheduler, min(workers, len(tasks))) as client:
         assignment = Assignment(function=function, check=check, run=uuid.uuid4().hex)
-        feeder = _Feeder(client, assignment, tasks, label, retries)
+        feeder = _Feeder(client, assignment, tasks, label, retries, memory)
         try:
-            _send_away_unfit(client, assignment)
+            send_away_unfit(client, assignment)
             yield from feeder.outcomes()
         except Exception as error:
             if isinstance(error, StclnGeoError) or not _is_lost(client, error):
@@ -165,10 +167,12 @@ class _Feeder:
         tasks: Sequence[Any],
         label: str,
         retries: int,
+        memory: Callable[[int], int] | None,
     ) -> None:
         self._client, self._assignment = client, assignment
         self._tasks, self._label = tasks, label
-        self._retries = retries
+        self._retries, self._memory = retries, memory
+        self._seen: set[str] = set()
         self._waiting = deque(range(len(tasks)))
         self._running: dict[Future[Any], int] = {}
         self._suspects: deque[int] = deque()
@@ -190,6 +194,10 @@ class _Feeder:
     def _top_up(self) -> int:
         """Submit tasks until all workers are busy; return the number of workers."""
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        new = {name: one for name, one in workers.items() if name not in self._seen}
+        self._seen.update(new)
+        if self._memory is not None:
+            warn_of_memory(new, self._memory, self._label)
         slots = sum(int(one["nthreads"]) + _WAITING_PER_WORKER for one in workers.values())
         while self._waiting and len(self._running) < slots:
             self._submit(self._waiting.popleft())
@@ -230,7 +238,7 @@ class _Feeder:
             yield index, future.result()
         elif isinstance(error, UnfitWorkerError):
             # The task has not been begun; another worker does it.
-            _send_away_unfit(self._client, self._assignment)
+            send_away_unfit(self._client, self._assignment)
             self._waiting.append(index)
         elif isinstance(error, KilledWorker) and not self._failed[index]:
             # It killed its workers, or only waited behind the one that did: run alone, it shows.
@@ -273,40 +281,6 @@ def _is_lost(client: Client, error: Exception) -> bool:
     from distributed.comm.core import CommClosedError
 
     return isinstance(error, CancelledError | CommClosedError) or client.status != "running"
-
-
-def _send_away_unfit(client: Client, assignment: Assignment) -> None:
-    """Ask all workers whether they can do the work, and close those that cannot.
-
-    Raises
-    ------
-    InputError
-        If none is left.
-    """
-    answers: dict[str, Any] = client.run(assignment.check_worker, on_error="return")
-    unfit = {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
-    if not unfit:
-        return
-    named = "; ".join(f"{name}: {_why(error)}" for name, error in sorted(unfit.items())[:3])
-    if len(unfit) == len(answers):
-        raise InputError(
-            f"Cannot run on the Dask workers: none of {len(unfit)} can do the work ({named}). "
-            "Start workers with the same version of stcln-geo, that see the same files under the "
-            "same paths."
-        )
-    warnings.warn(
-        f"{len(unfit)} of {len(answers)} Dask workers cannot do the work and were sent away "
-        f"({named}).",
-        StclnGeoWarning,
-        stacklevel=2,
-    )
-    client.retire_workers(list(unfit), close_workers=True)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"it has no stcln-geo, or not this version ({error})"
-    return str(error)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ LAYERS = {
     "lock": 1,
     "progress": 1,
     "execution": 1,
+    "fitness": 1,
     "workers": 1,
     "cube": 2,
     "datasets": 2,

@@ -159,6 +159,39 @@ def test_the_check_also_guards_this_process(monkeypatch):
         run_tasks(str, [1], execution=Execution(), label="task", check=sees_its_folder)
 
 
+def test_workers_with_too_little_memory_for_their_threads_are_named(cluster):
+    """Also those that join late. Dask kills a worker whose memory is full, again and again."""
+    cluster.worker("--memory-limit", "2 GB")
+    wait_for_workers(cluster, 1)
+    late = threading.Timer(1.5, cluster.worker, ("--nthreads", "3", "--memory-limit", "2 GB"))
+    late.start()
+    with pytest.warns(StclnGeoWarning, match="less memory") as said:
+        results = run(cluster, note, 40, memory=lambda tasks: 700_000_000 * tasks)
+    assert [number for number, _ in results] == list(range(40))
+    (text,) = (str(one.message) for one in said)
+    assert "1 of 1 Dask workers" in text
+    assert "3 threads, 2.0 GB; 2.1 GB needed" in text
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_others(cluster, monkeypatch):
+    monkeypatch.setattr("stcln_geo.fitness._ANSWER_SECONDS", 2.0)
+    cluster.worker()
+    hangs = cluster.worker()
+    wait_for_workers(cluster, 2)
+    hangs.send_signal(signal.SIGSTOP)
+    seen = []
+
+    def wake() -> None:
+        seen.append(len(done(cluster)))
+        hangs.send_signal(signal.SIGCONT)
+
+    threading.Timer(10, wake).start()
+    with pytest.warns(StclnGeoWarning, match="Not all Dask workers said"):
+        results = run(cluster, note, 12)
+    assert [number for number, _ in results] == list(range(12))
+    assert seen[0] > 0, "the other one worked meanwhile"
+
+
 def test_a_scheduler_that_dies_is_one_sentence(cluster):
     cluster.worker()
     wait_for_workers(cluster, 1)

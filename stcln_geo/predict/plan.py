@@ -265,6 +265,10 @@ class PredictionPlan:
         reading = side**2 * self._pixel_bytes + self._line_bytes * side
         return self.fixed_bytes + self._fetch_bytes + reading
 
+    def worker_bytes(self, shards: int) -> int:
+        """About what one worker holds at most that labels so many shards at once (bytes)."""
+        return _PROCESS_BYTES + shards * (self.memory_bytes - _PROCESS_BYTES)
+
     @property
     def disk_bytes(self) -> int:
         """At most what the folder holds while it is written (bytes): shards, maps, overviews."""

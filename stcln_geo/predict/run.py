@@ -192,7 +192,7 @@ def _run(
     check = partial(check_worker, str(out), plan.run_hash)
     manifests = run_tasks(
         predict_shard, tasks, execution=execution, label="shard", progress=progress,
-        check=check, failed=aside,
+        check=check, failed=aside, memory=plan.worker_bytes,
         # Reading retries by itself; a whole shard read again would cost minutes.
         retries=1 if plan.source is None else 0,
     )  # fmt: skip
