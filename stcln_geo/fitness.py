@@ -13,23 +13,26 @@ from .errors import InputError, StclnGeoWarning
 if TYPE_CHECKING:
     from distributed import Client
 
-    from .workers import Assignment
-
 __all__ = ["send_away_unfit", "warn_of_memory"]
 
 _ANSWER_SECONDS = 120.0
 """How long workers are waited for that are asked whether they can do the work."""
 
 
-def send_away_unfit(client: Client, assignment: Assignment) -> None:
+def send_away_unfit(client: Client, check: Callable[[], None]) -> None:
     """Ask all workers whether they can do the work, and close those that cannot.
+
+    Parameters
+    ----------
+    check
+        Called in each of them; raises where it cannot.
 
     Raises
     ------
     InputError
         If none is left.
     """
-    answers = _ask(client, assignment)
+    answers = _ask(client, check)
     unfit = {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
     if not unfit:
         return
@@ -49,13 +52,13 @@ def send_away_unfit(client: Client, assignment: Assignment) -> None:
     client.retire_workers(list(unfit), close_workers=True)
 
 
-def _ask(client: Client, assignment: Assignment) -> dict[str, Any]:
+def _ask(client: Client, check: Callable[[], None]) -> dict[str, Any]:
     """Return what the workers say of themselves; nothing where one of them hangs."""
     answers: futures.Future[dict[str, Any]] = futures.Future()
 
     def ask() -> None:
         try:
-            answers.set_result(client.run(assignment.check_worker, on_error="return"))
+            answers.set_result(client.run(check, on_error="return"))
         except Exception as error:
             answers.set_exception(error)
 

@@ -149,7 +149,7 @@ def run_on_dask(
         assignment = Assignment(function=function, check=check, run=uuid.uuid4().hex)
         feeder = _Feeder(client, assignment, tasks, label, retries, memory)
         try:
-            send_away_unfit(client, assignment)
+            send_away_unfit(client, assignment.check_worker)
             yield from feeder.outcomes()
         except Exception as error:
             if isinstance(error, StclnGeoError) or not _is_lost(client, error):
@@ -238,7 +238,7 @@ class _Feeder:
             yield index, future.result()
         elif isinstance(error, UnfitWorkerError):
             # The task has not been begun; another worker does it.
-            send_away_unfit(self._client, self._assignment)
+            send_away_unfit(self._client, self._assignment.check_worker)
             self._waiting.append(index)
         elif isinstance(error, KilledWorker) and not self._failed[index]:
             # It killed its workers, or only waited behind the one that did: run alone, it shows.
