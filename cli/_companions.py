@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import progress_bar, say
 
 if TYPE_CHECKING:
+    from ..execution import Execution
     from ..legend import Legend
     from ..predict.delivery import Destination
+    from ..predict.plan import PredictionPlan
 
 __all__ = ["check_companions", "deliver", "say_delivered", "say_place", "write_companions"]
 
@@ -45,6 +48,19 @@ def say_place(place: Destination) -> None:
     if place.bucket is not None:
         kept = "removed" if place.own else "kept"
         say(f"Made in {place.folder} ({kept} afterwards), then copied to {place.bucket}.")
+
+
+def say_time(
+    plans: Sequence[PredictionPlan], folders: Sequence[Path], execution: Execution
+) -> None:
+    """Say how long plans take, each of which makes a map in a folder of its own."""
+    from ..predict.estimate import estimate_time
+
+    for plan, folder in zip(plans, folders, strict=True):
+        found = estimate_time(plan, execution=execution, out=folder)
+        of_one = f" (season {plan.season}, {plan.crs_name})" if len(plans) > 1 else ""
+        unknown = "not known before the first shards are done"
+        say(f"  time        {found or unknown}{of_one}")
 
 
 def deliver(place: Destination, run: str) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._common import ending_on_signals, progress_bar, say, told, warn
-from ._companions import check_companions, deliver, say_delivered, say_place, write_companions
+from ._companions import (
+    check_companions,
+    deliver,
+    say_delivered,
+    say_place,
+    say_time,
+    write_companions,
+)
 
 if TYPE_CHECKING:
     from ..execution import Execution
@@ -32,6 +39,8 @@ def predict_zones(
     say_place(place)
     check_companions(parcels, polygons)
     if dry_run:
+        folders = [place.folder / zone for zone in plan.plans]
+        say_time(list(plan.plans.values()), folders, execution)
         return
     if place.holds(plan.run_hash, overwrite=overwrite):
         say_delivered(place, parcels=parcels, polygons=polygons)

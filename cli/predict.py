@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from ._common import ending_on_signals, execution_from, parse_memory, progress_bar, say, told, warn
-from ._companions import check_companions, deliver, say_delivered, say_place, write_companions
+from ._companions import (
+    check_companions,
+    deliver,
+    say_delivered,
+    say_place,
+    say_time,
+    write_companions,
+)
 from ._cube_options import (
     AllowHostOption,
     BboxOption,
@@ -276,6 +283,7 @@ def predict(
     say_place(place)
     check_companions(parcels, polygons)
     if dry_run:
+        say_time([plan], [place.folder], execution)
         place.leave()
         return
     if place.holds(plan.run_hash, overwrite=overwrite):

@@ -5,7 +5,7 @@ which pixel, ``windows`` reads them, ``forward`` runs the network, ``smooth`` an
 probabilities into those of the map, ``outputs`` and ``qa`` name the layers; ``shard`` labels one
 square, ``sieve`` merges small patches across them, ``assemble`` joins them, ``seam`` measures the
 seams, ``style`` and ``product`` write what people and catalogs open, ``run`` is the whole, and
-``zones`` makes it once per UTM zone.
+``zones`` makes it once per UTM zone. ``estimate`` says how long it takes.
 
 Without a cube, ``direct`` plans a map from a search and ``source`` keeps it; ``fetch`` builds the
 pixels ahead of the windows, in ``blocks``, in a folder that does not stay.

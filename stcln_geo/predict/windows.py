@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -42,8 +42,10 @@ __all__ = [
     "Labelled",
     "Tally",
     "check_worker",
+    "job_of",
     "open_job",
     "read_plan",
+    "read_samples",
     "run_windows",
 ]
 
@@ -192,7 +194,7 @@ def run_windows(
     def read(group: Group) -> tuple[Group, list[Sample | None]]:
         with pixels.pixels_of(group) as season:
             started = time.monotonic()
-            samples = _read_samples(season, group, tuple(job.identity["bands"]))
+            samples = read_samples(season, group, tuple(job.identity["bands"]))
         tally.read_seconds += time.monotonic() - started
         return group, samples
 
@@ -240,7 +242,7 @@ def _label(
     tally.windows += len(seen)
 
 
-def _read_samples(season: Season, group: Group, bands: tuple[str, ...]) -> list[Sample | None]:
+def read_samples(season: Season, group: Group, bands: tuple[str, ...]) -> list[Sample | None]:
     """Read a rectangle once and cut its windows; None for a window without any valid pixel."""
     area = group.area.relative_to(season.window)
     try:
@@ -356,7 +358,12 @@ def read_plan(out: str, run: str) -> dict[str, Any]:
 
 def open_job(out: str, run: str) -> Job:
     """Read the plan, and open the season once per worker."""
-    return _job(json.dumps(read_plan(out, run)))
+    return job_of(read_plan(out, run))
+
+
+def job_of(plan: Mapping[str, Any]) -> Job:
+    """Return what ``PredictionPlan.to_json`` told, with the season opened once per process."""
+    return _job(json.dumps(plan))
 
 
 @lru_cache(maxsize=4)
