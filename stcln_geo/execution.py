@@ -132,10 +132,10 @@ def run_tasks(
     """
     results: dict[int, R] = {}
     failures: dict[int, BaseException] = {}
-    if progress is not None:
-        progress(0, len(tasks), label)
     if not tasks:
         return []
+    if progress is not None:
+        progress(0, len(tasks), label)
     if execution.workers == 0 and execution.scheduler is None:
         runner = _run_here(function, tasks, retries=retries, check=check)
     else:

@@ -142,7 +142,11 @@ def test_what_one_task_cannot_read_is_set_aside_and_what_stops_all_stops_at_once
 
 def test_without_tasks_no_worker_is_started():
     nobody = Execution(scheduler="tcp://127.0.0.1:1")
-    assert run_tasks(_square, [], execution=nobody, label="square") == []
+
+    def progress(*_: object) -> None:
+        raise AssertionError("there is no progress with nothing to do")
+
+    assert run_tasks(_square, [], execution=nobody, label="square", progress=progress) == []
 
 
 def _break_on_three(task: tuple[int, str]) -> int:
