@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cube.sky import prepare_sky
-from ..cube.store import Season, open_season, write_json, writing
-from ..errors import CubeError, StclnGeoError, StclnGeoWarning, TaskError
+from ..cube.store import Season, list_seasons, open_season, write_json, writing
+from ..errors import CubeError, OutputError, StclnGeoError, StclnGeoWarning, TaskError
 from ..execution import Execution, FailedTask, ProgressHook, run_tasks
 from ..grid import Window
 from ..model.checkpoint import read_metadata
@@ -49,7 +49,7 @@ from .sieved import sieve_shard, sieve_tasks
 from .source import left_out_of
 from .spec import PredictSpec
 from .style import write_legend, write_pictures, write_style
-from .windows import check_worker
+from .windows import PLAN_FILE, check_worker
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -106,7 +106,7 @@ def predict_region(
         those that failed.
     """
     place = destination(out, work)
-    cube_path = _as_cube(cube, place.folder)
+    cube_path = _as_cube(cube, place.folder, overwrite=overwrite)
     opened = open_season(cube_path, season)
     info = read_metadata(checkpoint)
     execution = execution or Execution()
@@ -310,15 +310,33 @@ def _failure(plan: PredictionPlan, aside: Sequence[FailedTask], out: Path) -> st
     )
 
 
-def _as_cube(cube: str | Location | xr.Dataset, out: Path) -> Location:
+def _as_cube(cube: str | Location | xr.Dataset, out: Path, *, overwrite: bool) -> Location:
     """Return a cube's path; a dataset is written as a cube into the folder first."""
     if isinstance(cube, str | Location):
         return location(cube)
     from ..cube.dataset import write_cube
 
+    target = out.resolve() / _CUBE
+    if not overwrite and _is_foreign(target, out):
+        raise OutputError(
+            f"Cannot predict into {out}: a dataset is first written there as {_CUBE}, and the "
+            "folder holds a cube of that name already, which no call of this kind wrote. Choose "
+            "another folder, or pass overwrite=True to replace the cube."
+        )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    return write_cube(cube, out / _CUBE, overwrite=True)
+    return write_cube(cube, target, overwrite=True)
+
+
+def _is_foreign(target: Path, out: Path) -> bool:
+    """Return True where a finished cube lies that no earlier call wrote for its map."""
+    plan = read_json(out / PLAN_FILE)
+    if plan is not None and plan.get("cube") == str(target):
+        return False
+    try:
+        return bool(list_seasons(target))
+    except StclnGeoError:
+        return False  # nothing is there, or what a call that was cut short had begun
 
 
 def _as_region(region: Any, season: Season) -> Region | None:

@@ -509,11 +509,20 @@ def test_a_dataset_is_mapped_like_the_cube_made_of_it(
             "x": affine.c + affine.a * (np.arange(width) + 0.5),
         },
     ).rio.write_crs(world.crs)
-    product = predict_region(
-        dataset, world.checkpoint, tmp_path, region=season.aoi, spec=PredictSpec(**CPU)
-    )
+    options = {"region": season.aoi, "spec": PredictSpec(**CPU)}
+    product = predict_region(dataset, world.checkpoint, tmp_path, **options)
     assert np.array_equal(layers(product), by_hand)
     assert (tmp_path / "cube.zarr" / season.name).is_dir()
+    again = predict_region(dataset, world.checkpoint, tmp_path, **options)
+    assert again.resumed_shards
+
+    # A cube of one's own of that name, as in the folder of a project, stays.
+    mine = tmp_path / "project" / "cube.zarr"
+    shutil.copytree(world.cube, mine)
+    kept = list_files(mine)
+    with pytest.raises(OutputError, match=r"holds a cube of that name.*overwrite=True"):
+        predict_region(dataset, world.checkpoint, mine.parent, **options)
+    assert list_files(mine) == kept
 
 
 @pytest.mark.gpu
