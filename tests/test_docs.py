@@ -166,7 +166,7 @@ def prose(page: Path) -> str:
 
 FOREIGN = {
     "--gpus", "--gpus-per-task", "--interface", "--lifetime", "--mem-per-cpu", "--full-check",
-    "--strict", "--study",
+    "--memory-limit", "--strict", "--study",
 }  # fmt: skip
 """Options of SLURM, Dask, GDAL's validator and a study that the prose names."""
 
