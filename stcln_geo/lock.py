@@ -1,12 +1,15 @@
 """One writer per folder: a lock file beside a cube or a run that says who is writing it.
 
 The file ``NAME.lock`` names host, process and time. A lock whose process has died on this host is
-taken over, and so is one of an earlier life of the same SLURM job, whichever host that ran on.
-Otherwise it cannot be known of another host, so the error says which file to remove.
+taken over, and so is one of an earlier life of the same SLURM job, whichever host that ran on. A
+holder touches its file every half minute, so that one of another host which has been still for ten
+minutes is taken over too: its host has failed, or its container is gone. The times are those of the
+file system, which hosts that share it agree on.
 
 In object storage the lock is an object, written on condition that there is none yet
 (``If-None-Match: *``); one is taken over on condition that it still is the dead holder's
-(``If-Match``). Where a server ignores conditions, only writers that begin within the same moment
+(``If-Match``). It shows no sign of life: of another host, the error says which object to remove.
+Where a server ignores conditions, only writers that begin within the same moment
 would not see one another.
 """
 
@@ -17,6 +20,7 @@ import datetime
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -33,6 +37,10 @@ from .storage import (
 )
 
 __all__ = ["LockHolder", "hold_lock", "lock_path"]
+
+_BEAT_SECONDS = 30.0
+_STILL_BEATS = 20
+"""A holder that gave no sign of life for so many beats exists no longer."""
 
 _UNWRITTEN_SECONDS = 2.0
 """A lock file still empty after this long was left by a process that died creating it."""
@@ -52,6 +60,8 @@ class LockHolder:
     """Cluster and number of the SLURM job; empty outside of one."""
     restart: int = 0
     """How often that job had been requeued."""
+    beat: float = 0.0
+    """Seconds between its signs of life; 0: it gives none."""
 
     @property
     def is_dead(self) -> bool:
@@ -100,6 +110,7 @@ def hold_lock(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         job=job,
         restart=restart,
+        beat=0.0 if isinstance(lock, S3Path) else _BEAT_SECONDS,
     )
     with writing(lock):
         if isinstance(lock, S3Path):
@@ -110,10 +121,45 @@ def hold_lock(
     if holder is not None:
         raise refusal(holder, lock)
     try:
-        yield
+        with _signs_of_life(lock, me):
+            yield
     finally:
         if _read(lock) == me:
             lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _signs_of_life(lock: Location, me: LockHolder) -> Iterator[None]:
+    """Touch the lock again and again while it is held."""
+    over = threading.Event()
+
+    def show() -> None:
+        while not over.wait(me.beat):
+            with contextlib.suppress(OSError):
+                os.utime(str(lock))
+
+    thread = threading.Thread(target=show, name="lock", daemon=True)
+    if me.beat:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if me.beat:
+            thread.join()
+
+
+def _is_still(lock: Path, holder: LockHolder) -> bool:
+    """Return True for a holder of another host whose signs of life have ended long ago."""
+    if not holder.beat or holder.host == socket.gethostname():
+        return False
+    now = lock.with_name(f".{lock.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        now.touch()
+        still = now.stat().st_mtime - lock.stat().st_mtime
+    finally:
+        now.unlink(missing_ok=True)
+    return still > holder.beat * _STILL_BEATS
 
 
 def _take(lock: Path, me: LockHolder) -> LockHolder | None:
@@ -162,7 +208,7 @@ def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
         deadline = time.monotonic() + _UNWRITTEN_SECONDS
         while not (written := _parse(lock.read_bytes())) and time.monotonic() < deadline:
             time.sleep(0.02)
-        if written is not None and not written.is_dead:
+        if written is not None and not written.is_dead and not _is_still(lock, written):
             return written
         if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
             file.seek(0)

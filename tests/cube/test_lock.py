@@ -85,11 +85,34 @@ def test_a_half_written_lock_is_no_holder(
         pass
 
 
-def test_another_host_is_never_overruled(tmp_path: Path):
-    lock = forge(tmp_path / "c.zarr", host="elsewhere", pid=1)
-    with pytest.raises(CubeError, match="process 1 on elsewhere"), cube_lock(tmp_path / "c.zarr"):
+@pytest.mark.parametrize(
+    ("beat", "still", "taken"),
+    [(30.0, 590, False), (30.0, 610, True), (0.0, 10**6, False)],
+    ids=["alive", "gone", "silent by nature"],
+)
+def test_another_host_is_overruled_where_it_is_surely_gone(
+    tmp_path: Path, beat: float, still: float, taken: bool
+):
+    lock = forge(tmp_path / "c.zarr", host="elsewhere", pid=1, beat=beat)
+    os.utime(lock, (time.time() - still,) * 2)
+    refused = pytest.raises(CubeError, match="process 1 on elsewhere")
+    with contextlib.nullcontext() if taken else refused, cube_lock(tmp_path / "c.zarr"):
         pass
-    assert lock.exists()
+    assert lock.exists() is not taken
+    assert os.listdir(tmp_path) == ([] if taken else ["c.zarr.lock"])
+
+
+def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stcln_geo.lock._BEAT_SECONDS", 0.01)
+    cube = tmp_path / "c.zarr"
+    with cube_lock(cube):
+        assert json.loads(lock_path(cube).read_text())["beat"] == 0.01
+        os.utime(lock_path(cube), (0, 0))
+        deadline = time.monotonic() + 20
+        while lock_path(cube).stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert time.time() - lock_path(cube).stat().st_mtime < 60
+    assert not lock_path(cube).exists()
 
 
 def test_the_lock_of_a_zombie_is_taken_over(tmp_path: Path):
