@@ -110,7 +110,7 @@ def read_scores(steps: Steps) -> list[Score]:
             scores.append(_score_of(step, view, found))
             if step.forest:
                 # It has no confidence that could be right or wrong.
-                calibration = {**dict.fromkeys(found["calibration"]), "bins": []}
+                calibration: dict[str, Any] = {**dict.fromkeys(found["calibration"]), "bins": []}
                 forest = {**found, **found["baseline"], "calibration": calibration}
                 scores.append(replace(_score_of(step, view, forest), arm=step.forest))
     return scores
