@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,8 +133,38 @@ def test_floats_that_are_not_finite_are_no_data(dtype: str, factor: float):
     np.testing.assert_array_equal(usable, [[False] * 4 + [True, True, False]])
 
 
-def test_declared_scale_and_nodata_are_used():
-    item = {"assets": {"red": {"raster:bands": [{"scale": 2e-4, "offset": 0.01, "nodata": 7}]}}}
+@pytest.mark.parametrize("offset", [0, -1000, -32768, 300])
+@pytest.mark.parametrize("factor", [1.0, 2.0, 0.275])
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
+def test_every_number_is_scaled_shifted_and_cut_by_one_rule(dtype: str, factor: float, offset: int):
+    """Also where all numbers fit into 16 bits, and in an empty window."""
+    generator = np.random.default_rng(5)
+    low, high = (-32768, 32767) if dtype == "int16" else (0, 65535)
+    wide = np.r_[low, 0, 7, 32767, high, generator.integers(low, high, 300)].astype(dtype)
+    for raw in (wide[:, None], wide[np.abs(wide) < 9000][None], wide[:0][None]):
+        values, usable = harmonise(raw, Radiometry(offset=offset, factor=factor, nodata=7))
+        for source, value, good in zip(raw.flat, values.flat, usable.flat, strict=True):
+            exact = round(float(source) * factor + offset)
+            expected = FILL if source == 7 else min(max(exact, FILL + 1), 32767)
+            assert (value, good) == (expected, bool(source != 7 and FILL < exact <= 32767))
+
+
+BAND = {"scale": 2e-4, "offset": 0.01, "nodata": 7}
+PREFIXED = {"raster:scale": 2e-4, "raster:offset": 0.01}
+
+
+@pytest.mark.parametrize(
+    "asset",
+    [
+        {"raster:bands": [BAND]},
+        {"bands": [{**PREFIXED, "nodata": 7}]},
+        {"bands": [PREFIXED], "nodata": 7},
+        {**PREFIXED, "bands": [{"name": "B04"}], "nodata": 7},
+        {**PREFIXED, "bands": ["B04"], "nodata": 7},
+    ],
+    ids=["STAC 1.0", "1.1 in the band", "1.1 mixed", "1.1 in the asset", "names for bands"],
+)
+def test_declared_scale_and_nodata_are_used(asset: dict[str, Any]):
     profile = CollectionProfile(offset=OffsetRule(declared=True))
-    found = resolve_offset(item, "red", profile)
+    found = resolve_offset({"assets": {"red": asset}}, "red", profile)
     assert (found.factor, found.offset, found.nodata) == (2.0, 100, 7)

@@ -63,6 +63,16 @@ def test_small_shards_cut_along_the_lattice_so_that_no_window_runs_twice(size: i
     assert parts == whole
 
 
+@pytest.mark.parametrize("size", [1, 8, 13, 50, 64])
+@pytest.mark.parametrize("stride", [8, 11])
+def test_shards_are_about_as_large_as_asked(size: int, stride: int) -> None:
+    for start, length in ((-560_033, 101), (50_017, 275), (3, 1)):
+        lines = cut_lines(start, length, size=size, stride=stride)
+        assert (lines[0], lines[-1]) == (start, start + length)
+        assert all(line % stride == 0 for line in lines[1:-1])
+        assert all(0 < last - first < size + stride for first, last in pairwise(lines))
+
+
 def test_shards_of_4096_px_count_from_the_start() -> None:
     assert cut_lines(-5, 9000, size=4096, stride=24) == [-5, 4091, 8187, 8995]
 
@@ -107,6 +117,21 @@ def test_the_mask_asks_each_pixel_centre() -> None:
             centre = shapely.Point(left + col * 10 + 5, top - row * 10 - 5)
             assert mask[row, col] == geometry.intersects(centre)
     assert 0 < mask.sum() < mask.size
+
+
+def test_the_mask_asks_each_pixel_centre_also_over_squares_wholly_in_or_out() -> None:
+    window = Window(-5_111, 730, 301, 203)
+    top, left = -window.row * 10.0, window.col * 10.0
+    holed = shapely.Polygon(
+        [(left + 31, top + 40), (left + 1901, top - 97), (left + 1500, top - 3100)],
+        [[(left + 1005, top - 999), (left + 1012, top - 999), (left + 1012, top - 1400)]],
+    )
+    speck = shapely.box(left + 196, top - 2806, left + 219, top - 2784)
+    mask = region_mask(holed.union(speck), window, resolution=10.0)
+    x = left + 10 * np.arange(203) + 5
+    y = top - 10 * np.arange(301) - 5
+    expected = shapely.intersects_xy(holed.union(speck), *np.meshgrid(x, y))
+    assert np.array_equal(mask, expected)
 
 
 def test_the_mask_of_a_part_is_the_part_of_the_mask() -> None:
