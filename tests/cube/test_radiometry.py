@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -96,6 +97,33 @@ def test_recorded_items_meet_the_expected_table(row: dict[str, str], shared: Pat
             for override in (None, -0.1):
                 found = resolve_offset(item, key, profile, baseline=baseline, override=override)
                 assert found.offset == int(row["other_dn"]), key
+
+
+def test_the_first_rule_that_holds_decides():
+    """All rules on or off, and what they ask for there or not: 2^7 cases."""
+    for rules in itertools.product((False, True), repeat=7):
+        given, flagged, flag, declared, number, since, new = rules
+        rule = OffsetRule(
+            applied_property="applied" if flagged else None,
+            declared=declared,
+            baseline=BaselineRule(since="04.00", offset=-0.3) if since else None,
+        )
+        asset = {"raster:bands": [{"offset": -0.2} if number else {}]}
+        item = {"properties": {"applied": flag}, "assets": {"B04": asset}}
+        found = resolve_offset(
+            item, "B04", CollectionProfile(offset=rule), override=-0.1 if given else None,
+            baseline="04.00" if new else "03.01",
+        )  # fmt: skip
+        holding = [
+            (-1000, "given by the user", given),
+            (0, "already applied", flagged and flag),
+            (-2000, "declared", declared and number),
+            (-3000, "baseline", since and new),
+            (0, "none", True),
+        ]
+        assert (found.offset, found.source) == next(one[:2] for one in holding if one[2]), rules
+        bare = resolve_offset({}, "B04", CollectionProfile(offset=rule), baseline="03.01")
+        assert bare.offset == 0
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,47 @@ def test_augmentation_reaches_all_eight_symmetries_evenly() -> None:
     assert min(counts.values()) > 25
 
 
+def kept_dates(options: Augmentation, *, dates: int = 10, chips: int = 600) -> list[list[int]]:
+    """Return the positions of the dates that chips of so many keep."""
+    generator, chip = np.random.default_rng(2), make_chip(dates, side=2)
+    thinned = [augment(chip, generator, options) for _ in range(chips)]
+    return [((one.days - 3) // 10).tolist() for one in thinned]
+
+
+def test_a_prefix_ends_at_any_date_and_leaves_out_none_before() -> None:
+    kept = kept_dates(Augmentation(prefix=1.0, min_dates=4))
+    assert all(dates == list(range(len(dates))) for dates in kept)
+    ends = np.bincount([len(dates) for dates in kept], minlength=11)
+    # 600 chips, 7 ends: 86 each, with a standard deviation of 8.6.
+    assert not ends[:4].any()
+    assert ends[4:].min() > 45
+    assert ends[4:].max() < 130
+    some = kept_dates(Augmentation(prefix=0.3, min_dates=4))
+    assert np.mean([len(dates) < 10 for dates in some]) == pytest.approx(0.3 * 6 / 7, abs=0.08)
+
+
+def test_dropping_dates_leaves_out_up_to_the_share_and_any_date_alike() -> None:
+    kept = kept_dates(Augmentation(drop_dates=0.5))
+    assert {len(dates) for dates in kept} == {5, 6, 7, 8, 9, 10}
+    assert np.mean([len(dates) for dates in kept]) == pytest.approx(7.5, abs=0.25)
+    shown = np.bincount([date for dates in kept for date in dates], minlength=10) / len(kept)
+    assert shown == pytest.approx(0.75, abs=0.08)
+    assert all(dates == sorted(set(dates)) for dates in kept)
+
+
+def test_prefix_and_dropping_leave_the_least_and_no_more_than_the_most_dates() -> None:
+    both = {"prefix": 1.0, "drop_dates": 0.9, "min_dates": 4}
+    kept = kept_dates(Augmentation(**both))
+    assert {len(dates) for dates in kept} == {4, 5, 6, 7, 8, 9, 10}
+    assert {dates[-1] for dates in kept} == set(range(3, 10))
+    assert any(len(dates) == 4 and dates[-1] == 9 for dates in kept)
+    most = kept_dates(Augmentation(**both, max_dates=6))
+    assert {len(dates) for dates in most} == {4, 5, 6}
+    for options in (Augmentation(**both), Augmentation(max_dates=3)):
+        assert kept_dates(options, dates=3, chips=60) == [[0, 1, 2]] * 60
+    assert kept_dates(Augmentation(**both), dates=0, chips=2) == [[], []]
+
+
 def test_augmentation_can_be_switched_off() -> None:
     chip = make_chip()
 
