@@ -75,9 +75,27 @@ def test_intersection_is_common_pixels(first, second):
         assert cells(first.intersection(second)) == cells(first) & cells(second)
 
 
+@given(areas, st.integers(-9, 20), st.integers(-9, 20), st.integers(0, 30))
+def test_shifts_and_growth_move_edges_and_nothing_else(window, rows, cols, pixels):
+    def edges(one):
+        return one.row, one.row + one.height, one.col, one.col + one.width
+
+    top, bottom, left, right = edges(window)
+    moved, grown = window.shift(rows, cols), window.expand(pixels)
+    assert edges(moved) == (top + rows, bottom + rows, left + cols, right + cols)
+    assert edges(grown) == (top - pixels, bottom + pixels, left - pixels, right + pixels)
+    assert grown.expand(-pixels) == window
+    assert moved.relative_to(window) == Window(rows, cols, *window.shape_yx)
+    both = (min(top, top + rows), max(bottom, bottom + rows),
+            min(left, left + cols), max(right, right + cols))  # fmt: skip
+    assert edges(window.union(moved)) == both
+
+
 def test_a_halo_that_leaves_no_core_is_refused():
     with pytest.raises(InputError, match="the core, window - 2 x halo, must be at least 1 px"):
         Lattice(window=8, halo=4)
+    with pytest.raises(InputError, match="halo of -1 px"):
+        Lattice(window=8, halo=-1)
 
 
 def test_absolute_window_and_geobox_are_inverse():
@@ -102,16 +120,39 @@ def test_grids_off_the_pixel_lattice_are_refused():
 
 
 @pytest.mark.parametrize("origin", [(574680, 5621800), (300003.7, 8999991.2)])
-def test_snapped_grid_starts_at_60_m_and_holds_whole_windows(origin):
+@pytest.mark.parametrize(
+    ("resolution", "step"), [(10, 6), (20, 3), (60, 1), (2.5, 24), (7, 1), (100, 1)]
+)
+def test_snapped_grid_starts_at_60_m_and_holds_whole_windows(origin, resolution, step):
+    """Or at a whole pixel, where 60 m are none; and it is no larger than it must be."""
     left, bottom = origin
     area = box(left, bottom, left + 3013, bottom + 2027)
     lattice = Lattice(window=32, halo=4)
-    geobox = snapped_geobox(area, crs="EPSG:32631", resolution=10, lattice=lattice)
-    bounds = geobox.boundingbox
-    for edge in (bounds.left, bounds.right, bounds.top, bounds.bottom):
-        assert edge % 60 == 0
-    asked = bounds_window(area.bounds, resolution=10)
-    assert absolute_window(geobox).contains(lattice.cover(asked))
+    geobox = snapped_geobox(area, crs="EPSG:32631", resolution=resolution, lattice=lattice)
+    window = absolute_window(geobox)
+    cover = lattice.cover(bounds_window(area.bounds, resolution=resolution))
+    assert window.contains(cover)
+    for first, least, length, least_length in (
+        (window.row, cover.row, window.height, cover.height),
+        (window.col, cover.col, window.width, cover.width),
+    ):
+        assert first % step == length % step == 0
+        assert least - first < step
+        assert first + length - (least + least_length) < step
+
+
+@pytest.mark.parametrize("resolution", [10.0, 0.1, 60.0])
+def test_bounds_take_the_pixels_they_touch_and_rounding_adds_none(resolution):
+    window = Window(-560_033, 50_017, 7, 11)
+    edges = np.array([50_017, 560_026, 50_028, 560_033]) * resolution
+    for jitter in (-1e-7, 0.0, 1e-7):
+        for grown in ((-1, 1, 1, 1), (1, 1, -1, -1), (-1, -1, 1, 1)):
+            bounds = tuple(edges + jitter * resolution * np.array(grown))
+            assert bounds_window(bounds, resolution=resolution) == window
+    over = tuple(edges + 1e-3 * resolution * np.array([-1, -1, 1, 1]))
+    assert bounds_window(over, resolution=resolution) == window.expand(1)
+    place = (50_017.5 * resolution, 560_032.5 * resolution)
+    assert bounds_window((*place, *place), resolution=resolution) == Window(-560_033, 50_017, 1, 1)
 
 
 def test_tiles_partition_a_ragged_grid():
@@ -136,6 +177,7 @@ def test_every_place_is_owned_by_one_zone(lon, lat):
     west, south, east, north = utm_zone_bounds(zone)
     assert west <= lon < east
     assert south <= lat < north or (south == 0 and lat == 0)
+    assert -90 <= south < north <= 90
     assert utm_zones(Point(lon, lat).buffer(1e-9)).count(zone) == 1
 
 
