@@ -159,7 +159,10 @@ def test_tiles_partition_a_ragged_grid():
     owners = np.zeros((101, 203), dtype=int)
     for tile in tiles((101, 203), 32):
         owners[tile.rows, tile.cols] += 1
+        assert not tile.is_empty
+        assert Window(0, 0, 101, 203).contains(tile)
     assert (owners == 1).all()
+    assert tiles((101, 203), 32)[6] == Window(0, 192, 32, 11)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +181,7 @@ def test_every_place_is_owned_by_one_zone(lon, lat):
     assert west <= lon < east
     assert south <= lat < north or (south == 0 and lat == 0)
     assert -90 <= south < north <= 90
+    assert east - west == 6
     assert utm_zones(Point(lon, lat).buffer(1e-9)).count(zone) == 1
 
 
