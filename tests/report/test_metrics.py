@@ -48,6 +48,25 @@ def test_class_absent_from_truth_and_prediction_stays_out_of_the_means() -> None
     assert with_absent.kappa == pytest.approx(without.kappa)
 
 
+def test_macro_figures_over_the_first_classes_leave_all_else_as_it_is() -> None:
+    whole = metrics_from_confusion(np.array([[6, 1, 1], [3, 5, 0], [0, 1, 3]]))
+
+    part = whole.over(2)
+
+    assert part.macro_miou == pytest.approx((6 / 11 + 5 / 10) / 2)
+    assert part.macro_f1 == pytest.approx((12 / 17 + 10 / 15) / 2)
+    assert part.overall_accuracy == whole.overall_accuracy == whole.summary()["overall_accuracy"]
+    assert part.summary()["macro_miou"] == part.macro_miou
+    assert part.iou.tolist() == whole.iou.tolist()
+
+
+def test_agreement_by_chance_alone_has_no_kappa() -> None:
+    alike = metrics_from_confusion(np.array([[5, 0], [0, 0]]))
+
+    assert alike.overall_accuracy == 1
+    assert math.isnan(alike.kappa)
+
+
 def test_class_never_found_and_class_wrongly_predicted_count_as_zero() -> None:
     metrics = metrics_from_confusion(np.array([[4, 0, 1], [2, 0, 0], [0, 0, 0]]))
 
@@ -97,9 +116,19 @@ def test_summary_and_records_hold_no_nan() -> None:
     }
 
 
+def test_truth_beyond_the_classes_is_left_out_with_any_prediction() -> None:
+    truth, prediction = np.array([2, 0, -1, 255, 1]), np.array([9, 0, -5, 1, 0])
+
+    assert confusion_matrix(truth, prediction, classes=2).tolist() == [[1, 0], [1, 0]]
+    assert not confusion_matrix(truth[2:4], prediction[2:4], classes=2).any()
+
+
 def test_refuses_what_would_flatter_or_mislead() -> None:
-    with pytest.raises(InputError, match="prediction 255"):
-        confusion_matrix(np.array([0, 1]), np.array([0, 255]), classes=2)
+    for wrong in (255, 2, -1):
+        with pytest.raises(InputError, match=f"prediction {wrong}:"):
+            confusion_matrix(np.array([0, 1]), np.array([0, wrong]), classes=2)
+    with pytest.raises(InputError, match="counts of 0 or more"):
+        metrics_from_confusion(np.array([[4, -1], [0, 2]]))
     with pytest.raises(InputError, match="one prediction a pixel"):
         confusion_matrix(np.array([0, 1]), np.array([0]), classes=2)
     with pytest.raises(InputError, match="square"):
