@@ -8,8 +8,9 @@ import torch
 
 from stcln_geo.cube.contract import FILL
 from stcln_geo.data.batch import IGNORE_INDEX, Augmentation, augment, collate, decode_reflectance
-from stcln_geo.data.chips import Chip
+from stcln_geo.data.chips import Chip, ChipSource
 from stcln_geo.errors import InputError
+from stcln_geo.grid import Window
 
 
 def make_chip(dates: int = 5, side: int = 7, seed: int = 0) -> Chip:
@@ -107,18 +108,43 @@ def test_augmentation_can_be_switched_off() -> None:
 
 
 def test_padding_is_invalid_and_changes_no_real_date() -> None:
-    short, long = make_chip(dates=2), make_chip(dates=6, seed=1)
+    generator = np.random.default_rng(6)
+    chips = [
+        Chip(
+            reflectance=generator.integers(-200, 9000, (dates, 3, 5, 7)).astype(np.int16),
+            valid=generator.random((dates, 5, 7)) < 0.7,
+            days=np.sort(generator.choice(365, dates, replace=False)).astype(np.int32),
+            target=generator.integers(0, 9, (5, 7)).astype(np.uint8),
+            source=ChipSource(cube="a", season="2019-09-01", window=Window(dates, 4, 5, 7)),
+        )
+        for dates in (2, 6, 0)
+    ]
 
-    alone, together = collate([short]), collate([short, long])
+    batch = collate(chips, samples=(7, 5, 9))
 
-    assert together.reflectance.shape == (2, 6, 3, 7, 7)
-    np.testing.assert_array_equal(together.reflectance[0, :2], alone.reflectance[0])
-    np.testing.assert_array_equal(together.valid[0, :2], alone.valid[0])
-    np.testing.assert_array_equal(together.days[0, :2], alone.days[0])
-    assert not together.valid[0, 2:].any()
-    assert (together.reflectance[0, 2:] == FILL).all()
-    assert (together.days[0, 2:] == 0).all()
-    assert together.images()[0, 2:].abs().sum() == 0
+    assert batch.target is not None
+    assert batch.reflectance.shape == (3, 6, 3, 5, 7)
+    assert (batch.reflectance.dtype, batch.days.dtype) == (torch.int16, torch.float32)
+    for place, chip in enumerate(chips):
+        own = len(chip.days)
+        np.testing.assert_array_equal(batch.reflectance[place, :own], chip.reflectance)
+        np.testing.assert_array_equal(batch.valid[place, :own], chip.valid)
+        np.testing.assert_array_equal(batch.days[place, :own], chip.days)
+        np.testing.assert_array_equal(batch.target[place], chip.target)
+        assert not batch.valid[place, own:].any()
+        assert (batch.reflectance[place, own:] == FILL).all()
+        assert (batch.days[place, own:] == 0).all()
+        assert batch.images()[place, own:].abs().sum() == 0
+    assert batch.sources == tuple(chip.source for chip in chips)
+
+    part, moved = batch.part(1, 3), batch.to("meta")
+
+    assert (len(part), part.samples, part.sources) == (2, (5, 9), batch.sources[1:])
+    for name in ("reflectance", "valid", "days", "target"):
+        whole = getattr(batch, name)
+        assert torch.equal(getattr(part, name), whole[1:3])
+        assert getattr(moved, name).device.type == "meta"
+        assert getattr(moved, name).shape == whole.shape
 
 
 def test_a_chip_without_dates_is_padded_too() -> None:

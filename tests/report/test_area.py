@@ -9,6 +9,7 @@ import pytest
 
 from stcln_geo.errors import InputError
 from stcln_geo.report.area import estimate_accuracy
+from stcln_geo.report.metrics import confusion_matrix, metrics_from_confusion
 
 OLOFSSON = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
 """Sample counts of Olofsson et al. 2014, table 8: rows the map, columns the reference."""
@@ -155,6 +156,42 @@ def test_what_the_sample_does_not_give_is_nan():
     )
     assert math.isnan(single.overall_accuracy.standard_error)
     assert single.overall_accuracy.to_json()["lower"] is None
+
+
+def test_a_unit_alone_in_its_stratum_leaves_no_error_to_what_it_contributes_to():
+    truth, mapped = np.array([0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1])
+    found = estimate_accuracy(
+        truth, mapped, classes=2, strata=np.array([0, 0, 0, 0, 1]),
+        stratum_areas=np.array([50.0, 10.0]),
+    )  # fmt: skip
+    errors = (found.overall_accuracy, found.users_accuracy[1], found.producers_accuracy[1])
+    assert all(math.isnan(one.standard_error) for one in errors)
+    assert all(math.isfinite(one.value) for one in errors)
+    assert found.users_accuracy[0].standard_error > 0
+    two = estimate_accuracy(
+        truth[1:3], mapped[1:3], classes=2, strata=np.zeros(2, int), stratum_areas=np.array([1.0])
+    )
+    assert two.overall_accuracy.standard_error == pytest.approx(math.sqrt(0.5 * 0.5 / (2 - 1)))
+
+
+def test_a_simple_sample_estimates_the_figures_of_its_own_confusion():
+    rng = np.random.default_rng(3)
+    truth = rng.choice([0, 1, 3], 211, p=[0.5, 0.3, 0.2])
+    mapped = np.where(rng.random(211) < 0.7, truth, rng.choice([0, 1, 2], 211))
+    found = estimate_accuracy(
+        truth, mapped, classes=5, strata=np.zeros(211, int), stratum_areas=np.array([7.0])
+    )
+    figures = metrics_from_confusion(confusion_matrix(truth, mapped, classes=5))
+    assert found.overall_accuracy.value == pytest.approx(figures.overall_accuracy)
+    for name in ("users_accuracy", "producers_accuracy", "f1", "iou"):
+        values = [one.value for one in getattr(found, name)]
+        np.testing.assert_allclose(values, getattr(figures, name), err_msg=name)
+    for one, other in ((found, figures), (found.over(3), figures.over(3))):
+        assert one.macro_f1 == pytest.approx(other.macro_f1)
+        assert one.macro_miou == pytest.approx(other.macro_miou)
+    np.testing.assert_allclose(found.proportions, figures.confusion / 211)
+    shares = [one.value for one in found.area_share]
+    np.testing.assert_allclose(shares, figures.support / 211)
 
 
 @pytest.mark.parametrize("strata", ["map", "other", "simple", "sized"])
