@@ -200,6 +200,9 @@ def test_gate_keeps_dates_with_bare_ground_whole():
     assert ungated.any(-1).any(-1).all()
     lax = make_mask(chips(), None, generator=seeded(), share_above=0.5, **options)
     assert torch.equal(lax, ungated)
+    for missing in ("red", "nir"):
+        without = make_mask(chips(), None, generator=seeded(), **{**options, missing: None})
+        assert torch.equal(without, ungated)
     strict = make_mask(chips(), None, generator=seeded(), ndvi_above=0.99, **options)
     assert not strict.any()
 

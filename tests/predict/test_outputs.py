@@ -69,6 +69,31 @@ def test_decisions_at_the_edges() -> None:
     assert rows == [[0, 100, 250, 0, 250], [0, 50, 0, 250, 125], [0, 100, 250, 0, 250]]
 
 
+def test_decisions_are_those_of_plain_numbers_pixel_by_pixel() -> None:
+    generator = np.random.default_rng(9)
+    logits = 2 * generator.normal(size=(3, 5, 7, 11))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    probability = torch.from_numpy(shares.astype(np.float32))
+    made = decide(probability, ("classes", "confidence", "margin", "entropy", "probabilities"))
+    assert all(layer.dtype == torch.uint8 for layer in made.values())
+    p = np.moveaxis(probability.double().numpy(), 1, -1)
+    ordered = np.sort(p, axis=-1)
+    exact = {
+        "confidence": 100 * ordered[..., -1],
+        "margin": 250 * (ordered[..., -1] - ordered[..., -2]),
+        "entropy": -250 * (p * np.log(p)).sum(-1) / np.log(5),
+        "probabilities": 250 * np.moveaxis(p, -1, 1),
+    }
+    for name, values in exact.items():
+        assert np.abs(made[name].numpy() - values).max() < 0.5001, name
+    assert np.array_equal(made["classes"], p.argmax(-1))
+    tied = torch.tensor([0.1, 0.3, 0.1, 0.3, 0.2]).view(1, 5, 1, 1)
+    assert int(decide(tied, ("classes",))["classes"]) == 1, "the lowest code"
+    ranked = decide(probability, ("classes", "confidence"), ranking=probability.flip(1))
+    assert np.array_equal(ranked["classes"], p[..., ::-1].argmax(-1))
+    assert torch.equal(ranked["confidence"], made["confidence"])
+
+
 def test_the_files_explain_themselves(product: Prediction, world: Any) -> None:
     for name in ("qa", "observations", "probabilities", "entropy", "margin"):
         assert validate_cog(product.out / f"{name}.tif") == ([], [])
