@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+
 import numpy as np
 import pytest
 import rioxarray  # noqa: F401
@@ -488,7 +490,19 @@ def test_validate_gathers_every_breach(tmp_path):
 )
 def test_season_name(time, start, expected):
     assert season_name(np.datetime64(time), start) == expected
-    assert days_since(np.array([time], "datetime64[ns]"), expected)[0] in range(366)
+
+
+@pytest.mark.parametrize("start", ["01-01", "03-01", "09-01", "12-31"])
+def test_seasons_partition_time_and_days_count_from_their_first(start):
+    begin = datetime.date(1999, 1, 1)
+    for step in range(2500):
+        day = begin + datetime.timedelta(days=step)
+        season = season_name(f"{day}T23:59:59", start)
+        first = datetime.date.fromisoformat(season)
+        assert season[5:] == start
+        assert first <= day < first.replace(year=first.year + 1)
+        times = np.array([f"{day}T00:00", f"{day}T23:59:59"], "datetime64[ns]")
+        assert days_since(times, season).tolist() == [(day - first).days] * 2
 
 
 def test_season_start_must_exist_every_year():
