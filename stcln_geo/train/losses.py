@@ -25,7 +25,6 @@ __all__ = [
     "ClassWeights",
     "LossKind",
     "classification_error",
-    "classification_loss",
     "make_class_weights",
     "weight_of",
 ]
@@ -68,22 +67,6 @@ def make_class_weights(
         weights = (1 - beta) / -torch.expm1(often * math.log(beta))
     weights = torch.where(seen, weights, 0.0)
     return (weights / weights[seen].mean()).float()
-
-
-def classification_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weights: Tensor,
-    kind: LossKind = "cross-entropy",
-    gamma: float = 2.0,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Return the weighted mean of `classification_error`; 0 where no pixel counts."""
-    total = classification_error(
-        logits, target, weights=weights, kind=kind, gamma=gamma, label_smoothing=label_smoothing
-    )
-    return total / weight_of(target, weights).clamp(min=1e-12)
 
 
 def classification_error(

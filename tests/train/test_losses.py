@@ -14,7 +14,6 @@ from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.losses import (
     LossKind,
     classification_error,
-    classification_loss,
     make_class_weights,
     weight_of,
 )
@@ -34,6 +33,14 @@ def make_chips(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     target[2, 3, 4] = 2
     target[3] = -100
     return logits, target
+
+
+def mean_error(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, kind: LossKind = "dice"
+) -> float:
+    """Divide as a step does."""
+    total = classification_error(logits, target, weights=weights, kind=kind)
+    return float(total / weight_of(target, weights))
 
 
 def focal_by_pixel(logits: torch.Tensor, target: torch.Tensor, gamma: float) -> float:
@@ -76,6 +83,22 @@ def test_focal_is_the_sum_over_pixels(gamma: float) -> None:
         assert float(found) == pytest.approx(float(entropy), rel=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy_is_the_weighted_sum_over_pixels(smoothing: float) -> None:
+    logits, target = make_chips()
+
+    found = classification_error(logits, target, weights=WEIGHTS, label_smoothing=smoothing)
+
+    total = 0.0
+    for chip, row, col in itertools.product(*map(range, target.shape)):
+        truth = int(target[chip, row, col])
+        if truth != -100:
+            scores = logits[chip, :, row, col].double()
+            costs = -WEIGHTS * (scores - scores.logsumexp(0))
+            total += float((1 - smoothing) * costs[truth] + smoothing * costs.mean())
+    assert float(found) == pytest.approx(total, rel=1e-5)
+
+
 def test_focal_has_a_gradient_where_the_network_is_sure() -> None:
     logits = torch.tensor([200.0, 0.0, 0.0]).view(1, 3, 1, 1).requires_grad_()
     for truth in (0, 1):
@@ -92,18 +115,16 @@ def test_dice_is_a_number_for_each_chip() -> None:
     found = classification_error(logits, target, weights=WEIGHTS, kind="dice")
 
     assert float(found) == pytest.approx(dice_by_chip(logits, target), rel=1e-5)
-    mean = classification_loss(logits, target, weights=WEIGHTS, kind="dice")
-    assert 0 < float(mean) < 1
+    assert 0 < mean_error(logits, target, WEIGHTS) < 1
     # By hand: p(true) is 3/4 on one pixel of each of two classes, and 1/4 on a second of class 0.
     sure = math.log(3)
     by_hand = torch.tensor([[sure, 0.0], [0.0, sure], [0.0, sure]]).T.view(1, 2, 1, 3)
     truth = torch.tensor([[[0, 1, 0]]])
-    error = classification_loss(by_hand, truth, weights=torch.ones(2), kind="dice")
     dice = (2 * (0.75 + 0.25) / (1.25 + 2), 2 * 0.75 / (1.75 + 1))
-    assert float(error) == pytest.approx(1 - sum(dice) / 2, rel=1e-6)
+    error = mean_error(by_hand, truth, torch.ones(2))
+    assert error == pytest.approx(1 - sum(dice) / 2, rel=1e-6)
     right = 50.0 * torch.nn.functional.one_hot(truth, 2).movedim(-1, 1)
-    perfect = classification_loss(right, truth, weights=torch.ones(2), kind="dice")
-    assert float(perfect) == pytest.approx(0, abs=1e-6)
+    assert mean_error(right, truth, torch.ones(2)) == pytest.approx(0, abs=1e-6)
 
 
 def test_both_is_the_sum_of_both() -> None:
@@ -131,8 +152,8 @@ def test_chips_add_up_however_they_are_cut(kind: LossKind) -> None:
     ]
 
     assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
-    divided = classification_loss(logits, target, weights=WEIGHTS, kind=kind)
-    assert float(divided) == pytest.approx(float(whole / weight_of(target, WEIGHTS)), rel=1e-6)
+    counted = sum(float(WEIGHTS[code]) for code in target[target != -100].tolist())
+    assert float(weight_of(target, WEIGHTS)) == pytest.approx(counted, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,8 +170,9 @@ def test_ignored_pixels_take_no_part(kind: LossKind) -> None:
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-7)
     assert not found[0][1].movedim(1, -1)[target == -100].any()
     assert found[0][1].movedim(1, -1)[target != -100].abs().sum(-1).min() > 0
-    nothing = classification_loss(logits, torch.full_like(target, -100), weights=WEIGHTS, kind=kind)
-    assert float(nothing) == 0
+    none = torch.full_like(target, -100)
+    assert float(classification_error(logits, none, weights=WEIGHTS, kind=kind)) == 0
+    assert float(weight_of(none, WEIGHTS)) == 0
 
 
 def test_weights_by_effective_number() -> None:

@@ -30,7 +30,6 @@ from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.finetune import finetune, plan_finetune
 from stcln_geo.train.finetune_task import count_confusion
 from stcln_geo.train.loading import hold_out
-from stcln_geo.train.losses import classification_loss
 from stcln_geo.train.pretrain import plan_pretrain, pretrain
 from stcln_geo.train.seeds import finetune_seeds
 from stcln_geo.train.task import rate_factor
@@ -761,25 +760,6 @@ def test_unusable_labels_are_refused(new_cube: Callable[..., Path], tmp_path: Pa
         finetune(new_cube(split=False), tmp_path / "run", finetune_config(steps=1))
     with pytest.raises(InputError, match="devices are auto, cpu, cuda"):
         pretrain([new_cube("b")], tmp_path / "run", pretrain_config(steps=1), device="tpu")
-
-
-def test_loss_is_the_weighted_mean_over_counted_pixels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 4, 5, generator=generator)
-    target = torch.randint(0, 3, (2, 4, 5), generator=generator)
-    target[0, :2] = -100
-    class_weights = torch.tensor([0.5, 1.0, 2.0])
-
-    loss = classification_loss(logits, target, weights=class_weights)
-
-    known = target.flatten() != -100
-    truth = target.flatten()[known]
-    logs = torch.log_softmax(logits, dim=1).permute(0, 2, 3, 1).reshape(-1, 3)[known]
-    share = class_weights[truth]
-    expected = -(share * logs[torch.arange(len(truth)), truth]).sum() / share.sum()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    nothing = classification_loss(logits, torch.full_like(target, -100), weights=class_weights)
-    assert float(nothing) == 0.0
 
 
 def test_confusion_counts_judged_pixels() -> None:
