@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -33,7 +34,7 @@ from stcln_geo.cog import (
     write_cog,
     write_segment,
 )
-from stcln_geo.cog.pyramid import halve, level_shapes
+from stcln_geo.cog.pyramid import count_values, halve, level_shapes
 from stcln_geo.cog.segment import is_whole
 from stcln_geo.errors import InputError, MissingFileError, OutputError
 from stcln_geo.grid import Window, crop_geobox, geobox_from_window, tiles
@@ -159,6 +160,7 @@ def test_halving_ragged_rasters(shape: tuple[int, int]) -> None:
     values = fields(shape, classes=6, side=3)
     assert np.array_equal(halve(values, "mode"), mode_by_hand(values))
     assert np.array_equal(halve(values, "average"), mean_by_hand(values))
+    assert count_values(values) == Counter(values.ravel().tolist())
 
 
 @pytest.mark.parametrize("percent", [False, True], ids=["classes", "percent"])
