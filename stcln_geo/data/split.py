@@ -243,9 +243,11 @@ def _split_by_field(
     split = np.full(code.shape, SPLITS["train"], dtype=np.uint8)
     for value in np.unique(code):
         members = generator.permutation(np.flatnonzero(code == value))
-        tests = min(max(round(test * members.size), 1), members.size - 1)
-        room = members.size - tests - 1
-        validations = min(max(round(validation * members.size), 1), room) if validation else 0
+        # Training keeps a field, and of three or more so does validation, where it is wanted.
+        least = 1 if validation and members.size > 2 else 0
+        tests = min(max(round(test * members.size), 1), members.size - 1 - least)
+        room = members.size - 1 - tests
+        validations = min(max(round(validation * members.size), least), room)
         split[members[:tests]] = SPLITS["test"]
         split[members[tests : tests + validations]] = SPLITS["validation"]
     return split
