@@ -119,7 +119,7 @@ class SampleOrder:
                 "dates (`stcln-geo cube info`) and, for fine-tuning, labelled training fields."
             )
         self.resident = bool(self._bytes.sum() <= memory)
-        self._group_bytes = memory if self.resident else memory // 2
+        self._group_bytes = memory // 2
         self._epochs: dict[int, _Epoch] = {}
 
     @property
