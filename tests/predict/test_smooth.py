@@ -83,6 +83,19 @@ def test_smoothing_keeps_sums_and_unusable_pixels(method: Any) -> None:
     assert torch.equal(again[:, :, usable[0]], found[:, :, usable[0]]), "they have no say"
 
 
+@pytest.mark.parametrize("method", ["majority", "bayesian"])
+def test_a_network_that_is_sure_to_the_last_digit_gives_numbers(method: Any) -> None:
+    """A softmax in float32 gives whole ones and noughts."""
+    _, usable = window_of(seed=3)
+    best = torch.from_numpy(np.random.default_rng(3).integers(0, 3, (9, 11)))
+    probability = torch.nn.functional.one_hot(best, 3).permute(2, 0, 1)[None].float()
+    found = smooth(probability, usable, Smoothing(method=method, window=3))
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found.sum(1), torch.ones_like(found[:, 0]), atol=1e-5)
+    alike = smooth(probability[:, :, :1, :1], usable[:, :1, :1] | True, Smoothing(method=method))
+    assert (alike.argmax(1) == best[:1, :1]).all()
+
+
 def test_a_single_odd_pixel_is_smoothed_away() -> None:
     probability = torch.full((1, 2, 7, 7), 0.1)
     probability[0, 0] = 0.9
