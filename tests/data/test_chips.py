@@ -99,25 +99,32 @@ def test_windows_lie_on_the_absolute_lattice_and_judge_each_pixel_once(season: S
     assert (judged == np.isin(season.parcels[:], season.fields.number[wanted])).all()
 
 
-def test_chip_equals_the_arrays_beyond_the_edge_too(season: Season) -> None:
-    units = plan_chips(season, chip=32)
-    dataset = ChipDataset([season], units, bands=("nir", "green"))
-    last = len(units) - 1
-    window = units[last].chips[-1]
-    assert window == Window(64, 96, 32, 32)
+@pytest.mark.parametrize("side", [16, 24, 48])
+def test_chips_equal_the_arrays_beyond_the_edge_too(season: Season, side: int) -> None:
+    """Whether chips are smaller or larger than chunks, with and without their targets."""
+    assert season.fields is not None
+    units = plan_chips(season, chip=side)
+    wanted = season.fields.number % 2 == 0
+    plain = ChipDataset([season], units, bands=("nir", "green"))
+    labelled = ChipDataset([season], units, bands=season.bands, wanted=[wanted])
+    beyond = ((0, 64), (0, 64))
+    valid = np.pad(season.valid[:], ((0, 0), *beyond))
+    numbers = np.pad(season.reflectance[:], ((0, 0), (0, 0), *beyond), constant_values=FILL)
+    known = np.isin(season.parcels[:], season.fields.number[wanted])
+    target = np.pad(np.where(known, season.labels[:], 255), beyond, constant_values=255)
 
-    chip = dataset.read(last)[-1]
-
-    assert chip.target is None
-    valid = season.valid[:, 64:86, 96:101]
-    kept = valid.any(axis=(1, 2))
-    assert not kept.all()
-    assert chip.days.tolist() == season.days[kept].tolist()
-    np.testing.assert_array_equal(chip.valid[:, :22, :5], valid[kept])
-    assert not chip.valid[:, 22:].any()
-    assert (chip.reflectance[:, :, :, 5:] == FILL).all()
-    stored = season.reflectance[:, :, 64:86, 96:101][kept]
-    np.testing.assert_array_equal(chip.reflectance[:, :, :22, :5], stored[:, [2, 0]])
+    for number, unit in enumerate(units):
+        read = plain.read(number), labelled.read(number), unit.chips
+        for chip, taught, window in zip(*read, strict=True):
+            at = window.rows, window.cols
+            kept = valid[:, *at].any(axis=(1, 2))
+            assert chip.target is None
+            assert taught.target is not None
+            assert chip.days.tolist() == taught.days.tolist() == season.days[kept].tolist()
+            np.testing.assert_array_equal(chip.valid, valid[kept][:, *at])
+            np.testing.assert_array_equal(taught.reflectance, numbers[kept][:, :, *at])
+            np.testing.assert_array_equal(chip.reflectance, taught.reflectance[:, [2, 0]])
+            np.testing.assert_array_equal(taught.target, target[at])
 
 
 def test_targets_are_labels_of_wanted_fields_only(season: Season) -> None:
@@ -148,12 +155,22 @@ def test_statistics_are_those_of_the_valid_pixels(season: Season) -> None:
     assert found.observations == season.valid[:].sum()
 
 
-def test_unit_bytes_bound_what_is_read(season: Season) -> None:
-    dataset = ChipDataset([season], plan_chips(season, chip=16), bands=season.bands)
-
-    for unit in range(len(dataset.units)):
-        pixels = sum(chip.nbytes - chip.days.nbytes for chip in dataset.read(unit))
-        assert pixels <= dataset.unit_bytes(unit)
+def test_unit_bytes_are_what_chips_with_all_dates_of_the_unit_take(season: Season) -> None:
+    assert season.fields is not None
+    wanted = np.ones(len(season.fields), dtype=bool)
+    units = plan_chips(season, chip=16)
+    for planned in (units, list(units)):
+        dataset = ChipDataset([season], planned, bands=season.bands[:3], wanted=[wanted])
+        for number, unit in enumerate(units):
+            inside = unit.window.intersection(Window(0, 0, *season.shape_yx))
+            dates = int(season.valid[:, inside.rows, inside.cols].any(axis=(1, 2)).sum())
+            taken = 0
+            for chip in dataset.read(number):
+                assert chip.target is not None
+                assert len(chip.days) <= dates
+                a_date = (chip.reflectance.nbytes + chip.valid.nbytes) // len(chip.days)
+                taken += a_date * dates + chip.target.nbytes
+            assert dataset.unit_bytes(number) == dataset.bytes_per_unit[number] == taken
 
 
 def test_says_what_is_missing(season: Season) -> None:
