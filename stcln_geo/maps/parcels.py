@@ -422,7 +422,11 @@ def _with_columns(frame: GeoDataFrame, table: ParcelTable, legend: Legend) -> Ge
 def _column_names(legend: Legend) -> list[str]:
     """Return a column's name for the fraction of each class."""
     plain = [re.sub(r"\W+", "_", entry.name.lower()).strip("_") for entry in legend.classes]
-    return [
-        f"map_fraction_{name}" if name and plain.count(name) == 1 else f"map_fraction_{name}_{code}"
-        for code, name in enumerate(plain)
+    coded = [f"{name}_{code}" for code, name in enumerate(plain)]
+    names = [
+        name if name and plain.count(name) == 1 else other
+        for name, other in zip(plain, coded, strict=True)
     ]
+    # "Grass", "grass" and "Grass 1": what ends with its own code is nobody else's.
+    chosen = names if len(set(names)) == len(names) else coded
+    return [f"map_fraction_{name}" for name in chosen]

@@ -9,8 +9,10 @@ import pytest
 import rasterio
 import shapely
 from rasterio.features import rasterize
+from rasterio.transform import Affine
 
 from stcln_geo.errors import InputError, MissingFileError
+from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map
 from stcln_geo.maps.parcels import count_parcels, write_parcels
 
@@ -60,6 +62,34 @@ def oracle(shape: shapely.Polygon, codes: np.ndarray) -> tuple[np.ndarray, bool]
     if touched:
         inside = rasterize([shape], all_touched=True, **options) == 1
     return inside, touched and inside.any()
+
+
+def test_a_turned_map_counts_its_turned_parcels_alike(new_map):
+    codes, turn = patchy(), Affine.translation(9_000, -700) * Affine.rotation(27)
+    # Other than on grids with the north up, coordinates are rounded: no borders through centres.
+    shapes = parcels()[:60]
+    turned = shapely.transform(shapes, lambda points: np.column_stack(turn @ points.T))
+    plain = count_parcels(open_class_map(new_map(codes)), shapes)
+    grid = new_map(codes, "turned", transform=turn * TRANSFORM)
+    table = count_parcels(open_class_map(grid), turned, window=40)
+    assert np.array_equal(table.counts, plain.counts)
+    assert np.array_equal(table.all_touched, plain.all_touched)
+    np.testing.assert_allclose(table.outside, plain.outside, atol=1e-6)
+
+
+def test_each_class_has_a_column_of_its_own(new_map, tmp_path):
+    names = ("Grass", "grass", "Grass 1", "+")
+    rows = [{"value": str(code), "name": name} for code, name in enumerate(names)]
+    codes = patchy()
+    product = new_map(codes, legend=Legend.from_rows(rows, source="the test"))
+    frame = geopandas.GeoDataFrame(geometry=parcels()[:60], crs="EPSG:32631")
+    frame.to_file(tmp_path / "parcels.gpkg")
+    write_parcels(product, tmp_path / "parcels.gpkg", tmp_path / "out.parquet")
+    found = geopandas.read_parquet(tmp_path / "out.parquet")
+    columns = [name for name in found.columns if name.startswith("map_fraction")]
+    assert len(columns) == 4
+    shares = found.loc[found["map_pixels"] > 0, columns].to_numpy()
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("window", [17, 64, 1000])
