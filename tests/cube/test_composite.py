@@ -72,6 +72,7 @@ def test_the_middle_of_a_period_lies_in_it_and_each_day_belongs_to_one():
         for index, span in enumerate(spans):
             before = span.middle - span.start
             assert before == span.end.astype("datetime64[s]") - span.middle
+            assert span.start <= span.last < span.end == span.last + np.timedelta64(1, "D")
             for day in np.arange(span.start, span.end):
                 assert period_index(spans, day) == index
     assert period_index(spans, np.datetime64("2019-08-31")) == 0

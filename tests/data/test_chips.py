@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stcln_geo.cube.contract import FILL, SPLITS
-from stcln_geo.cube.store import Season, open_season
+from stcln_geo.cube.store import FieldTable, Season, open_season
 from stcln_geo.data.chips import (
     ChipDataset,
     band_statistics,
@@ -17,6 +18,7 @@ from stcln_geo.data.chips import (
     plan_labelled_chips,
     plan_windows,
 )
+from stcln_geo.data.targets import Targets
 from stcln_geo.errors import CubeError, LabelError
 from stcln_geo.grid import Lattice, Window
 
@@ -153,6 +155,25 @@ def test_statistics_are_those_of_the_valid_pixels(season: Season) -> None:
     np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(found.std, values.std(axis=0), rtol=1e-6)
     assert found.observations == season.valid[:].sum()
+
+
+def test_a_parcel_that_is_no_row_of_the_table_carries_no_target(season: Season) -> None:
+    fields = season.fields
+    assert fields is not None
+    parcels, labels = season.parcels[:], season.labels[:]
+    beyond, between = fields.number[3], fields.number[5]
+    parcels[parcels == beyond] = fields.number.max() + 1000
+    rows = np.flatnonzero(~np.isin(fields.number, (beyond, between)))
+    table = FieldTable(
+        number=fields.number[rows], code=fields.code[rows], pixels=fields.pixels[rows],
+        split=fields.split[rows],
+    )  # fmt: skip
+    changed = replace(season, parcels=parcels, labels=labels, fields=table)
+
+    target = Targets(changed, np.ones(len(rows), dtype=bool)).read(Window(0, 0, *season.shape_yx))
+
+    np.testing.assert_array_equal(target, np.where(np.isin(parcels, table.number), labels, 255))
+    assert ((labels != 255) & (target == 255)).sum() > 20
 
 
 def test_unit_bytes_are_what_chips_with_all_dates_of_the_unit_take(season: Season) -> None:
