@@ -99,7 +99,10 @@ def test_ids_that_are_nowhere_are_counted(stacks: tuple[Path, Path]) -> None:
         choose_sites(open_sources(stacks), SiteChoice(folds=(9,)))
 
 
-def test_sites_without_folds_and_cubes_are_refused(tmp_path: Path) -> None:
+def test_sites_without_folds_and_cubes_are_refused(tmp_path: Path, cube: Path) -> None:
+    for choice in (SiteChoice(folds=(5,)), SiteChoice(sites=("a0",))):
+        with pytest.raises(InputError, match="it is a cube, which has one site"):
+            choose_sites(open_sources([cube]), choice)
     bare = open_sources([make_stack(tmp_path / "c.zarr", "c", fold=None)])
     with pytest.raises(LabelError, match=r"Cannot choose the folds 5 of .*c\.zarr"):
         choose_sites(bare, SiteChoice(folds=(5,)))
@@ -128,6 +131,7 @@ def test_ids_are_read_from_files_of_many_kinds(
         ("a.txt", "\n", "it holds no id"),
         ("a.csv", "site\n7\n", "'site_id'"),
         ("a.json", '{"sites": "7"}', "it holds no list of ids"),
+        ("a.json", "[7, [12]]", "it holds no list of ids"),
         ("a.json", "[", "Expecting value"),
     ],
 )

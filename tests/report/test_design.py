@@ -77,6 +77,13 @@ def test_size_of_the_published_example(tmp_path):
     np.testing.assert_allclose(best.points, 641 * weights / weights.sum(), atol=1)
 
 
+def test_a_target_that_is_easily_met_still_takes_two_points_for_each_class(codes, tmp_path):
+    path = write_map(tmp_path / "map.tif", codes)
+    assert plan_sample(path, SampleSpec(target_error=0.3)).points.sum() == 6
+    two = write_map(tmp_path / "two.tif", np.where(codes == 2, 255, codes).astype(np.uint8))
+    assert plan_sample(two, SampleSpec(target_error=0.3)).points.sum() == 4
+
+
 @pytest.mark.parametrize("allocation", ["proportional", "equal", "neyman"])
 def test_a_target_that_an_allocation_misses_is_told_with_the_count_it_takes(tmp_path, allocation):
     """The oracle writes out equation 5 of Olofsson et al.; the size assumes Neyman's rule."""
@@ -280,9 +287,11 @@ def test_a_map_made_later_is_scored_with_the_strata_of_the_first(codes, tmp_path
         (SampleSpec(target_error=0.7), "between 0 and 0.5"),
         (SampleSpec(count=30, allocation="random"), "neyman"),  # type: ignore[arg-type]
         (SampleSpec(count=30, expected={"Barley": 0.8}), "Wheat, Maize"),
+        (SampleSpec(count=30, expected={"Maize": 80}), "between 0 and 1"),
+        (SampleSpec(count=30, expected={"": 1.5}), "between 0 and 1"),
         (SampleSpec(count=30, seed=-1), "0 or more"),
     ],
-    ids=["none", "both", "zero", "error", "allocation", "class", "seed"],
+    ids=["none", "both", "zero", "error", "allocation", "class", "percent", "others", "seed"],
 )
 def test_recipes_that_contradict_themselves(codes, tmp_path, spec, said):
     with pytest.raises(InputError, match=said):
