@@ -72,6 +72,31 @@ def drop_class(cube: Path, code: int) -> None:
     )
 
 
+def test_fields_and_pixels_of_the_outputs_are_those_counted_one_by_one() -> None:
+    generator = np.random.default_rng(2)
+    fields = FieldTable(
+        number=np.arange(1, 61, dtype=np.int32),
+        code=generator.integers(0, 5, 60).astype(np.uint8),
+        pixels=generator.integers(1, 99, 60).astype(np.int32),
+        split=np.ones(60, dtype=np.uint8),
+        site=generator.integers(0, 7, 60).astype(np.int32),
+    )
+    choice = choose_classes(Legend.from_values(list("abcde")), ["b"], silent=["d", "new"])
+    assert choice.legend.names == ("a", "c", "d", "e", "new")
+    part, shown = generator.random(60) < 0.6, np.array([1, 3, 0, 2, 1, 1, 5])
+    number, pixels, often = (dict.fromkeys(choice.legend.names, 0) for _ in range(3))
+    for field in np.flatnonzero(part):
+        name = "abcde"[fields.code[field]]
+        assert choice.used(fields)[field] == (name in "ace")
+        if name in "ace":
+            number[name] += 1
+            pixels[name] += int(fields.pixels[field])
+            often[name] += int(fields.pixels[field] * shown[fields.site[field]])
+    assert choice.count(fields, part).tolist() == list(number.values())
+    assert choice.pixels(fields, part) == list(pixels.values())
+    assert choice.pixels(fields, part, shown=shown) == list(often.values())
+
+
 def test_ignoring_a_class_is_not_having_it(new_cube: Callable[..., Path], tmp_path: Path) -> None:
     whole, without = new_cube("whole"), new_cube("without")
     drop_class(without, 1)
