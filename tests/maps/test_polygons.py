@@ -11,6 +11,7 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from stcln_geo.errors import InputError
+from stcln_geo.maps import polygons
 from stcln_geo.maps.classmap import open_class_map
 from stcln_geo.maps.polygons import iter_patches, write_polygons
 
@@ -72,7 +73,9 @@ def test_equal_to_polygons_of_the_whole(new_map, name, window):
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".parquet"])
-def test_file(new_map, tmp_path, suffix):
+def test_file(new_map, tmp_path, suffix, monkeypatch):
+    """Outlines are made, and rows written, in batches of which the last is not full."""
+    monkeypatch.setattr(polygons, "_BATCH", 7)
     codes = patchy()
     product, out = new_map(codes), tmp_path / f"polygons{suffix}"
     report = write_polygons(product, out, window=40, minimum_area=301)
@@ -81,6 +84,9 @@ def test_file(new_map, tmp_path, suffix):
     assert len(found) == len(expected) == report.polygons
     assert report.dropped == len(whole(codes)) - len(expected)
     assert report.dropped > 10
+    assert report.polygons > 10
+    total = 100 * (codes != 255).sum()
+    assert report.dropped_m2 == total - sum(100 * polygon.area for _, polygon in expected)
     assert found.crs.to_epsg() == 32631
     assert found["area_m2"].sum() == pytest.approx(100 * sum(p.area for _, p in expected))
     np.testing.assert_allclose(found.geometry.area, found["area_m2"])
