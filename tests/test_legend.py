@@ -13,11 +13,11 @@ from stcln_geo.predict.style import write_legend, write_style
 
 def test_round_trip_through_json():
     legend = Legend.from_rows(
-        [{"value": 1110, "name": "winter wheat", "color": "#e3b505"}, {"value": "x"}], source="t"
+        [{"value": 1110, "name": "winter wheat", "color": "#e3b5c7"}, {"value": "x"}], source="t"
     )
     assert Legend.from_json(legend.to_json()) == legend
     assert legend.names == ("winter wheat", "x")
-    assert legend.colormap()[0] == (0xE3, 0xB5, 0x05, 255)
+    assert legend.colormap()[0] == (0xE3, 0xB5, 0xC7, 255)
 
 
 def test_read_csv_and_json(tmp_path):

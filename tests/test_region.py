@@ -10,12 +10,12 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 from shapely import segmentize, transform
 from shapely.geometry import LineString, MultiPolygon, Polygon, box
 
 from stcln_geo.errors import InputError, MissingFileError, StclnGeoWarning
-from stcln_geo.grid import utm_crs
+from stcln_geo.grid import utm_crs, utm_zone_bounds
 from stcln_geo.region import Region, choose_layer
 
 
@@ -34,12 +34,39 @@ def test_bbox_text_and_numbers_are_the_same():
         ("a,b,c,d", "four numbers"),
         ("600000,5600000,601000,5601000", "leave the range"),
         ("50.7,4.0,50.8,400", "leave the range"),
+        ("-180.1,0,1,1", "leave the range"),
+        ("0,0,180.1,1", "leave the range"),
+        ("0,-90.1,1,1", "leave the range"),
+        ("0,0,1,90.1", "leave the range"),
         ("nan,0,1,1", "west must be less"),
     ],
 )
 def test_bad_boxes_are_named(bbox: str, message: str):
     with pytest.raises(InputError, match=message):
         Region.from_bbox(bbox)
+
+
+def test_parts_reach_the_margin_beyond_what_their_zone_owns_on_all_sides():
+    region = Region.from_bbox("5.9,-0.1,6.1,0.1")
+    parts = region.by_utm_zone(margin=500.0)
+    assert list(parts) == ["EPSG:32631", "EPSG:32731", "EPSG:32632", "EPSG:32732"]
+    geod = Geod(ellps="WGS84")
+    for zone, part in parts.items():
+        west, south, east, north = part.geometry.bounds
+        owned = utm_zone_bounds(zone)
+        assert part.geometry.equals(box(west, south, east, north))
+        if owned[2] == 6:
+            assert west == 5.9
+            assert geod.inv(6, 0, east, 0)[2] == pytest.approx(500, rel=0.01)
+        else:
+            assert east == 6.1
+            assert geod.inv(6, 0, west, 0)[2] == pytest.approx(500, rel=0.01)
+        if owned[1] == 0:
+            assert north == 0.1
+            assert geod.inv(6, 0, 6, south)[2] == pytest.approx(500, rel=0.01)
+        else:
+            assert south == -0.1
+            assert geod.inv(6, 0, 6, north)[2] == pytest.approx(500, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["r.geojson", "r.gpkg", "r.parquet"])
