@@ -119,10 +119,20 @@ def test_a_target_that_an_allocation_misses_is_told_with_the_count_it_takes(tmp_
         ([1, 1, 1], 10, 0, [10**6] * 3, [4, 3, 3]),
         ([0.5, 0.5], 60, 20, [7, 10**6], [7, 53]),
         ([0.0, 1.0], 5, 0, [9, 9], [0, 5]),
+        ([0.0, 0.0], 5, 0, [9, 9], [3, 2]),
         ([0.9, 0.1], 6, 3, [9, 9], [3, 3]),
         ([0.9, 0.1], 11, 3, [9, 2], [9, 2]),
     ],
-    ids=["proportional", "rare", "rest", "few pixels", "no weight", "the least", "every pixel"],
+    ids=[
+        "proportional",
+        "rare",
+        "rest",
+        "few pixels",
+        "no weight",
+        "no weights",
+        "the least",
+        "every pixel",
+    ],
 )
 def test_allocation(weights, count, minimum, available, expected):
     points = allocate(np.array(weights), count, minimum=minimum, available=np.array(available))
