@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -132,6 +133,19 @@ def test_the_mask_asks_each_pixel_centre_also_over_squares_wholly_in_or_out() ->
     y = top - 10 * np.arange(301) - 5
     expected = shapely.intersects_xy(holed.union(speck), *np.meshgrid(x, y))
     assert np.array_equal(mask, expected)
+
+
+def test_the_mask_of_a_rectangle_is_that_rectangle_wherever_squares_end() -> None:
+    window = Window(-5_111, 730, 193, 157)
+    top, left = -window.row * 10.0, window.col * 10.0
+    firsts, ends = (0, 1, 63, 64, 65), (127, 128, 129, 157)
+    for first, end, begin, stop in itertools.product(firsts, ends, firsts, ends):
+        part = shapely.box(
+            left + 10 * begin + 1, top - 10 * end + 1, left + 10 * stop - 1, top - 10 * first - 1
+        )
+        expected = np.zeros(window.shape_yx, dtype=bool)
+        expected[first:end, begin:stop] = True
+        assert np.array_equal(region_mask(part, window, resolution=10.0), expected)
 
 
 def test_the_mask_of_a_part_is_the_part_of_the_mask() -> None:
