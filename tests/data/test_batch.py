@@ -143,6 +143,10 @@ def test_padding_is_invalid_and_changes_no_real_date() -> None:
         assert batch.images()[place, own:].abs().sum() == 0
     assert batch.sources == tuple(chip.source for chip in chips)
 
+    plain = [replace(chip, target=None) for chip in chips]
+    bare = collate([augment(one, np.random.default_rng(0), Augmentation()) for one in plain])
+    assert bare.target is bare.part(0, 1).target is bare.to("meta").target is None
+
     part, moved = batch.part(1, 3), batch.to("meta")
 
     assert (len(part), part.samples, part.sources) == (2, (5, 9), batch.sources[1:])
@@ -177,6 +181,7 @@ def test_unlabelled_pixels_are_ignored() -> None:
 
     assert batch.target is not None
     assert batch.target.dtype == torch.int64
+    assert IGNORE_INDEX == -100, "what PyTorch's losses leave out"
     assert (batch.target[0, 0, :3] == IGNORE_INDEX).all()
     assert (batch.target == IGNORE_INDEX).sum() == 3
 

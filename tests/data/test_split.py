@@ -127,6 +127,17 @@ def test_many_blocks_come_near_the_shares_in_each_class(validation: float) -> No
     assert np.array_equal(split, again)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_of_a_field_each_give_classes_of_three_all_splits(seed: int) -> None:
+    fields = table({0: 3, 1: 3, 2: 4, 3: 5})
+    positions = 100.0 * np.arange(30).reshape(15, 2)
+
+    split = split_fields(fields, by="block", positions=positions, block_pixels=50, seed=seed)
+
+    for code in range(4):
+        assert set(split[fields.code == code].tolist()) == {TRAIN, VALIDATION, TEST}
+
+
 def test_few_labels_are_train_fields_and_nested() -> None:
     fields = table({0: 40, 1: 11, 2: 6})
     fields = table({0: 40, 1: 11, 2: 6}, split_fields(fields))
