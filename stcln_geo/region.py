@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .antimeridian import cut_at_antimeridian, split_at_antimeridian, wrapped
 from .errors import InputError, MissingFileError, StclnGeoWarning
 from .grid import utm_zone_bounds, utm_zones
 
@@ -75,8 +76,8 @@ class Region:
         Parameters
         ----------
         bbox
-            Four numbers, or a text ``W,S,E,N``. West is greater than east where the box crosses
-            the antimeridian; it is then split there.
+            Four numbers, or a text ``W,S,E,N``. Where the box crosses the antimeridian west is
+            greater than east, or longitudes go on beyond 180; it is then split there.
         """
         from shapely.geometry import MultiPolygon, box
 
@@ -97,14 +98,18 @@ class Region:
             )
         halves = [box(west, south, 180, north), box(-180, south, east, north)]
         parts_of_area = [half for half in halves if half.area > 0]
+        whole = MultiPolygon(parts_of_area) if crosses else wrapped(box(west, south, east, north))
         return cls(
-            geometry=MultiPolygon(parts_of_area) if crosses else box(west, south, east, north),
+            geometry=whole,
             source=f"the bounding box {west:g},{south:g},{east:g},{north:g}",
         )
 
     @classmethod
     def from_file(cls, path: str | Path) -> Region:
         """Return the union of all polygons of a vector file.
+
+        Polygons across the antimeridian are split there, however they are drawn: those that go on
+        beyond 180 degrees, and those whose edges jump from one side to the other, with a warning.
 
         Raises
         ------
@@ -158,8 +163,20 @@ class Region:
                 f"with 'ogr2ogr -a_srs EPSG:32631 fixed.gpkg {path.name}'."
             )
         shapes = table.geometry
-        geometry = _area_of(shapes[~(shapes.isna() | shapes.is_empty)].to_numpy())
+        parts = shapes[~(shapes.isna() | shapes.is_empty)].to_numpy()
         crs = _crs_name(table.crs)
+        split = (
+            [split_at_antimeridian(part) for part in parts] if table.crs.is_geographic else parts
+        )
+        if any(new is not old and _is_wide(old) for new, old in zip(split, parts, strict=True)):
+            warnings.warn(
+                f"The region {path} has an edge over more than 180 degrees of longitude. It is "
+                "taken to cross the antimeridian, the short way. Split the polygon there, or give "
+                "a region that reaches around the Earth by --bbox.",
+                StclnGeoWarning,
+                stacklevel=2,
+            )
+        geometry = _area_of(split)
         lonlat = geometry if crs == LONLAT else _to_lonlat(geometry, crs)
         native = (None, None) if crs == LONLAT else (geometry, crs)
         return cls(geometry=lonlat, source=str(path), native=native[0], native_crs=native[1])
@@ -287,7 +304,7 @@ def footprint(geobox: GeoBox) -> BaseGeometry:
     bounds = geobox.boundingbox
     outline = box(bounds.left, bounds.bottom, bounds.right, bounds.top)
     edge = max(bounds.right - bounds.left, bounds.top - bounds.bottom) / _EDGE_POINTS
-    return _cut_at_antimeridian(_transformed(outline, str(geobox.crs), LONLAT, edge=edge))
+    return cut_at_antimeridian(_transformed(outline, str(geobox.crs), LONLAT, edge=edge))
 
 
 def _to_lonlat(geometry: BaseGeometry, crs: str) -> BaseGeometry:
@@ -303,26 +320,13 @@ def _to_lonlat(geometry: BaseGeometry, crs: str) -> BaseGeometry:
     west, _, east, _ = moved.bounds
     if not np.isfinite(moved.bounds).all() or east - west < _WIDEST_CROSSING:
         return moved
-    return _area_of([_cut_at_antimeridian(part) for part in shapely.get_parts(moved)])
+    return _area_of([cut_at_antimeridian(part) for part in shapely.get_parts(moved)])
 
 
-def _cut_at_antimeridian(polygon: BaseGeometry) -> BaseGeometry:
-    """Return a polygon in lon/lat (degrees) that crosses the antimeridian as its two sides."""
-    from shapely import transform, union_all
-    from shapely.affinity import translate
-    from shapely.geometry import box
-
-    west, _, east, _ = polygon.bounds
-    if east - west < _WIDEST_CROSSING:
-        return polygon
-    joined = transform(polygon, lambda points: np.column_stack([points[:, 0] % 360, points[:, 1]]))
-    whole: BaseGeometry = union_all(
-        [
-            joined.intersection(box(0, -90, 180, 90)),
-            translate(joined.intersection(box(180, -90, 360, 90)), xoff=-360),
-        ]
-    )
-    return whole
+def _is_wide(geometry: BaseGeometry) -> bool:
+    """Return True where a geometry in lon/lat fits on the globe as it is drawn, the long way."""
+    west, _, east, _ = geometry.bounds
+    return bool(west >= -180 and east <= 180)
 
 
 def _area_of(geometries: Any) -> BaseGeometry:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOT_PACKAGE = "stcln_geo"
 
 LAYERS = {
+    "antimeridian": 0,
     "bucket": 0,
     "errors": 0,
     "grid": 0,

@@ -14,8 +14,9 @@ from pyproj import Geod, Transformer
 from shapely import segmentize, transform
 from shapely.geometry import LineString, MultiPolygon, Polygon, box
 
+from stcln_geo.antimeridian import split_at_antimeridian
 from stcln_geo.errors import InputError, MissingFileError, StclnGeoWarning
-from stcln_geo.grid import utm_crs, utm_zone_bounds
+from stcln_geo.grid import utm_crs, utm_zone_bounds, utm_zones
 from stcln_geo.region import Region, choose_layer
 
 
@@ -147,6 +148,61 @@ def test_a_file_in_metres_across_the_antimeridian_is_split(tmp_path: Path):
     assert alone.symmetric_difference(MultiPolygon([fiji, rest])).area < 3e-6 * fiji.area
 
 
+@pytest.mark.parametrize(
+    ("ring", "warned"),
+    [
+        ([(179.4, -17.2), (180.3, -17.3), (180.5, -16.1), (179.6, -16.0)], False),
+        ([(-180.6, -17.2), (-179.7, -17.3), (-179.5, -16.1), (-180.4, -16.0)], False),
+        ([(179.4, -17.2), (-179.7, -17.3), (-179.5, -16.1), (179.6, -16.0)], True),
+    ],
+    ids=["beyond 180", "before -180", "jumping"],
+)
+def test_a_file_in_degrees_is_split_at_the_antimeridian_however_it_is_drawn(
+    tmp_path: Path, ring: list[tuple[float, float]], warned: bool, recwarn: Any
+):
+    # A hole that crosses, and an island apart, which lies inside the jumping ring in a plane.
+    turn = -360 if ring[0][0] < -180 else 0
+    back = -360 if warned else 0
+    hole = [(179.9 + turn, -16.9), (180.1 + turn + back, -16.9), (180.1 + turn + back, -16.5)]
+    frame = geopandas.GeoDataFrame(
+        geometry=[Polygon(ring, [hole]), box(20, -17, 21, -16)], crs=4326
+    )
+    frame.to_file(tmp_path / "fiji.geojson")
+
+    region = Region.from_file(tmp_path / "fiji.geojson")
+
+    zone = "EPSG:32760"
+    whole = Polygon(
+        [((lon - 177) % 360 + 177, lat) for lon, lat in ring],
+        [[((lon - 177) % 360 + 177, lat) for lon, lat in hole]],
+    )
+    move = Transformer.from_crs(4326, zone, always_xy=True).transform
+    exact = transform(segmentize(whole, 0.005), partial(_moved, move))
+    west = Region(geometry=region.geometry.intersection(box(-180, -20, -170, 0)), source="west")
+    east = Region(geometry=region.geometry.intersection(box(170, -20, 180, 0)), source="east")
+    halves = west.to_crs(zone).union(east.to_crs(zone))
+    assert halves.symmetric_difference(exact).area < 3e-6 * exact.area
+    assert region.geometry.intersection(box(-170, -90, 170, 90)).equals(box(20, -17, 21, -16))
+    assert utm_zones(region.geometry) == ["EPSG:32701", "EPSG:32734", "EPSG:32760"]
+    told = [str(one.message) for one in recwarn if issubclass(one.category, StclnGeoWarning)]
+    assert len(told) == warned
+    assert all("taken to cross the antimeridian" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        box(-180, -90, 180, 90), box(-180, -60, 180, 80), box(0, 0, 180, 1), box(-100, 0, 100, 1),
+        box(-130, 0, 130, 1),
+        Polygon([(-180, 60), (-60, 61), (60, 60), (180, 61), (180, 90), (-180, 90)]),
+    ],
+    ids=["Earth", "lands", "half", "wide", "wider", "around the pole"],
+)  # fmt: skip
+def test_what_reaches_around_the_earth_is_not_taken_to_cross_the_antimeridian(shape: Any):
+    assert split_at_antimeridian(shape) is shape
+    assert Region(geometry=shape, source="x").geometry.equals(shape)
+
+
 def test_files_without_crs_or_area_or_polygons_are_named(tmp_path: Path):
     no_crs = tmp_path / "none.gpkg"
     geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)]).to_file(no_crs)
@@ -198,6 +254,8 @@ def test_a_box_across_the_antimeridian_is_split_and_one_area_in_its_zone():
     assert region.unwrapped.bounds == (179.7, -16.8, 180.1, -16.5)
     assert region.bbox == pytest.approx([179.7, -16.8, -179.9, -16.5])
     assert Region.from_bbox(region.bbox).geometry.equals_exact(region.geometry, 1e-9)
+    assert Region.from_bbox("179.7,-16.8,180.1,-16.5").geometry.equals(region.geometry)
+    assert Region.from_bbox("-180.3,-16.8,-179.9,-16.5").geometry.equals(region.geometry)
     mostly_east = Region.from_bbox("179.9,-16.8,-179.5,-16.5")
     assert mostly_east.centre[0] == pytest.approx(-179.8)
     assert utm_crs(mostly_east.unwrapped) == "EPSG:32701"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..antimeridian import split_at_antimeridian
 from ..catalog import CollectionProfile
 from ..errors import SearchError
 from .contract import BANDS
@@ -71,7 +72,7 @@ class Granule:
     bounds: tuple[float, float, float, float] | None
     """Left, bottom, right, top of the raster in ``crs``, if the item tells."""
     geometry: BaseGeometry | None
-    """Footprint in lon/lat."""
+    """Footprint in lon/lat, split at the antimeridian."""
 
     @property
     def rank(self) -> tuple[tuple[int, ...], str, str]:
@@ -92,7 +93,7 @@ def describe_item(item: Mapping[str, Any], profile: CollectionProfile) -> Granul
     sensing = _stamp(re.search(r"_S(\d{8}T\d{6})", datastrip)) or time.astype("datetime64[s]")
     datatake = re.search(r"(\d{8}T\d{6})", str(_first(properties, names.datatake) or ""))
     crs, bounds = _raster_extent(item)
-    geometry = shape(item["geometry"]) if item.get("geometry") else None
+    geometry = split_at_antimeridian(shape(item["geometry"])) if item.get("geometry") else None
     tile = str(_first(properties, names.tile) or _in_name(product, r"_T(\d{2}[A-Z]{3})") or "")
     orbit = _first(properties, names.orbit) or _in_name(product, r"_R(\d{3})")
     baseline = str(_first(properties, names.baseline) or _baseline_in_name(product))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shapely.geometry import box, mapping, shape
+from shapely.geometry import Polygon, box, mapping, shape
 
 from stcln_geo.catalog import Catalog, ItemProperties, load_catalog
 from stcln_geo.cube.granules import describe_item, drop_duplicates
@@ -23,7 +23,13 @@ from stcln_geo.cube.selection import Selection
 from stcln_geo.cube.snapshot import read_items, write_items
 from stcln_geo.cube.spec import CubeSpec
 from stcln_geo.cube.time_range import parse_time_range
-from stcln_geo.errors import CatalogError, InputError, SearchError, StclnGeoWarning
+from stcln_geo.errors import (
+    CatalogError,
+    InputError,
+    NothingFoundError,
+    SearchError,
+    StclnGeoWarning,
+)
 from stcln_geo.region import Region
 
 
@@ -388,6 +394,27 @@ def test_a_region_across_the_antimeridian_finds_scenes_on_both_sides(serve: Any)
     near = Region.from_bbox("179.9,-16.8,179.999,-16.5")
     found = search_items(load_catalog(server.url), "s2", near)
     assert [one["id"] for one in found.items] == ["S2A_000", "S2A_001"]
+
+
+@pytest.mark.parametrize("east", [-179.51, 180.49], ids=["jumping", "beyond 180"])
+def test_footprints_that_a_provider_did_not_split_at_the_antimeridian_count(
+    serve: Any, east: float
+):
+    # Earth Search has both (earth-search#28, #39); in a plane the first lies around the Earth.
+    ring = [(179.46, -18.16), (east, -18.15), (east, -17.15), (179.44, -17.17), (179.46, -18.16)]
+    made = item(1, geometry=mapping(Polygon(ring)))
+    server = serve([made])
+    for bbox in (
+        "179.6,-17.9,179.8,-17.6",
+        "-179.9,-17.9,-179.8,-17.6",
+        "179.9,-17.9,-179.9,-17.6",
+    ):
+        snapshot = search_items(load_catalog(server.url), "s2", Region.from_bbox(bbox))
+        assert [one["id"] for one in snapshot.items] == ["S2A_001"]
+        assert snapshot.granules[0].geometry.area == pytest.approx(1.04, abs=0.02)
+    for bbox in ("100,-17.9,101,-17.6", "179.1,-17.9,179.3,-17.6", "-179.4,-17.9,-179.2,-17.6"):
+        with pytest.raises(NothingFoundError, match="1 lies outside the region"):
+            search_items(load_catalog(server.url), "s2", Region.from_bbox(bbox))
 
 
 def set_at(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
