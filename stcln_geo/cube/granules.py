@@ -27,6 +27,9 @@ SCL = "scl"
 SAME_SCENE_SECONDS = 5
 """Two products of one tile are the same scene if their sensing started this close together."""
 
+LONGEST_DATATAKE = np.timedelta64(1, "h")
+"""A pass over land lasts less than half of this."""
+
 _BY_NUMBER = {
     "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1",
     "B06": "rededge2", "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09",
@@ -53,7 +56,8 @@ class Granule:
     item: str
     """Id of the item."""
     time: np.datetime64
-    """Acquisition, UTC, to the millisecond."""
+    """Acquisition, UTC, to the millisecond; after midnight in a pass that began before it, the
+    start of the datatake, so that the pass is of one day (UTC) wherever it is looked at."""
     platform: str
     tile: str
     """Grid tile such as ``31UES``; without one, the place of the raster."""
@@ -92,6 +96,7 @@ def describe_item(item: Mapping[str, Any], profile: CollectionProfile) -> Granul
     datastrip = str(_first(properties, names.datastrip) or "")
     sensing = _stamp(re.search(r"_S(\d{8}T\d{6})", datastrip)) or time.astype("datetime64[s]")
     datatake = re.search(r"(\d{8}T\d{6})", str(_first(properties, names.datatake) or ""))
+    take = datatake[1] if datatake else ""
     crs, bounds = _raster_extent(item)
     geometry = split_at_antimeridian(shape(item["geometry"])) if item.get("geometry") else None
     tile = str(_first(properties, names.tile) or _in_name(product, r"_T(\d{2}[A-Z]{3})") or "")
@@ -99,7 +104,7 @@ def describe_item(item: Mapping[str, Any], profile: CollectionProfile) -> Granul
     baseline = str(_first(properties, names.baseline) or _baseline_in_name(product))
     return Granule(
         item=identifier,
-        time=time,
+        time=_time_of_pass(time, take),
         platform=str(properties.get("platform") or properties.get("constellation") or "").lower(),
         tile=tile.removeprefix("MGRS-").removeprefix("T")
         or repr((crs, bounds) if bounds else tuple(item.get("bbox") or ())),
@@ -108,7 +113,7 @@ def describe_item(item: Mapping[str, Any], profile: CollectionProfile) -> Granul
         generation=str(_first(properties, names.generation) or ""),
         sequence=str(_first(properties, names.sequence) or ""),
         sensing=sensing,
-        datatake=datatake[1] if datatake else "",
+        datatake=take,
         crs=crs,
         bounds=bounds,
         geometry=geometry,
@@ -214,6 +219,18 @@ def _item_time(item: Mapping[str, Any]) -> np.datetime64:
     if moment.tzinfo is not None:
         moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
     return np.datetime64(moment, "ms")
+
+
+def _time_of_pass(time: np.datetime64, datatake: str) -> np.datetime64:
+    """Return a scene's time, or the datatake's start where midnight UTC lies between the two."""
+    try:
+        start = _stamp(re.fullmatch(r"(\d{8}T\d{6})", datatake))
+    except ValueError:  # no time of any calendar
+        return time
+    if start is None or not start <= time <= start + LONGEST_DATATAKE:
+        return time
+    same_day = start.astype("datetime64[D]") == time.astype("datetime64[D]")
+    return time if same_day else start.astype("datetime64[ms]")
 
 
 def _raster_extent(

@@ -17,7 +17,14 @@ from ..catalog import Catalog, CollectionProfile
 from ..errors import InputError, NothingFoundError, SearchError
 from ..region import Region
 from .addresses import redact, without_secrets
-from .granules import Dropped, Granule, band_assets, describe_item, drop_duplicates
+from .granules import (
+    LONGEST_DATATAKE,
+    Dropped,
+    Granule,
+    band_assets,
+    describe_item,
+    drop_duplicates,
+)
 from .item_checks import check_declared, check_item, check_place
 from .selection import Selection
 from .snapshot import ItemSnapshot
@@ -88,7 +95,8 @@ def search_items(
                 catalog,
                 collection=collection,
                 area=area,
-                datetime=times.to_stac(),
+                # A pass that began in time counts whole.
+                datetime=times.to_stac(later=LONGEST_DATATAKE),
                 server_filter=chosen.server_filter(catalog, profile),
             )
         )

@@ -11,6 +11,8 @@ from ..errors import InputError
 
 __all__ = ["TimeRange", "parse_time_range"]
 
+_NONE = np.timedelta64(0, "s")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeRange:
@@ -25,13 +27,19 @@ class TimeRange:
         after = self.start is None or bool(second >= self.start)
         return after and (self.end is None or bool(second <= self.end))
 
-    def to_stac(self) -> str | None:
-        """Return the range as a STAC API writes it, or None if it is open on both sides."""
+    def to_stac(self, *, later: np.timedelta64 = _NONE) -> str | None:
+        """Return the range as a STAC API writes it, or None if it is open on both sides.
+
+        Parameters
+        ----------
+        later
+            How much longer than asked for the range is made.
+        """
         if self.start is None and self.end is None:
             return None
         start = ".." if self.start is None else f"{self.start}Z"
         # The last second is included whole.
-        end = ".." if self.end is None else f"{self.end}.999999Z"
+        end = ".." if self.end is None else f"{self.end + later}.999999Z"
         return f"{start}/{end}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from shapely import box
 
 from stcln_geo.catalog import load_catalog
 from stcln_geo.cube.cost import (
@@ -23,7 +24,7 @@ from stcln_geo.cube.cost import (
     task_share,
 )
 from stcln_geo.cube.layout import Layout
-from stcln_geo.cube.plan import CubePlan, CubeSpec, plan_cube
+from stcln_geo.cube.plan import CubePlan, CubeSpec, crop_plan, plan_cube
 from stcln_geo.cube.search import search_items
 from stcln_geo.errors import InputError, SearchError
 from stcln_geo.grid import Lattice, Window, absolute_window
@@ -115,6 +116,41 @@ def test_days_follow_the_sun_not_the_date_line(archive: Any):
         add(archive, name, time, crs="EPSG:32757", origin=(300000, 9000000), properties=tile)
     plan = plan_of(archive)
     assert [len(date.scenes) for date in plan.seasons[0].dates] == [2]
+
+
+def test_a_pass_across_midnight_is_of_one_day_and_season_for_every_region(archive: Any):
+    # Sydney, 151 E: the pass from 23:52 UTC on reaches the south of the state after midnight.
+    tops = {"north": 6_300_000, "south": 6_290_000}
+    for day, after in (("2020-08-31", "2020-09-01"), ("2021-02-27", "2021-02-28")):
+        for name, time in (("north", f"{day}T23:59:50"), ("south", f"{after}T00:00:20")):
+            take = {
+                "s2:datatake_id": f"GS2A_{day.replace('-', '')}T235241_027129_N05.00",
+                "grid:code": f"MGRS-56H{name[0].upper()}A",
+            }
+            add(archive, f"{name}_{day}", time, crs="EPSG:32756", origin=(300000, tops[name]),
+                properties=take)  # fmt: skip
+    catalog = load_catalog(archive.location)
+    regions = {
+        name: Region.from_projected(
+            box(300000, top - 300, 300300, top), "EPSG:32756", source=name
+        )
+        for name, top in tops.items()
+    }  # fmt: skip
+    spec = CubeSpec(bands=("red", "nir"))
+    found = {
+        name: plan_cube(search_items(catalog, region=region), region, spec)
+        for name, region in regions.items()
+    }
+    whole = plan_cube(search_items(catalog), spec=spec)
+    parts = [crop_plan(whole, one.window, region="part") for one in found.values()]
+    for plan in (*found.values(), whole, *parts):
+        assert [season.name for season in plan.seasons] == ["2019-09-01", "2020-09-01"]
+        days = [str(date.time)[:10] for season in plan.seasons for date in season.dates]
+        assert days == ["2020-08-31", "2021-02-27"]
+    # What counts is when the pass began, also at the ends of the range that is asked for.
+    for name, region in regions.items():
+        snapshot = search_items(catalog, region=region, time_range="2020-09-01/2021-02-27")
+        assert [item["id"] for item in snapshot.items] == [f"{name}_2021-02-27"]
 
 
 def test_scenes_of_two_zones_across_the_antimeridian_are_one_small_region(archive: Any):
