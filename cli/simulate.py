@@ -19,12 +19,17 @@ def simulate(
         str, typer.Option(metavar="WxH", help="Width and height in pixels of 10 m.")
     ] = "301x203",
     dates: Annotated[int, typer.Option(help="Acquisitions per season.")] = 24,
-    seasons: Annotated[int, typer.Option(help="Seasons of twelve months from 1 September.")] = 1,
+    seasons: Annotated[
+        int,
+        typer.Option(help="Seasons of twelve months from 1 September, in the south from 1 March."),
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     start_year: Annotated[int, typer.Option(help="Year in which the first season starts.")] = 2021,
     field_pixels: Annotated[int, typer.Option(help="Mean size of a field in pixels.")] = 190,
     clouds: Annotated[float, typer.Option(help="Mean share of the sky under cloud.")] = 0.35,
-    crs: Annotated[str, typer.Option(help="A UTM zone.")] = "EPSG:32631",
+    crs: Annotated[
+        str, typer.Option(help="A UTM zone, EPSG:326zz in the north or EPSG:327zz in the south.")
+    ] = "EPSG:32631",
     workers: Annotated[int, typer.Option(help="Worker processes; 0 works in this one.")] = 0,
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler to use instead.")
@@ -40,6 +45,9 @@ def simulate(
     with --catalog OUT_DIR/catalog.json --collection simulated-sentinel-2-l2a. Run again after an
     interruption: what is written is kept. Simulated data show that a path works; they say nothing
     about accuracy on real crops.
+
+    In a zone of the south the year of crops, clouds and sun begins half a year earlier, and shadows
+    fall to the south: build with --season-start 03-01.
     """
     from ..simulate import SimulationSpec, plan_archive, simulate_archive
 
@@ -65,6 +73,7 @@ def simulate(
     say(f"catalog   {archive.catalog}")
     say(f"region    {archive.region}")
     say(f"parcels   {archive.parcels} (column crop_code; legend {archive.legend.name})")
+    say(f"time      {archive.time_range}, with --season-start {archive.time_range[5:10]}")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -205,7 +205,7 @@ def simulate_archive(
         parcels=folder / "parcels.gpkg",
         legend=folder / "legend.csv",
         items=tuple(names),
-        time_range=f"{spec.season_start(0).date()}/{spec.start_year + spec.seasons}-08-31",
+        time_range=spec.time_range,
     )
 
 

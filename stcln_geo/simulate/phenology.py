@@ -45,7 +45,7 @@ _WET_LOSS = 0.38
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cover:
-    """What grows on a surface, with days counted from 1 September."""
+    """What grows on a surface, with days counted from the season's start."""
 
     code: str = ""
     """Crop code in the parcels; empty for what is never declared."""

@@ -43,7 +43,8 @@ def make_sky(acquisition: Acquisition, window: Window) -> Sky:
         return Sky(cloud=empty, cirrus=empty, shadow=empty)
 
     cloud = _cloud(acquisition, window)
-    # The sun stands in the south-south-east in the morning: shadows fall to the north-north-west.
+    # In the morning the sun stands in the south-south-east, and shadows fall to the
+    # north-north-west; south of the equator north and south change places.
     rows, cols = _shadow_shift(acquisition)
     shadow = _cloud(acquisition, window.shift(rows, cols)) * (np.float32(1.0) - cloud)
 
@@ -140,9 +141,8 @@ def _cloud(acquisition: Acquisition, window: Window) -> Floats:
 
 def _shadow_shift(acquisition: Acquisition) -> tuple[int, int]:
     """Give where the cloud stands that shades a pixel: rows and columns away."""
-    year_day = acquisition.when.timetuple().tm_yday
-    zenith = np.radians(48.0 + 23.0 * np.cos((year_day + 10) / 365.25 * 2 * np.pi))
-    azimuth = np.radians(160.0)
+    zenith = np.radians(48.0 + 23.0 * np.cos((acquisition.year_day + 10) / 365.25 * 2 * np.pi))
+    azimuth = np.radians(20.0 if acquisition.south else 160.0)
     height = 700.0 + 900.0 * make_uniform(acquisition.key, 16)
     length = height * float(np.tan(zenith)) / RESOLUTION
     # Whole pixels of 20 m, so that the classes see what the bands see.

@@ -24,6 +24,8 @@ _SLOTS = 73
 _MAX_DATES = 2 * _SLOTS
 _ORBITS = (51, 8)
 _ORIGIN_STEP = 60
+_SOUTH = 32700
+_HALF_YEAR = 182.625
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,10 @@ class Acquisition:
     """Digital numbers added to every valid pixel: 0 or 1000."""
     cloud_amount: float
     """Share of the sky meant to be under cloud, 0 to 1; that of a small region strays from it."""
+    year_day: float
+    """Day of the year; south of the equator the one with as much sun in the north."""
+    south: bool
+    """True south of the equator, where the sun stands in the north."""
     key: int
     """Key of all that is random on this date."""
 
@@ -63,7 +69,7 @@ class SimulationSpec:
     dates: int = 24
     """Acquisitions per season."""
     seasons: int = 1
-    """Seasons of twelve months, each from 1 September."""
+    """Seasons of twelve months, each from 1 September; in zones of the south, from 1 March."""
     seed: int = 0
     """Everything random follows from it."""
     start_year: int = 2021
@@ -79,7 +85,7 @@ class SimulationSpec:
     late_days: float = 0.0
     """Days by which all calendars of the region are later than usual; negative: earlier."""
     crs: str = "EPSG:32631"
-    """A UTM zone as EPSG:326zz or EPSG:327zz."""
+    """A UTM zone as EPSG:326zz, or EPSG:327zz, whose seasons begin half a year earlier."""
     origin_x: int = 573_000
     """Easting of the west edge in metres, a multiple of 60."""
     origin_y: int = 5_625_000
@@ -125,6 +131,11 @@ class SimulationSpec:
         return int(self.crs.removeprefix("EPSG:"))
 
     @property
+    def south(self) -> bool:
+        """True where the zone is one of the southern hemisphere."""
+        return self.epsg > _SOUTH
+
+    @property
     def window(self) -> Window:
         """The region in absolute pixels of 10 m."""
         return Window(
@@ -153,7 +164,13 @@ class SimulationSpec:
 
     def season_start(self, season: int) -> datetime:
         """Give the first day of a season."""
-        return datetime(self.start_year + season, 9, 1, tzinfo=UTC)
+        return datetime(self.start_year + season, 3 if self.south else 9, 1, tzinfo=UTC)
+
+    @property
+    def time_range(self) -> str:
+        """START/END of all seasons, as a search takes it."""
+        last = self.season_start(self.seasons) - timedelta(days=1)
+        return f"{self.season_start(0).date()}/{last.date()}"
 
     def to_dict(self) -> dict[str, Any]:
         """Give the recipe as plain values."""
@@ -182,6 +199,7 @@ class SimulationSpec:
             days=day, hours=10, minutes=minute, seconds=int(make_uniform(key, 1) * 60)
         )
         late = when >= BASELINE_CHANGE
+        year_day = when.timetuple().tm_yday + (_HALF_YEAR if self.south else 0.0)
         return Acquisition(
             season=season,
             when=when,
@@ -191,15 +209,17 @@ class SimulationSpec:
             platform="AB"[(slot // 2) % 2],
             baseline="05.10" if late else "03.01",
             offset=1000 if late else 0,
-            cloud_amount=self._cloud_amount(key, when),
+            cloud_amount=self._cloud_amount(key, year_day),
+            year_day=year_day,
+            south=self.south,
             key=key,
         )
 
-    def _cloud_amount(self, key: int, when: datetime) -> float:
+    def _cloud_amount(self, key: int, year_day: float) -> float:
         # Many dates are nearly clear or nearly overcast; winter has more cloud than summer.
         if self.cloud_fraction == 0:
             return 0.0
-        winter = 0.2 * np.cos((when.timetuple().tm_yday - 10) / 365.25 * 2 * np.pi)
+        winter = 0.2 * np.cos((year_day - 10) / 365.25 * 2 * np.pi)
         mean = float(np.clip(self.cloud_fraction + winter, 0.02, 0.95))
         amount = make_uniform(key, 5) ** ((1 - mean) / mean)
         return 0.0 if amount < 0.015 else float(min(amount, 0.97))

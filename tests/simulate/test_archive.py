@@ -272,7 +272,11 @@ def test_command_line(tmp_path, capsys):
     assert invoke([*arguments, "--dry-run"]) == 0
     assert "22 COGs, 0 of them written" in capsys.readouterr().out
     assert not out.exists()
-    assert invoke(arguments) == 0
+    assert invoke([*arguments, "--crs", "EPSG:32756"]) == 0
+    told = "2021-03-01/2022-02-28, with --season-start 03-01"
+    assert told in " ".join(capsys.readouterr().out.split())
+    dates = [name.split("_")[2] for name in os.listdir(out) if name.startswith("S2")]
+    assert all("20210301" <= date <= "20220228" for date in dates)
     assert len(json.loads((out / "collection.json").read_text())["links"]) == 4
     assert invoke(["simulate", str(out), "--size", "big"]) == 2
     assert "--size 'big'" in capsys.readouterr().err

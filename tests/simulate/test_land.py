@@ -259,3 +259,43 @@ def test_impossible_recipes_are_refused(values, told):
 def test_odd_windows_are_refused():
     with pytest.raises(InputError, match="must be even"):
         render_scene(SPEC, SPEC.acquisitions[0], Window(0, 0, 3, 4))
+
+
+def _cloud_of_the_shadows(acquisition, window):
+    """Where the cloud stands that casts a shadow, from the picture: rows south, columns east."""
+    wide = make_sky(acquisition, window.expand(700))
+    rows, cols = np.nonzero(wide.cloud[500:-500, 500:-500] < 0.5)
+    some = np.random.default_rng(1).choice(len(rows), 60, replace=False)
+    rows, cols = rows[some] + 500, cols[some] + 500
+    cast = wide.shadow[rows, cols] / (1 - wide.cloud[rows, cols])
+    down, right = (np.arange(-480, 481, 2)[:, None, None], np.arange(-240, 241, 2)[None, :, None])
+    miss = np.abs(wide.cloud[rows + down, cols + right] - cast).mean(axis=2)
+    place = np.unravel_index(miss.argmin(), miss.shape)
+    assert miss[place] < 1e-3
+    return int(down[place[0], 0, 0]), int(right[0, place[1], 0])
+
+
+def test_the_south_has_the_calendar_and_the_sun_of_the_other_half_of_the_year():
+    common = {"width": 101, "height": 67, "dates": 30, "seed": 4, "seasons": 2}
+    north, south = SimulationSpec(**common), SimulationSpec(**common, crs="EPSG:32756")
+    assert (north.time_range, south.time_range) == (
+        "2021-09-01/2023-08-31", "2021-03-01/2023-02-28",
+    )  # fmt: skip
+    passes = list(zip(north.acquisitions, south.acquisitions, strict=True))
+    assert all((one.day, one.orbit) == (other.day, other.orbit) for one, other in passes)
+    for spec in (north, south):
+        assert all(spec.season_start(one.season) <= one.when for one in spec.acquisitions)
+    # The weather of a day of the season is the same, but for a few days of the sun's year.
+    for one, other in passes:
+        assert one.cloud_amount == pytest.approx(other.cloud_amount, abs=0.06)
+
+    broken = [pair for pair in passes if 0.3 < pair[0].cloud_amount < 0.7]
+    days = [broken[0], min(broken, key=lambda pair: abs(pair[0].day - 115))]
+    for one, other in days:
+        rows, cols = _cloud_of_the_shadows(one, north.window)
+        far, east = _cloud_of_the_shadows(other, south.window)
+        # In the morning the sun is in the east, and on the equator's side.
+        assert rows > 0 > far
+        assert min(cols, east) > 0
+        # In the south the sun stands as high half a year later.
+        assert abs(far) == pytest.approx(rows, rel=0.06)
