@@ -39,7 +39,7 @@ from .stac import (
     make_catalog,
     make_collection,
     make_item,
-    region_ring,
+    region_geometry,
 )
 
 BLOCK = 512
@@ -391,8 +391,11 @@ def _write_legend(path: Path) -> None:
 
 
 def _make_region(spec: SimulationSpec) -> dict[str, Any]:
-    geometry = {"type": "Polygon", "coordinates": [region_ring(spec)]}
-    feature = {"type": "Feature", "properties": {"name": "Simulated region"}, "geometry": geometry}
+    feature = {
+        "type": "Feature",
+        "properties": {"name": "Simulated region"},
+        "geometry": region_geometry(spec),
+    }
     return {"type": "FeatureCollection", "features": [feature]}
 
 

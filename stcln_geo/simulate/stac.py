@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from ..antimeridian import split_at_antimeridian
 from .scene import FINE_BANDS
 from .sky import swath_edge
 from .spec import RESOLUTION, Acquisition, SimulationSpec
@@ -76,7 +78,7 @@ def make_item(
         "stac_version": "1.0.0",
         "id": item_id(spec, acquisition),
         "collection": COLLECTION,
-        "geometry": {"type": "Polygon", "coordinates": [footprint]},
+        "geometry": _polygon(footprint),
         "bbox": _bbox(footprint),
         "stac_extensions": _EXTENSIONS,
         "properties": {
@@ -119,7 +121,7 @@ def make_collection(spec: SimulationSpec, items: list[dict[str, Any]]) -> dict[s
         "description": f"{_ABOUT} Seed {spec.seed}, {spec.width} x {spec.height} px of 10 m.",
         "license": "CC0-1.0",
         "extent": {
-            "spatial": {"bbox": [_bbox(region_ring(spec))]},
+            "spatial": {"bbox": [_bbox(_region_ring(spec))]},
             "temporal": {"interval": [[times[0], times[-1]]]},
         },
         "links": links,
@@ -140,10 +142,9 @@ def make_catalog() -> dict[str, Any]:
     }
 
 
-def region_ring(spec: SimulationSpec) -> list[list[float]]:
-    """Give the region's outline in longitude and latitude, drawn in by 1 m to add no pixel."""
-    west, south, east, north = spec.bounds
-    return _to_lonlat(spec, _ring(west + 1, south + 1, east - 1, north - 1))
+def region_geometry(spec: SimulationSpec) -> dict[str, Any]:
+    """Give the region in longitude and latitude, drawn in by 1 m to add no pixel, as GeoJSON."""
+    return _polygon(_region_ring(spec))
 
 
 def format_time(when: datetime) -> str:
@@ -200,6 +201,11 @@ def _footprint(spec: SimulationSpec, acquisition: Acquisition) -> list[tuple[flo
     return [(float(x), float(y)) for x, y in area.exterior.coords]
 
 
+def _region_ring(spec: SimulationSpec) -> list[list[float]]:
+    west, south, east, north = spec.bounds
+    return _to_lonlat(spec, _ring(west + 1, south + 1, east - 1, north - 1))
+
+
 def _ring(west: float, south: float, east: float, north: float) -> list[tuple[float, float]]:
     return [(west, south), (east, south), (east, north), (west, north), (west, south)]
 
@@ -211,6 +217,22 @@ def _to_lonlat(spec: SimulationSpec, points: list[tuple[float, float]]) -> list[
     return [[round(x, 7), round(y, 7)] for x, y in zip(longitudes, latitudes, strict=True)]
 
 
+def _polygon(ring: list[list[float]]) -> dict[str, Any]:
+    """Give an outline as GeoJSON, split at the antimeridian."""
+    import shapely
+
+    polygon = shapely.Polygon(ring)
+    split = split_at_antimeridian(polygon)
+    if split is polygon:
+        return {"type": "Polygon", "coordinates": [ring]}
+    mapped: dict[str, Any] = json.loads(shapely.to_geojson(split))
+    return mapped
+
+
 def _bbox(ring: list[list[float]]) -> list[float]:
+    """Give west, south, east and north of an outline; across the antimeridian west is greater."""
     longitudes, latitudes = [point[0] for point in ring], [point[1] for point in ring]
-    return [min(longitudes), min(latitudes), max(longitudes), max(latitudes)]
+    west, east = min(longitudes), max(longitudes)
+    if east - west > 180:
+        west, east = min(x for x in longitudes if x > 0), max(x for x in longitudes if x < 0)
+    return [west, min(latitudes), east, max(latitudes)]

@@ -12,14 +12,19 @@ import pystac
 import pytest
 import rasterio
 import shapely
+from pyproj import Transformer
 from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
 
+from stcln_geo.catalog import load_catalog
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.lock import cube_lock
+from stcln_geo.cube.plan import plan_cube
+from stcln_geo.cube.search import search_items
 from stcln_geo.errors import OutputError
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window
+from stcln_geo.region import Region
 from stcln_geo.simulate import (
     CROPS,
     SimulationSpec,
@@ -264,6 +269,26 @@ def test_plan_counts_what_is_written(archive):
 def test_grid_squares(crs, x, y, square):
     spec = SimulationSpec(crs=crs, origin_x=x, origin_y=y, width=101, height=67)
     assert mgrs_square(spec) == square
+
+
+def test_an_archive_across_the_antimeridian_is_split_there_and_becomes_one_cube(tmp_path):
+    spec = SimulationSpec(width=150, height=67, dates=2, crs="EPSG:32760", origin_x=818_700,
+                          origin_y=8_118_600, cloud_fraction=0.0)  # fmt: skip
+    archive = simulate_archive(tmp_path / "fiji", spec)
+    region = Region.from_file(archive.region)
+    around = Transformer.from_crs(spec.crs, 4326, always_xy=True).transform_bounds(*spec.bounds)
+    assert region.bbox == pytest.approx(around, abs=2e-5)
+    assert region.bbox[0] > 179 > -179 > region.bbox[2]
+    for item in _items(archive):
+        assert item.geometry["type"] == "MultiPolygon"
+        assert item.bbox[2] < -179 < 179 < item.bbox[0]
+        # On either side, and on both, all scenes are found.
+        for bbox in ("179.995,-17,179.998,-16.996", "179.995,-17,-179.995,-16.996"):
+            found = search_items(load_catalog(archive.catalog), region=Region.from_bbox(bbox))
+            assert item.id in [one["id"] for one in found.items]
+    plan = plan_cube(search_items(load_catalog(archive.catalog), region=region), region)
+    assert plan.crs == "EPSG:32760"
+    assert plan.window.width < spec.width + 2 * 32
 
 
 def test_command_line(tmp_path, capsys):
