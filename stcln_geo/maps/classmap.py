@@ -16,6 +16,7 @@ from ..cog import read_legend
 from ..errors import InputError, MissingFileError
 from ..grid import Window, tiles
 from ..legend import CLASS_NODATA, Legend
+from .ground import GroundAreas, ground_areas
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -78,8 +79,9 @@ class ClassMap:
         classes = len(self.legend)
         pixels = np.zeros(classes + 1, dtype=np.int64)
         areas = np.zeros(classes + 1)
+        ground = self.ground()
         row_areas = self.row_areas()
-        equal = bool((row_areas == row_areas[0]).all())
+        equal = ground is None and bool((row_areas == row_areas[0]).all())
         with self.reader() as reader:
             for strip in self.strips():
                 codes = np.minimum(reader.read(strip), classes)
@@ -91,18 +93,34 @@ class ClassMap:
                 ):
                     counts = np.bincount(line, minlength=classes + 1)
                     pixels += counts
-                    areas += counts * row_areas[row]
+                    areas += (
+                        counts * row_areas[row]
+                        if ground is None
+                        else np.bincount(line, weights=ground.of_row(row), minlength=classes + 1)
+                    )
         if equal:
             areas = pixels * row_areas[0]
         return ClassAreas(
             pixels=pixels[:-1], areas=areas[:-1], nodata_pixels=int(pixels[-1]), note=self.area_note
         )
 
+    @property
+    def is_mosaic(self) -> bool:
+        """True where the map shows those of several UTM zones in the CRS of one."""
+        return self.path.name == _CLASSES[1]
+
+    def ground(self) -> GroundAreas | None:
+        """Measure the pixels on the ellipsoid; None where areas go by rows (``row_areas``)."""
+        if not self.is_mosaic or self.crs.is_geographic:
+            return None
+        return ground_areas(self.crs.to_wkt(), self.transform, self.shape_yx)
+
     def row_areas(self) -> NDArray[np.float64]:
         """Return the area (square metres) of a pixel in each row: (H,) float64.
 
-        In a projected CRS the area on the grid; in a geographic one the area on the ellipsoid
-        of a pixel between its meridians and parallels (by pyproj's geodesics).
+        In a projected CRS the area on the grid, for a mosaic see ``ground``; in a geographic one
+        the area on the ellipsoid of a pixel between its meridians and parallels (by pyproj's
+        geodesics).
         """
         height = self.shape_yx[0]
         transform = self.transform
@@ -129,7 +147,7 @@ class ClassMap:
     @property
     def area_note(self) -> str:
         """Say how areas are measured."""
-        if self.crs.is_geographic:
+        if self.crs.is_geographic or self.is_mosaic:
             return "Areas are those of the pixels on the ellipsoid."
         text = "Areas are those of the grid: number of pixels times the pixel's area in the CRS."
         more = self._enlargement()

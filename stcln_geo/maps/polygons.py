@@ -324,6 +324,9 @@ def _corners(ring: Any) -> NDArray[np.float64]:
 
 def _measure(class_map: ClassMap) -> Any:
     """Return what gives a polygon's area (square metres) from its outline in pixels."""
+    ground = class_map.ground()
+    if ground is not None:
+        return ground.measure()
     if not class_map.crs.is_geographic:
         pixel = float(class_map.row_areas()[0])
         return lambda polygon: polygon.area * pixel

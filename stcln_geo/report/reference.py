@@ -260,7 +260,10 @@ def _at_points(class_map: ClassMap, place: Any, *, three: bool) -> Units:
                 predicted[group] = own[group]
     _, counts = np.unique(row[inside] * width + col[inside], return_counts=True)
     sizes = None
-    if class_map.crs.is_geographic:
+    ground = class_map.ground()
+    if ground is not None:
+        sizes = ground.at(row, col)
+    elif class_map.crs.is_geographic:
         sizes = class_map.row_areas()[row]
     return Units(
         kind="points", predicted=predicted, stratum=own, outside=~inside, sizes=sizes,
@@ -323,7 +326,9 @@ def _repaired(place: Any) -> Any:
 
 def _square_metres(class_map: ClassMap, place: Any) -> NDArray[np.float64]:
     """Return the area of each parcel: of its outline in the map's CRS, or on the ellipsoid."""
-    if not class_map.crs.is_geographic:
+    if class_map.is_mosaic and not class_map.crs.is_geographic:
+        place = place.to_crs(place.crs.geodetic_crs)
+    elif not class_map.crs.is_geographic:
         return np.asarray(place.area) * float(class_map.crs.linear_units_factor[1]) ** 2
     import shapely
     from shapely.geometry.polygon import orient

@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from pyproj import Geod
+from odc.geo.geobox import GeoBox
+from pyproj import Geod, Transformer
 from rasterio.transform import Affine
 
 from stcln_geo import evaluate_map
 from stcln_geo.cli.main import invoke
+from stcln_geo.cog.mosaic import write_mosaic
 from stcln_geo.cog.names import LEGEND_TAG
 from stcln_geo.errors import InputError, LabelError
+from stcln_geo.grid import Window
 from stcln_geo.legend import Legend
 from stcln_geo.maps.classmap import open_class_map
+from stcln_geo.maps.polygons import write_polygons
 from stcln_geo.report.accuracy import AccuracySpec, write_accuracy
 from stcln_geo.report.area import estimate_accuracy
 from stcln_geo.report.beside import ACCURACY_FILES
@@ -374,6 +378,54 @@ def test_how_areas_on_the_grid_differ_from_those_on_the_ground(tmp_path, crs, gr
     assert "more than on the ground" in note
     assert told[-1] == pytest.approx(max(shares), rel=0.03)
     assert max(shares) > 1
+
+
+def test_areas_of_a_mosaic_of_zones_are_those_on_the_ground(tmp_path):
+    """In the CRS of one zone the ground of the next is too large; the oracle are geodesics."""
+    rng = np.random.default_rng(3)
+    maps = []
+    # At 36 E on the equator, where zone 36 ends, and three degrees into zone 37.
+    for crs, left, top in (("EPSG:32736", 833_000, 9_999_000), ("EPSG:32737", 500_000, 9_999_000)):
+        blobs = rng.integers(0, 3, (21, 35)).repeat(5, 0).repeat(7, 1)[:101, :243].astype(np.uint8)
+        place = tmp_path / crs[-5:] / "classes.tif"
+        place.parent.mkdir()
+        grid = Affine(10, 0, left, 0, -10, top)
+        with rasterio.open(place, "w", driver="GTiff", height=101, width=243, count=1, nodata=255,
+                           dtype="uint8", crs=crs, transform=grid) as target:  # fmt: skip
+            target.write(blobs, 1)
+        maps.append((place, GeoBox(blobs.shape, grid, crs)))
+    write_mosaic(maps, tmp_path / "classes.vrt", warped=tmp_path / "warped", legend=LEGEND)
+    shown = open_class_map(tmp_path)
+    assert shown.shape_yx[1] > 30_000
+    found = shown.count_pixels()
+    assert "ellipsoid" in found.note
+    geod = Geod(ellps="WGS84")
+    ground = np.zeros(3)
+    grid = shown.transform
+    with shown.reader() as reader:
+        codes = reader.read(Window(0, 0, *shown.shape_yx))
+    to_degrees = Transformer.from_crs("EPSG:32736", 4326, always_xy=True).transform
+    for part in (slice(0, 400), slice(codes.shape[1] - 400, codes.shape[1])):
+        middle = (part.start + part.stop) / 2, codes.shape[0] / 2
+        x, y = grid * middle
+        around = shapely.box(x - 50, y - 50, x + 50, y + 50)
+        square = shapely.transform(around, to_degrees, interleaved=False)
+        pixel = abs(geod.geometry_area_perimeter(square)[0]) / 100
+        ground += pixel * np.bincount(codes[:, part].ravel(), minlength=256)[:3]
+        points = geopandas.GeoDataFrame(geometry=[shapely.Point(x, y)], crs="EPSG:32736")
+        assert read_units(shown, points).sizes[0] == pytest.approx(pixel, rel=2e-5)
+    np.testing.assert_allclose(found.areas, ground, rtol=2e-5)
+    assert (found.areas < 0.995 * 100 * found.pixels).all()
+
+    report = write_polygons(shown, tmp_path / "patches.parquet")
+    patches = geopandas.read_parquet(tmp_path / "patches.parquet")
+    assert report.area_note == found.note
+    by_class = patches.groupby("code").area_m2.sum()
+    np.testing.assert_allclose(by_class, found.areas, rtol=1e-9)
+    outlines = patches.geometry.to_crs(4326)
+    exact = [abs(geod.geometry_area_perimeter(one)[0]) for one in outlines]
+    np.testing.assert_allclose(patches.area_m2, exact, rtol=1e-4)
+    np.testing.assert_allclose(read_units(shown, patches[["geometry"]]).sizes, exact, rtol=1e-6)
 
 
 def test_land_that_is_none_of_the_classes_counts_against_the_map(product, tmp_path, capsys):
