@@ -57,6 +57,7 @@ def upload(folder: Path, target: str) -> None:
         write_file(location(target) / name, (folder / name).read_bytes())
 
 
+@pytest.mark.slow
 def test_an_archive_in_a_bucket_is_the_same(
     whole_plan: ArchivePlan, planted: Any, s3: str, capsys: Any
 ):

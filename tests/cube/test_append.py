@@ -195,6 +195,7 @@ def test_blocks_of_an_append_read_only_new_dates(years: Any, once: Path, tmp_pat
     assert_same_cube(path, once)
 
 
+@pytest.mark.slow
 def test_the_layout_may_change_with_the_number_of_dates(
     years: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

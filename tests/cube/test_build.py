@@ -385,6 +385,7 @@ def test_little_memory_does_not_ask_servers_more_often(
     assert_equal(*cubes)
 
 
+@pytest.mark.slow
 def test_workers_do_not_show(plan: CubePlan, whole: Season, tmp_path: Path):
     calls: list[tuple[int, int, str]] = []
     build_cube(

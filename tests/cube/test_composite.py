@@ -232,7 +232,12 @@ def assert_equal(first: Season, second: Season) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "period"), [("median", "P10D"), ("medoid", "P1M"), ("least-cloudy", "P10D")]
+    ("method", "period"),
+    [
+        pytest.param("median", "P10D", marks=pytest.mark.slow),
+        ("medoid", "P1M"),
+        pytest.param("least-cloudy", "P10D", marks=pytest.mark.slow),
+    ],
 )
 def test_a_composite_cube_is_the_composite_of_the_cube_of_all_days(
     cloudy: Any, every_day: Season, tmp_path: Path, method: Any, period: Any
@@ -284,7 +289,10 @@ def test_a_composite_cube_is_the_composite_of_the_cube_of_all_days(
     assert (errors, warnings) == ([], [])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [one if one == "medoid" else pytest.param(one, marks=pytest.mark.slow) for one in METHODS],
+)
 def test_blocks_do_not_show(cloudy: Any, tmp_path: Path, method: str):
     plan = plan_of(cloudy, composite=method, period="P10D")
     assert build_cube(plan, tmp_path / "one.zarr").shards_written == 9

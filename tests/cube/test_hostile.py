@@ -130,6 +130,7 @@ def test_a_hostile_server_gives_the_cube_of_a_perfect_one(
             )
 
 
+@pytest.mark.slow
 @providers
 def test_what_stays_lost_is_named_precisely(provider: Provider, start: Start, tmp_path: Path):
     server = start(provider, seed=5)

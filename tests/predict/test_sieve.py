@@ -181,7 +181,8 @@ def by_hand(plain: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("shard_size", "workers", "writer"),
     [
-        (16, 0, "auto"), pytest.param(40, 2, "auto", marks=pytest.mark.slow), (256, 0, "auto"),
+        pytest.param(16, 0, "auto", marks=pytest.mark.slow),
+        pytest.param(40, 2, "auto", marks=pytest.mark.slow), (256, 0, "auto"),
         (4096, 0, "parallel"),
     ],
     ids=["16", "40-two-workers", "256", "segments"],

@@ -106,7 +106,13 @@ def test_a_single_odd_pixel_is_smoothed_away() -> None:
         assert (found.argmax(1) == 0).all()
 
 
-@pytest.mark.parametrize(("method", "blend"), [("majority", True), ("bayesian", False)])
+@pytest.mark.parametrize(
+    ("method", "blend"),
+    [
+        ("majority", True),
+        pytest.param("bayesian", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_smoothed_map_is_the_same_for_any_shard(
     world: Any, tmp_path: Path, method: Any, blend: bool
 ) -> None:

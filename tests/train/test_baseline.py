@@ -171,6 +171,7 @@ def test_the_command_says_whether_a_forest_does_as_well(
     assert json.loads((run / "evaluation-test" / "metrics.json").read_text())["baseline"] is None
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_forest_of_its_own(small_cube: Path, tmp_path: Path) -> None:
     config = load_config(FinetuneConfig, overrides=SMALL)
     finetune_seeds(small_cube, tmp_path / "runs", config, seeds=2)

@@ -129,6 +129,7 @@ def test_a_stack_trains_on_the_pixels_of_its_cube(pair: tuple[Path, Path]) -> No
         assert np.bincount(one.fields.code[one.chosen]).tolist() == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_stack_of_several_systems_and_any_size_goes_the_whole_way(
     new_cube: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

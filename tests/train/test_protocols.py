@@ -189,6 +189,7 @@ def test_a_protocol_that_is_not_there_is_named_with_those_that_are() -> None:
 # Imported sets.
 
 
+@pytest.mark.slow
 def test_pastis_goes_from_import_to_both_ways_of_counting(
     pastis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
