@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-__all__ = ["cut_at_antimeridian", "split_at_antimeridian", "wrapped"]
+__all__ = ["boxes_around", "cut_at_antimeridian", "split_at_antimeridian", "wrapped"]
 
 _WIDEST_CROSSING = 180.0
 """What crosses the antimeridian spans less than this (degrees)."""
@@ -70,6 +70,25 @@ def wrapped(geometry: BaseGeometry) -> BaseGeometry:
         return geometry
     copies = [affinity.translate(geometry, xoff=turn) for turn in (0, 360, -360)]
     whole: BaseGeometry = union_all(intersection(copies, box(-180, south, 180, north)))
+    return whole
+
+
+def boxes_around(geometry: BaseGeometry) -> BaseGeometry:
+    """Return the box around a geometry in lon/lat, to find what lies there.
+
+    Of one that crosses the antimeridian, the boxes around its two sides, once more a turn to the
+    east and to the west: what is sought may be drawn on beyond 180 degrees.
+    """
+    import shapely
+    from shapely import affinity
+
+    split = split_at_antimeridian(geometry)
+    if split is geometry:
+        return geometry.envelope
+    sides = [side.envelope for side in shapely.get_parts(split)]
+    whole: BaseGeometry = shapely.union_all(
+        [affinity.translate(side, xoff=turn) for side in sides for turn in (0, 360, -360)]
+    )
     return whole
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..antimeridian import boxes_around
 from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
 from ..region import choose_layer, is_geoparquet, spatial_layers
@@ -24,6 +25,7 @@ from .store import FieldTable, Season, choose_season, open_season, write_fields
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from shapely.geometry.base import BaseGeometry
 
 __all__ = ["BurnReport", "DroppedClass", "burn_labels", "values_as_text"]
 
@@ -236,22 +238,30 @@ def _read_vector(path: Path, *, column: str, layer: str | None, season: Season) 
             f"Cannot burn {path}: the file names no coordinate reference system, so its polygons "
             "have no place. Assign one, for example with `ogr2ogr -a_srs EPSG:4326 OUT IN`."
         )
-    place = footprint.to_crs(frame.crs)
-    frame = frame.iloc[np.flatnonzero(frame.intersects(place.iloc[0].envelope).to_numpy())]
+    place = _surroundings(footprint, frame.crs)
+    frame = frame.iloc[np.flatnonzero(frame.intersects(place).to_numpy())]
     if frame.empty:
+        covered = footprint.to_crs(frame.crs).total_bounds
         raise LabelError(
             f"Cannot burn {path}: no feature lies in the cube {season.cube}. The file covers "
-            f"{_extent(path, layer)}; the cube covers {_format_bounds(tuple(place.total_bounds))} "
+            f"{_extent(path, layer)}; the cube covers {_format_bounds(tuple(covered))} "
             f"in the same coordinates ({_crs_name(frame.crs)}). Give the file of this region, or "
             "correct its coordinate reference system."
         )
     return frame.to_crs(footprint.crs)
 
 
+def _surroundings(footprint: Any, crs: Any) -> BaseGeometry:
+    """Return the box around the cube in a file's CRS; several in degrees across 180."""
+    outline: BaseGeometry = footprint.to_crs(crs).iloc[0]
+    return boxes_around(outline) if crs.is_geographic else outline.envelope
+
+
 def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -> GeoDataFrame:
     """Read geometry and one column; vector formats give only the rows around the cube."""
     import geopandas
     import pyogrio
+    from pyproj import CRS
 
     try:
         if is_geoparquet(path):
@@ -269,7 +279,11 @@ def _read_frame(path: Path, *, column: str, layer: str | None, footprint: Any) -
                 f"Cannot burn {path}: it is a table without geometry, so its rows have no place. "
                 "Give a vector file of polygons, such as GeoPackage, GeoJSON or GeoParquet."
             )
-        around = tuple(footprint.to_crs(info["crs"]).total_bounds) if info["crs"] else None
+        around = None
+        if info["crs"]:
+            near = _surroundings(footprint, CRS.from_user_input(info["crs"]))
+            # Only one box can be asked for; where there are more all rows are read.
+            around = near.bounds if near.geom_type == "Polygon" else None
         return geopandas.read_file(path, layer=layer, columns=[column], bbox=around)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         if isinstance(error, LabelError):

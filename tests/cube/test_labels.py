@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 from rasterio.features import rasterize
+from shapely import transform
 from shapely.geometry import Point, Polygon, box
 
 from stcln_geo.cli.main import invoke
@@ -36,8 +37,8 @@ def cube(tmp_path: Path) -> Path:
     return make_cube(tmp_path / "own.zarr", Window(-563000, 57000, *SHAPE))
 
 
-def make_cube(path: Path, window: Window) -> Path:
-    geobox = geobox_from_window(window, crs=CRS, resolution=10)
+def make_cube(path: Path, window: Window, *, crs: str = CRS) -> Path:
+    geobox = geobox_from_window(window, crs=crs, resolution=10)
     create_season(
         path, "2018-09-01", geobox=geobox, time=np.array(["2018-10-01"], "datetime64[D]"),
         bands=("red", "nir"), aoi=box(*geobox.boundingbox.bbox), layout=Layout(chunk=32, shard=64),
@@ -60,7 +61,9 @@ def polygons(season: Season, *, count: int = 24, seed: int = 0) -> geopandas.Geo
             Polygon([(x + a * s, y + b * s) for (a, b), s in zip(corners, sizes, strict=True)])
         )
     crops = np.array(["wheat", "maize", "beet"])[np.arange(count) % 3]
-    return geopandas.GeoDataFrame({"crop": crops, "id": range(count)}, geometry=shapes, crs=CRS)
+    return geopandas.GeoDataFrame(
+        {"crop": crops, "id": range(count)}, geometry=shapes, crs=season.geobox.crs
+    )
 
 
 def write(frame: geopandas.GeoDataFrame, path: Path) -> Path:
@@ -130,6 +133,38 @@ def test_fields_at_the_edge_of_a_wide_cube_are_found_in_degrees(tmp_path: Path) 
         report = burn_labels(path, file, column="crop", dry_run=True)
 
         assert (report.features, len(report.fields)) == (62, 62)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".parquet"])
+@pytest.mark.parametrize("way", ["jumping", "beyond 180", "before -180"])
+def test_fields_across_the_antimeridian_are_found_in_degrees(
+    tmp_path: Path, suffix: str, way: str
+) -> None:
+    # 180 E, 17 S lies at 819 451 m in zone 60: the line runs through the middle of the cube.
+    cube = make_cube(tmp_path / "fiji.zarr", Window(-811_860, 81_905, *SHAPE), crs="EPSG:32760")
+    frame = polygons(open_season(cube))
+    burn_labels(cube, write(frame, tmp_path / "metres.gpkg"), column="crop")
+    expected = open_season(cube).labels[:], open_season(cube).parcels[:]
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        turn = {"jumping": 0, "beyond 180": 360, "before -180": -360}[way]
+        away = points[:, 0] * turn < 0
+        return np.column_stack([points[:, 0] + turn * away, points[:, 1]])
+
+    degrees = frame.to_crs(4326)
+    degrees["geometry"] = [transform(shape, moved) for shape in degrees.geometry]
+    elsewhere = geopandas.GeoDataFrame(
+        {"crop": "sorghum", "id": -1}, geometry=[box(30, -17.1, 30.1, -16.9)], crs=4326, index=[-1]
+    )
+    file = write(pandas.concat([degrees, elsewhere]), tmp_path / f"fields{suffix}")
+    report = burn_labels(cube, file, column="crop")
+
+    assert report.features == len(frame)
+    assert report.legend.names == ("beet", "maize", "wheat")
+    for burnt, metres in zip(
+        (open_season(cube).labels[:], open_season(cube).parcels[:]), expected, strict=True
+    ):
+        assert (burnt != metres).sum() <= 3
 
 
 def test_fields_and_parcels_tell_the_same(cube: Path, tmp_path: Path) -> None:
