@@ -60,7 +60,7 @@ def plan_source(
 ) -> PredictionPlan:
     """Search, or take the search that a folder keeps, and plan the map; say what was found."""
     from ..cube.request import SearchRequest
-    from ..predict.direct import describe_source, plan_search
+    from ..predict.direct import describe_source, plan_search, season_start_for
     from ..predict.planning import lattice_of
 
     search = SearchRequest(
@@ -72,7 +72,7 @@ def plan_source(
         allow_hosts=tuple(options["allow_host"] or ()),
     )
     recipe = {name: options[name] for name in _RECIPE}
-    recipe["season_start"] = recipe["season_start"] or checkpoint.season_start or "09-01"
+    recipe["season_start"] = recipe["season_start"] or season_start_for(checkpoint, search.region)
     lattice = lattice_of(spec, checkpoint)
     plan = plan_search(
         search, checkpoint, spec, out=out, season=season, scratch=scratch, overwrite=new,

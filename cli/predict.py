@@ -178,7 +178,8 @@ def predict(
         typer.Option(
             "--season-start",
             metavar="MM-DD",
-            help="The day a season begins; default: the checkpoint's, or 09-01.",
+            help="The day a season begins; default: the checkpoint's (on the other hemisphere "
+            "half a year later), or 09-01.",
         ),
     ] = None,
     composite: CompositeOption = "none",

@@ -152,6 +152,21 @@ class Source:
         return float(self.transform[0, 0])
 
     @property
+    def latitude(self) -> float | None:
+        """Latitude of the first site's centre (degrees); None where its CRS is not known."""
+        from pyproj import Transformer
+        from pyproj.exceptions import CRSError
+
+        a, b, c, d, e, f = self.transform[0]
+        row, col = (side / 2 for side in self.shape_yx)
+        try:
+            change = Transformer.from_crs(self.crs[0], "EPSG:4326", always_xy=True)
+        except CRSError:
+            return None
+        latitude = change.transform(a * col + b * row + c, d * col + e * row + f)[1]
+        return float(latitude) if np.isfinite(latitude) else None
+
+    @property
     def chunk_bytes(self) -> int:
         """Decoded bytes of a chunk of one site, at most."""
         return int(self.dates.max()) * (2 * len(self.bands) + 1) * self.chunk**2

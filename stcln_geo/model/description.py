@@ -6,6 +6,7 @@ trained days, season start and provenance. Nothing in it is ever run.
 
 from __future__ import annotations
 
+import calendar
 import json
 import math
 import os
@@ -22,6 +23,11 @@ from ..legend import Legend
 from .config import StclnConfig
 from .reference import Kind
 from .stcln import Encoder, MaskedPretrainer, Stcln
+
+_TROPIC = 23.4
+"""Degrees of latitude; nearer to the equator rain, not the sun, makes the year of the crops."""
+_UTM = {"EPSG:326": "north", "EPSG:327": "south"}
+"""Hemisphere by the beginning of a UTM zone's code."""
 
 FORMAT = 1
 """Version of the description; a reader refuses newer ones."""
@@ -86,11 +92,43 @@ class CheckpointInfo:
         found = [cube.get("level") for cube in cubes or () if isinstance(cube, Mapping)]
         return tuple(sorted({level for level in found if isinstance(level, str)}))
 
+    def season_start_at(self, latitude: float | None) -> str | None:
+        """Return when a season like those it was trained on starts at a latitude, ``MM-DD``.
+
+        On the same day of the year; beyond the tropics of the other hemisphere half a year
+        later, as far as it is known that all training was in UTM zones of one hemisphere.
+
+        Parameters
+        ----------
+        latitude
+            In degrees; None where it is not known.
+        """
+        if self.season_start is None or latitude is None or abs(latitude) < _TROPIC:
+            return self.season_start
+        cubes = self.provenance.get("cubes")
+        told = [cube.get("crs") for cube in cubes or () if isinstance(cube, Mapping)]
+        systems = [one for crs in told for one in (crs if isinstance(crs, list) else [crs])]
+        found = {_UTM[str(one)[:8]] for one in systems if str(one)[:8] in _UTM}
+        if len(found) != 1 or not all(str(one)[:8] in _UTM for one in systems):
+            return self.season_start
+        trained_north = found.pop() == "north"
+        return (
+            _half_a_year_later(self.season_start)
+            if trained_north == (latitude < 0)
+            else (self.season_start)
+        )
+
     @property
     def parameters(self) -> int:
         """Number of parameters that training moves."""
         with torch.device("meta"):
             return sum(weight.numel() for weight in MODULES[self.kind](self.config).parameters())
+
+
+def _half_a_year_later(start: str) -> str:
+    month, day = (int(part) for part in start.split("-"))
+    month = (month + 5) % 12 + 1
+    return f"{month:02d}-{min(day, calendar.monthrange(2001, month)[1]):02d}"
 
 
 def to_json(

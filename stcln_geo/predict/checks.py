@@ -16,6 +16,7 @@ from ..cube.store import Season, shards_of
 from ..errors import CheckpointError, InputError
 from ..grid import Lattice
 from ..legend import Legend
+from ..region import footprint
 
 if TYPE_CHECKING:
     from ..model.checkpoint import CheckpointInfo
@@ -130,7 +131,14 @@ def _date_mismatches(season: Season, checkpoint: CheckpointInfo) -> list[str]:
                 "with as many dates, or use a network that counts days."
             )
     start = checkpoint.season_start
-    if start and start != season.name[5:]:
+    wanted = checkpoint.season_start_at(footprint(season.geobox).centroid.y)
+    if wanted and wanted != start and wanted != season.name[5:]:
+        found.append(
+            f"The season starts on {season.name[5:]} (month-day), and the network counts days from "
+            f"{start} on the other hemisphere, where summer is half a year off. Build the cube "
+            f"with --season-start {wanted}, or fine-tune on fields of this one."
+        )
+    elif wanted and wanted != season.name[5:]:
         found.append(
             f"The season starts on {season.name[5:]} (month-day) but the network counts days from "
             f"{start}, so that every date is shifted. Build the cube with --season-start {start}."

@@ -17,6 +17,7 @@ from ..cube.spec import CubeSpec
 from ..errors import InputError
 from ..execution import Execution
 from ..model.checkpoint import CheckpointInfo, read_metadata
+from ..region import Region
 from .blocks import fetch_layout, plan_fetch
 from .checks import legend_of
 from .delivery import destination
@@ -108,7 +109,7 @@ def plan_search(
     ``plan_prediction``.
     """
     legend_of(checkpoint)
-    recipe = _recipe(cube, checkpoint, spec)
+    recipe = _recipe(cube, checkpoint, spec, search.region)
     folder = out.resolve() / SEARCH_FOLDER
     request = {**request_of(search, recipe), "season": season}
     found = before = None if overwrite else read_search(folder, request)
@@ -155,10 +156,18 @@ def _check_memory(plan: PredictionPlan, source: PixelSource) -> None:
     plan_fetch(source.plan, grid.shape_yx, layout=layout, memory=source.memory)
 
 
-def _recipe(cube: CubeSpec | None, checkpoint: CheckpointInfo, spec: PredictSpec) -> CubeSpec:
+def season_start_for(checkpoint: CheckpointInfo, region: Region | None) -> str:
+    """Return the day on which the seasons of a map start, where none is asked for."""
+    latitude = None if region is None else region.centre[1]
+    return checkpoint.season_start_at(latitude) or "09-01"
+
+
+def _recipe(
+    cube: CubeSpec | None, checkpoint: CheckpointInfo, spec: PredictSpec, region: Region | None
+) -> CubeSpec:
     """Return what to make of the images: bands and windows are those of the prediction."""
     needed = tuple(checkpoint.config.bands)
-    recipe = cube or CubeSpec(season_start=checkpoint.season_start or "09-01")
+    recipe = cube or CubeSpec(season_start=season_start_for(checkpoint, region))
     missing = [band for band in needed if recipe.bands is not None and band not in recipe.bands]
     if missing:
         raise InputError(

@@ -193,10 +193,13 @@ def say_differences(source: Source, init: CheckpointInfo | None) -> list[str]:
     if init is None:
         return notes
     start = source.season[5:]
-    if init.season_start not in (None, start) and init.config.positions == "days":
+    wanted = init.season_start_at(source.latitude)
+    if wanted not in (None, start) and init.config.positions == "days":
+        there = init.season_start
+        where = there if wanted == there else f"{there} on the other hemisphere, here {wanted}"
         notes.append(
-            f"The checkpoint counts days from {init.season_start}, this season from {start}: what "
-            "it learnt about dates is shifted."
+            f"The checkpoint counts days from {where}, this season from {start}: what it learnt "
+            "about dates is shifted."
         )
     if not is_finished(init.path.parent.parent):
         notes.append(

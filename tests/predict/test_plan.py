@@ -16,6 +16,7 @@ from stcln_geo.model.checkpoint import read_metadata
 from stcln_geo.model.config import StclnConfig
 from stcln_geo.model.stcln import MaskedPretrainer
 from stcln_geo.predict import PredictionPlan, PredictSpec, plan_prediction, predict_region
+from stcln_geo.predict.direct import season_start_for
 from stcln_geo.region import Region
 
 
@@ -186,6 +187,39 @@ def test_what_fits_badly_is_said(world: Any, tmp_path: Path) -> None:
     texts = plan(world, checkpoint=path, window=24).warnings
     for text, part in zip(texts, ("--window 16", "days 20 to 301", "from 01-01"), strict=True):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("systems", "start", "told"),
+    [
+        (["EPSG:32631"], "09-01", None),
+        (["EPSG:32755"], "03-01", None),
+        ([["EPSG:32754", "EPSG:32755"]], "02-28", "from 02-28 on the other.*--season-start 08-28"),
+        (["EPSG:32755"], "09-01", "from 09-01 on the other.*--season-start 03-01"),
+        # Where both are mixed, or the place is not told, the day alone counts.
+        (["EPSG:32631", "EPSG:32755"], "03-01", "from 03-01, so.*--season-start 03-01"),
+        (["EPSG:2154"], "09-01", None),
+    ],
+)
+def test_on_the_other_hemisphere_the_year_is_half_a_year_off(
+    world: Any, tmp_path: Path, systems: list[Any], start: str, told: str | None
+) -> None:
+    # The season of the world starts on 1 September, in zone 31 of the north.
+    path = world.save(
+        tmp_path / "n.safetensors", world.make_network(4), season_start=start,
+        provenance={"cubes": [{"crs": crs} for crs in systems]},
+    )  # fmt: skip
+    texts = plan(world, checkpoint=path).warnings
+    assert len(texts) == (told is not None)
+    assert told is None or re.search(told, texts[0])
+    # Between the tropics the sun does not say when the year begins.
+    trained = read_metadata(path)
+    assert {trained.season_start_at(latitude) for latitude in (-20.0, 0.0, 20.0, None)} == {start}
+    if systems == ["EPSG:32631"]:
+        # A map without a cube begins its season where none is asked for.
+        found = [season_start_for(trained, Region.from_bbox((149, south, 150, south + 1)))
+                 for south in (-33, -10, 33)]  # fmt: skip
+        assert found == ["03-01", "09-01", "09-01"]
 
 
 def test_windows_that_reach_beyond_the_cube_are_noted(world: Any) -> None:
