@@ -24,7 +24,7 @@ from .config import StclnConfig
 from .reference import Kind
 from .stcln import Encoder, MaskedPretrainer, Stcln
 
-_TROPIC = 23.4
+TROPIC = 23.4
 """Degrees of latitude; nearer to the equator rain, not the sun, makes the year of the crops."""
 _UTM = {"EPSG:326": "north", "EPSG:327": "south"}
 """Hemisphere by the beginning of a UTM zone's code."""
@@ -95,28 +95,31 @@ class CheckpointInfo:
     def season_start_at(self, latitude: float | None) -> str | None:
         """Return when a season like those it was trained on starts at a latitude, ``MM-DD``.
 
-        On the same day of the year; beyond the tropics of the other hemisphere half a year
-        later, as far as it is known that all training was in UTM zones of one hemisphere.
+        As its cubes of that hemisphere do; where it has none, half a year later than those of the
+        other. So far as all of them lie in UTM zones and one start is theirs; else, and between
+        the tropics, on the day that the checkpoint tells.
 
         Parameters
         ----------
         latitude
             In degrees; None where it is not known.
         """
-        if self.season_start is None or latitude is None or abs(latitude) < _TROPIC:
+        if self.season_start is None or latitude is None or abs(latitude) < TROPIC:
             return self.season_start
-        cubes = self.provenance.get("cubes")
-        told = [cube.get("crs") for cube in cubes or () if isinstance(cube, Mapping)]
-        systems = [one for crs in told for one in (crs if isinstance(crs, list) else [crs])]
-        found = {_UTM[str(one)[:8]] for one in systems if str(one)[:8] in _UTM}
-        if len(found) != 1 or not all(str(one)[:8] in _UTM for one in systems):
-            return self.season_start
-        trained_north = found.pop() == "north"
-        return (
-            _half_a_year_later(self.season_start)
-            if trained_north == (latitude < 0)
-            else (self.season_start)
-        )
+        starts: dict[str, set[str]] = {"north": set(), "south": set()}
+        for cube in self.provenance.get("cubes") or ():
+            told = cube.get("crs") if isinstance(cube, Mapping) else None
+            for system in told if isinstance(told, list) else [told]:
+                if str(system)[:8] not in _UTM:
+                    return self.season_start
+                start = str(cube.get("season", self.season_start))[-5:]
+                starts[_UTM[str(system)[:8]]].add(start)
+        here, there = ("south", "north") if latitude < 0 else ("north", "south")
+        if len(starts[here]) == 1:
+            return starts[here].pop()
+        if not starts[here] and len(starts[there]) == 1:
+            return half_a_year_later(starts[there].pop())
+        return self.season_start
 
     @property
     def parameters(self) -> int:
@@ -125,7 +128,12 @@ class CheckpointInfo:
             return sum(weight.numel() for weight in MODULES[self.kind](self.config).parameters())
 
 
-def _half_a_year_later(start: str) -> str:
+def half_a_year_later(start: str) -> str:
+    """Return the day (``MM-DD``) half a year after another.
+
+    >>> half_a_year_later("09-01"), half_a_year_later("08-31")
+    ('03-01', '02-28')
+    """
     month, day = (int(part) for part in start.split("-"))
     month = (month + 5) % 12 + 1
     return f"{month:02d}-{min(day, calendar.monthrange(2001, month)[1]):02d}"

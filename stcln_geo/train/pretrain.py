@@ -34,7 +34,7 @@ from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
 from .run_lock import run_lock
 from .sections import ModelSection
-from .start import check_apart, describe_init, give_first_weights, say_differences
+from .start import check_apart, describe_init, give_first_weights, say_differences, say_starts
 from .task import step_seed
 from .trackers import TrackerName, check_trackers
 
@@ -279,6 +279,7 @@ def _prepare(
         notes=(
             *loading.notes,
             *said,
+            *(say_starts(loading.corpus.sources) if network.positions == "days" else ()),
             *say_differences(loading.corpus.sources[0], init),
         ),
     )

@@ -17,6 +17,7 @@ from ..data.reader import band_indices
 from ..data.source import Source
 from ..errors import CheckpointError, InputError
 from ..model.checkpoint import CheckpointInfo
+from ..model.description import TROPIC, half_a_year_later
 from ..model.stcln import MaskedPretrainer, Stcln
 from ..model.transfer import brings_zscore, load_encoder_into, load_pretrainer_into
 from .run_directory import is_finished
@@ -32,6 +33,7 @@ __all__ = [
     "give_first_weights",
     "lacks_statistics",
     "say_differences",
+    "say_starts",
 ]
 
 
@@ -182,6 +184,25 @@ def give_first_weights(
     if init.kind == "classifier":
         said.append("attention over space and classes begin anew: only the encoder is carried")
     return tuple(said)
+
+
+def say_starts(sources: Sequence[Source]) -> list[str]:
+    """Say where sources count their days from different times of the year.
+
+    Beyond the tropics of the south the same time of the year is half a year later.
+    """
+    times: dict[str, str] = {}
+    for source in sources:
+        start, latitude = source.season[5:], source.latitude
+        south = latitude is not None and latitude < -TROPIC
+        times.setdefault(half_a_year_later(start) if south else start, f"{start} in {source.path}")
+    if len(times) < 2:
+        return []
+    return [
+        f"Days are counted from different times of the year ({'; '.join(times.values())}), which "
+        "blurs what is learnt about dates. Build all with one --season-start, and those south of "
+        "the tropics half a year later."
+    ]
 
 
 def say_differences(source: Source, init: CheckpointInfo | None) -> list[str]:

@@ -196,8 +196,10 @@ def test_what_fits_badly_is_said(world: Any, tmp_path: Path) -> None:
         (["EPSG:32755"], "03-01", None),
         ([["EPSG:32754", "EPSG:32755"]], "02-28", "from 02-28 on the other.*--season-start 08-28"),
         (["EPSG:32755"], "09-01", "from 09-01 on the other.*--season-start 03-01"),
-        # Where both are mixed, or the place is not told, the day alone counts.
-        (["EPSG:32631", "EPSG:32755"], "03-01", "from 03-01, so.*--season-start 03-01"),
+        (["EPSG:32755", "EPSG:32631 from 2019-09-01"], "03-01", None),
+        (["EPSG:32755", "EPSG:32631 from 2019-10-01"], "09-01", "--season-start 10-01"),
+        # Where several start there, or the place is not told, the checkpoint's day counts.
+        (["EPSG:32632", "EPSG:32631 from 2019-09-01"], "10-01", "from 10-01, so"),
         (["EPSG:2154"], "09-01", None),
     ],
 )
@@ -205,9 +207,15 @@ def test_on_the_other_hemisphere_the_year_is_half_a_year_off(
     world: Any, tmp_path: Path, systems: list[Any], start: str, told: str | None
 ) -> None:
     # The season of the world starts on 1 September, in zone 31 of the north.
+    cubes = [
+        dict(zip(("crs", "season"), crs.split(" from "), strict=False))
+        if isinstance(crs, str)
+        else {"crs": crs}
+        for crs in systems
+    ]
     path = world.save(
         tmp_path / "n.safetensors", world.make_network(4), season_start=start,
-        provenance={"cubes": [{"crs": crs} for crs in systems]},
+        provenance={"cubes": cubes},
     )  # fmt: skip
     texts = plan(world, checkpoint=path).warnings
     assert len(texts) == (told is not None)

@@ -33,6 +33,7 @@ def make_cube(
     bare: bool = False,
     origin: tuple[int, int] = ORIGIN,
     level: str = "surface",
+    crs: str = "EPSG:32631",
 ) -> Path:
     """Write a cube of square fields, two pixels apart, one class each; ``bare`` is never green."""
     from shapely.geometry import box
@@ -53,7 +54,7 @@ def make_cube(
 
     generator = np.random.default_rng(seed)
     height, width = shape_yx
-    geobox = geobox_from_window(Window(*origin, *shape_yx), crs="EPSG:32631", resolution=10)
+    geobox = geobox_from_window(Window(*origin, *shape_yx), crs=crs, resolution=10)
     time = np.datetime64(season) + np.sort(generator.choice(300, dates, replace=False))
 
     step = field + 2

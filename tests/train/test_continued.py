@@ -211,6 +211,28 @@ def test_a_continued_run_resumes_as_if_nothing_had_happened(
     assert weights(tmp_path / "parts", "best").keys() == best.keys()
 
 
+@pytest.mark.parametrize(
+    ("crs", "season", "mode", "told"),
+    [
+        ("EPSG:32731", "2019-03-01", "geo", False),
+        ("EPSG:32731", "2018-09-01", "geo", True),
+        ("EPSG:32631", "2019-03-01", "geo", True),
+        ("EPSG:32631", "2019-03-01", "reference", False),
+    ],
+    ids=["half a year later in the south", "the same day in the south", "another day", "by number"],
+)
+def test_days_from_different_times_of_the_year_are_told(
+    small_cube: Path, new_cube: Callable[..., Path], crs: str, season: str, mode: str, told: bool
+) -> None:
+    other = new_cube("other", crs=crs, season=season)
+    prepared = _prepare(
+        [small_cube, other], recipe(model__mode=mode), device="cpu", ranks=Ranks(), run=None
+    )
+    notes = [note for note in prepared.notes if "different times of the year" in note]
+    assert len(notes) == told
+    assert all("09-01 in" in note and f"{season[5:]} in {other}" in note for note in notes)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     small_cube: Path,
     new_cube: Callable[..., Path],
