@@ -185,6 +185,7 @@ def test_workers_append_the_same(years: Any, once: Path, tmp_path: Path):
     assert_same_cube(path, once)
 
 
+@pytest.mark.slow
 def test_blocks_of_an_append_read_only_new_dates(years: Any, once: Path, tmp_path: Path):
     path = tmp_path / "g.zarr"
     build_until(years, path, "2019-05-01")
@@ -256,6 +257,7 @@ def test_a_cube_without_an_end_loses_no_date(
     assert_same_cube(path, once)
 
 
+@pytest.mark.slow
 def test_a_scene_that_the_catalog_lost_stays(years: Any, once: Path, tmp_path: Path):
     path = tmp_path / "l.zarr"
     build_until(years, path, "2019-05-01")
@@ -266,6 +268,7 @@ def test_a_scene_that_the_catalog_lost_stays(years: Any, once: Path, tmp_path: P
     assert_same_cube(path, once)
 
 
+@pytest.mark.slow
 def test_a_scene_processed_anew_rebuilds_the_shards_it_touches(years: Any, tmp_path: Path):
     scene(years, "corner_1", "2019-04-04", second=9, **CORNER)
     path = tmp_path / "p.zarr"

@@ -96,6 +96,7 @@ def test_what_is_not_whole_is_delivered_again(
     assert (where / "qa.tif").read_bytes() == (work / "map" / "qa.tif").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_and_replaced_when_asked(
     world: Any, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_another_run_is_refused_and_replaced_when_asked(
     assert (where / "notes.txt").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_a_search_is_remembered_by_the_bucket(
     source: Source, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

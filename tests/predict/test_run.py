@@ -303,6 +303,7 @@ def explode(task: Any) -> Any:
     raise AssertionError(f"{task} must not run")
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_labelled_again_and_others_kept(
     world: Any, by_hand: np.ndarray, tmp_path: Path
 ) -> None:

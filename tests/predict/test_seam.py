@@ -52,6 +52,7 @@ def classes_by_hand(world: Any, shift: int) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 def test_the_share_equals_a_map_made_on_the_shifted_lattice(world: Any, tmp_path: Path) -> None:
     spec = PredictSpec(**CPU, seam_audit=12)
     product = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)

@@ -131,6 +131,7 @@ def test_of_many_pixels_some_are_taken(
     assert found.trained_fields == 9
 
 
+@pytest.mark.slow
 def test_on_another_cube_it_is_trained_where_the_network_was(
     run: Path, new_cube: Callable[..., Path], tmp_path: Path, small_cube: Path
 ) -> None:

@@ -36,7 +36,12 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "recompute"), [("geo", False), ("geo", True), ("reference", False)]
+    ("mode", "recompute"),
+    [
+        ("geo", False),
+        pytest.param("geo", True, marks=pytest.mark.slow),
+        pytest.param("reference", False, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_one_graph_gives_the_steps_of_the_plain_network(

@@ -270,6 +270,7 @@ def test_seeds_are_summed_up(small_cube: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "evaluation-test.json").read_text()) == told
 
 
+@pytest.mark.slow
 def test_figures_of_seeds_on_another_cube_stand_beside_those_on_their_own(
     small_cube: Path, new_cube: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def test_resumed_pretraining_equals_uninterrupted(
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_where_new_options_are_at_their_defaults(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
