@@ -280,7 +280,7 @@ def compare_by_field(
     """Compare two classifiers on the same pixels, of which those of a field are no evidence each.
 
     The difference of overall accuracies is a ratio of sums over fields, which are the sample; its
-    variance is that of a ratio estimate over clusters (Cochran 1977, section 6.3), the interval
+    variance is that of a ratio estimate over clusters (Cochran 1977, chapter 6), the interval
     Student's with one degree of freedom less than fields.
 
     Parameters
