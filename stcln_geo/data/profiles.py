@@ -158,7 +158,7 @@ def _rows(chip: Chip, source: Source, by_number: np.ndarray, by_class: np.ndarra
     """Return which of the chosen fields each pixel lies in: (H, W), -1 for none."""
     assert chip.source is not None
     assert chip.target is not None
-    site = 0 if chip.source.site is None else source.site_id.index(chip.source.site)
+    site = source.site_of(chip.source)
     _, number = source.read_labels(chip.source.window, site=site)
     # Numbers beyond are of fields without a row.
     known = (number > 0) & (number < len(by_number))

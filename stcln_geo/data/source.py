@@ -288,6 +288,10 @@ class Source:
             site=self.site_id[site] if self.site_id else None,
         )
 
+    def site_of(self, chip: ChipSource) -> int:
+        """Return the position of the site that a chip was cut from; 0 of a cube."""
+        return 0 if chip.site is None else self.site_id.index(chip.site)
+
     def _read(self, reader: BlockReader, place: tuple[slice, ...], site: int) -> np.ndarray:
         if self.kind == "cube":
             return reader.read(place)

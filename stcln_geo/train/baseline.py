@@ -374,7 +374,7 @@ def _pixels_of(
     values = np.moveaxis(chip.reflectance, (2, 3), (0, 1))[used].astype(np.float32)
     values[values == FILL] = 0.0  # as the network sees a band without a value
     valid = np.moveaxis(chip.valid, 0, -1)[used]
-    site = 0 if chip.source.site is None else source.site_id.index(chip.source.site)
+    site = source.site_of(chip.source)
     _, field = source.read_labels(chip.source.window, site=site)
     # Pixels in no field count as one of their class and site.
     apart = -1 - (site * 256 + chip.target.astype(np.int64))
