@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..execution import Execution
 
 __all__ = [
+    "ToldToEnd",
     "check_baseline",
     "console",
     "ending_on_signals",
@@ -79,27 +80,25 @@ def told(texts: Iterable[str]) -> Iterator[None]:
         yield
 
 
+class ToldToEnd(KeyboardInterrupt):
+    """A signal came to this process alone; Ctrl-C comes to all that the terminal runs."""
+
+
 @contextmanager
-def ending_on_signals() -> Iterator[None]:
+def ending_on_signals() -> Iterator[list[int]]:
     """End as on Ctrl-C on SIGTERM and SIGHUP, so that locks, workers and scratch are given up.
 
-    Signals that are ignored (as by ``nohup``) or taken by others stay as they are.
-
-    Raises
-    ------
-    typer.Exit
-        With 128 and the number of the signal, by the custom of shells.
+    Gives the list of the signals that came. Signals that are ignored (as by ``nohup``) or taken by
+    others stay as they are, and so does all but the main thread.
     """
     import signal
     import threading
-
-    import typer
 
     got: list[int] = []
 
     def end(number: int, _: object) -> None:
         got.append(number)
-        raise KeyboardInterrupt
+        raise ToldToEnd
 
     numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
     taken = []
@@ -108,11 +107,7 @@ def ending_on_signals() -> Iterator[None]:
     try:
         for one in taken:
             signal.signal(one, end)
-        yield
-    except KeyboardInterrupt as error:
-        if not got:
-            raise
-        raise typer.Exit(128 + got[0]) from error
+        yield got
     finally:
         for one in taken:
             signal.signal(one, signal.SIG_DFL)

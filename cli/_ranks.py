@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from ..errors import InputError, TaskError
+from ._common import ToldToEnd
 
 __all__ = ["is_first_rank", "share_out"]
 
@@ -156,9 +157,10 @@ def _run_all(arguments: Sequence[str], devices: int) -> int:
             ranks.append(started)
         try:
             failed = _wait(ranks)
-        except KeyboardInterrupt:
-            # The terminal has interrupted the ranks too.
-            _let_end(ranks)
+        except KeyboardInterrupt as error:
+            # The terminal has interrupted the ranks too; who was told to end alone tells them.
+            if not isinstance(error, ToldToEnd):
+                _let_end(ranks)
             raise
         codes = {rank: ranks[rank].returncode for rank in failed}
         if codes.get(0) != _MISTAKE:

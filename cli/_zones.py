@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._common import ending_on_signals, progress_bar, say, told, warn
+from ._common import progress_bar, say, told, warn
 from ._companions import (
     check_companions,
     deliver,
@@ -47,7 +47,7 @@ def predict_zones(
         return
     for text in plan.warnings:
         warn(text)
-    with ending_on_signals(), progress_bar("predict") as progress, told(plan.warnings):
+    with progress_bar("predict") as progress, told(plan.warnings):
         made = run_zone_maps(
             plan, place.folder, execution=execution, progress=progress, overwrite=overwrite
         )

@@ -135,6 +135,14 @@ def run(arguments: list[str] | None = None) -> None:
 
 def invoke(arguments: list[str]) -> int:
     """Run one command in this process and return its exit code."""
+    from ._common import ending_on_signals
+
+    with ending_on_signals() as got:
+        code = _invoke(arguments)
+    return _SIGNALS + got[0] if got and code == _INTERRUPTED else code
+
+
+def _invoke(arguments: list[str]) -> int:
     from ..errors import StclnGeoError, TaskError
 
     command = typer.main.get_command(app)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import ending_on_signals, execution_from, parse_memory, progress_bar, say, told, warn
+from ._common import execution_from, parse_memory, progress_bar, say, told, warn
 from ._companions import (
     check_companions,
     deliver,
@@ -292,7 +292,7 @@ def predict(
         return
     for text in plan.warnings:
         warn(text)
-    with ending_on_signals(), progress_bar("predict") as progress, told(plan.warnings):
+    with progress_bar("predict") as progress, told(plan.warnings):
         product = run_prediction(
             plan,
             place.folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,17 @@ def flanders(shared: Path) -> Path:
 def golden(shared: Path) -> Path:
     """Golden numbers of the published network."""
     return shared / "golden"
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def ending_signal(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """Signals that end a command, heard as usual: those who run tests may ignore them (nohup)."""
+    number: signal.Signals = request.param
+    usual = signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)
+    yield number
+    assert signal.getsignal(number) is usual
+    signal.signal(number, before)
 
 
 @pytest.fixture(scope="session")

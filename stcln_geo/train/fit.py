@@ -173,9 +173,14 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _keyboard_interrupt(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C through as KeyboardInterrupt, where Lightning exits and goes deaf to it."""
+    """Let Ctrl-C through as KeyboardInterrupt, where Lightning exits and goes deaf to it.
+
+    Whoever listens to SIGTERM hears it after Lightning, which ends between two steps, has saved.
+    """
     in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    if in_main and callable(handlers[signal.SIGTERM]):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     except SystemExit as error:
@@ -184,7 +189,10 @@ def _keyboard_interrupt(trainer: Trainer) -> Iterator[None]:
         raise KeyboardInterrupt from error
     finally:
         if in_main:
-            signal.signal(signal.SIGINT, handler)
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
+            if trainer.received_sigterm and callable(handlers[signal.SIGTERM]):
+                signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from stcln_geo import open_cube
 from stcln_geo.catalog import Catalog, load_catalog
 from stcln_geo.cli.main import invoke
+from stcln_geo.cube import build as build_module
+from stcln_geo.cube.block import BlockResult, BlockTask, build_block
 
 
 def test_build_look_and_check(planted_once: Any, tmp_path: Path, capsys: Any):
@@ -46,6 +49,27 @@ def test_build_look_and_check(planted_once: Any, tmp_path: Path, capsys: Any):
     assert "keeps the contract" in capsys.readouterr().out
     assert invoke(["cube", "preview", out, str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").stat().st_size > 100
+
+
+def test_a_signal_ends_a_build_as_ctrl_c_does(
+    planted_once: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, ending_signal: int
+):
+    """No lock stays behind, which would keep another machine from going on."""
+    out = tmp_path / "c.zarr"
+    build = ["cube", "build", "--catalog", planted_once.location, "--bands", "red", str(out)]
+
+    def be_stopped(task: BlockTask) -> BlockResult:
+        assert list(tmp_path.rglob("*.lock"))
+        os.kill(os.getpid(), ending_signal)
+        return build_block(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "build_block", be_stopped)
+        assert invoke(build) == 128 + ending_signal
+    assert out.exists()
+    assert not list(tmp_path.rglob("*.lock"))
+    assert invoke(build) == 0
+    assert "Continuing" in capsys.readouterr().out
 
 
 def test_plan_takes_a_region_file(planted_once: Any, tmp_path: Path, capsys: Any):

@@ -344,6 +344,27 @@ def test_told_to_end_it_saves_first(
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
 
+def test_who_listens_to_the_end_hears_it_after_the_save(small_cube: Path, tmp_path: Path) -> None:
+    class Told(Exception):
+        pass
+
+    def listen(number: int, _: object) -> None:
+        raise Told
+
+    def end(done: int, total: int, what: str) -> None:
+        if done == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, listen)
+    try:
+        with pytest.raises(Told):
+            finetune(small_cube, tmp_path / "run", finetune_config(steps=4), progress=end)
+        assert signal.getsignal(signal.SIGTERM) is listen
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_finished_run_is_left_alone(small_cube: Path, tmp_path: Path) -> None:
     config = finetune_config(steps=3)
     first = finetune(small_cube, tmp_path / "run", config)
