@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import sys
 from typing import Annotated, Any
@@ -156,6 +158,15 @@ def _invoke(arguments: list[str]) -> int:
         return 1 if isinstance(error, TaskError) else 2
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with contextlib.suppress(OSError):  # standard error may go to the same disk
+            _complain(
+                f"Cannot write {error.filename or 'what is printed or saved'}: {error.strerror}. "
+                "Free some room, and run the same command again."
+            )
+        return 1
     except Exception as error:
         shown = getattr(error, "show", None)
         if shown is None:

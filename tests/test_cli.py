@@ -397,6 +397,19 @@ def test_ctrl_c_says_one_line_even_within_the_demo(tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("errors", ["", " 2>/dev/full"])
+def test_a_full_disk_under_what_is_printed_is_told(errors):
+    command = Path(sys.executable).with_name("stcln-geo")
+    ended = subprocess.run(
+        f"{command} catalogs list >/dev/full{errors}", shell=True, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    told = "Error: Cannot write what is printed or saved: No space left on device. Free some room"
+    assert ended.stderr.startswith("" if errors else told)
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize(
     "sign", ["\x1b[2J", "\x1b]0;mine\x07", "\r", "\x9b2J", "\x08", "\u202e"], ids=ascii
 )
