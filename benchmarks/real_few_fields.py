@@ -147,6 +147,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="of fine-tuning, in place of the study's")
     add("--pretrain-steps", type=int, help="in place of the study's")
     add("--masking", default="published", choices=tuple(MASKINGS), help="what pre-training hides")
+    add("--shift-days", type=int, default=0, help="data.shift_days of fine-tuning")
     add("--trees", type=int, default=500, help="of a forest")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--jobs", type=int, default=1, help="models at once, each in a process of its own")
@@ -347,6 +348,7 @@ def network(options: argparse.Namespace, study: Study, run: Run, path: Path) -> 
         "validation.every": study.steps,
         "seed": run.seed,
         "labels.fields_per_class": run.fields,
+        "data.shift_days": options.shift_days,
     }
     folder = run.file(options.out).with_suffix("")
     config = load_config(FinetuneConfig, overrides=overrides)

@@ -37,6 +37,8 @@ class Batch:
     samples: tuple[int, ...] = ()
     """Place of each chip in its stream (in training: epoch * 2**40 + place in the epoch), whatever
     the batch size; empty for blank chips and outside of streams."""
+    moved: tuple[int, ...] = ()
+    """Days that were added to those of each chip; empty where none were."""
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -67,13 +69,14 @@ class Batch:
             target=None if self.target is None else self.target[chosen],
             sources=self.sources[chosen],
             samples=self.samples[chosen],
+            moved=self.moved[chosen],
         )
 
     def describe(self, chip: int) -> str:
         """Name a chip for people: where it was cut from, and its dates."""
         source = self.sources[chip] if self.sources else None
         seen = self.valid[chip].flatten(1).any(1).cpu().numpy()
-        days = self.days[chip].cpu().numpy()[seen]
+        days = self.days[chip].cpu().numpy()[seen] - (self.moved[chip] if self.moved else 0)
         if source is None:
             return f"chip {chip} of the batch, {len(days)} dates"
         if not len(days):
@@ -115,10 +118,12 @@ class Augmentation:
     """Leave out up to this share of the dates: how many and which is random."""
     min_dates: int = 4
     """Dates that ``prefix`` and ``drop_dates`` leave, where a chip has them."""
+    shift_days: int = 0
+    """Move all days of a chip by one random number of days, at most so many, to and fro."""
 
 
 def augment(chip: Chip, generator: np.random.Generator, options: Augmentation) -> Chip:
-    """Cut, thin out, turn and mirror a chip at random; pixels and targets move together."""
+    """Cut, thin out, turn, mirror and move a chip at random; pixels and targets turn together."""
     reflectance, valid, days, target = chip.reflectance, chip.valid, chip.days, chip.target
     dates = _choose_dates(len(days), generator, options)
     if dates is not None:
@@ -129,7 +134,13 @@ def augment(chip: Chip, generator: np.random.Generator, options: Augmentation) -
             _turn(array, turns, mirrored=mirrored) for array in (reflectance, valid)
         )
         target = None if target is None else _turn(target, turns, mirrored=mirrored)
-    return replace(chip, reflectance=reflectance, valid=valid, days=days, target=target)
+    moved = 0
+    if options.shift_days:
+        moved = int(generator.integers(-options.shift_days, options.shift_days + 1))
+        days = days + days.dtype.type(moved)
+    return replace(
+        chip, reflectance=reflectance, valid=valid, days=days, target=target, moved=moved
+    )
 
 
 def _choose_dates(
@@ -186,6 +197,7 @@ def collate(chips: Sequence[Chip], *, samples: Sequence[int] = ()) -> Batch:
         target=None if target is None else torch.from_numpy(target),
         sources=tuple(chip.source for chip in chips),
         samples=tuple(samples),
+        moved=tuple(chip.moved for chip in chips) if any(chip.moved for chip in chips) else (),
     )
 
 

@@ -28,7 +28,7 @@ from .classes import ClassChoice, choose_classes
 from .compiled import check_compiler
 from .config import FinetuneConfig, settle
 from .finetune_task import FinetuneTask, make_lookup
-from .plan import choose_batch_size, network_config
+from .plan import check_shift, choose_batch_size, network_config
 from .ranks import Ranks
 from .run_directory import RunDirectory
 from .sections import LabelsSection
@@ -136,6 +136,7 @@ def prepare_finetune(
         classes=len(classes.legend),
         base=init.config if init is not None else None,
     )
+    check_shift(config.data, network)
     if init is not None:
         check_sizes(init, network)
     judged = (fields.split == SPLITS["validation"]) & classes.used(fields)

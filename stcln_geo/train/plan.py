@@ -15,6 +15,7 @@ import torch
 from ..cube.contract import SPLITS
 from ..cube.season import FieldTable
 from ..data.split import sites_apart
+from ..errors import InputError
 from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
 from ..model.device import autocast_for, rng_kept
@@ -25,7 +26,7 @@ from .fit import FitOutcome, fit
 from .memory import blank_batch, find_batch_size, memory_kept, peak_memory, saved_bytes
 from .ranks import Ranks
 from .run_directory import RunDirectory
-from .sections import ModelSection
+from .sections import DataSection, ModelSection
 from .task import TrainingTask
 from .trackers import TrackerName
 
@@ -35,6 +36,7 @@ __all__ = [
     "RunResult",
     "TrainingPlan",
     "carry_out",
+    "check_shift",
     "choose_batch_size",
     "figures_hold_for",
     "network_config",
@@ -150,6 +152,22 @@ def network_config(
         config = replace(sized, bands=bands, classes=classes)
     wanted = section.model_dump(exclude={"preset", "bands"}, exclude_none=True)
     return replace(config, **wanted), preset
+
+
+def check_shift(data: DataSection, network: StclnConfig) -> None:
+    """Refuse to move the dates of chips where the network does not look at them.
+
+    Raises
+    ------
+    InputError
+        If its positions are indices.
+    """
+    if data.shift_days and network.positions == "index":
+        raise InputError(
+            f"Cannot train with data.shift_days={data.shift_days}: the network's positions are the "
+            "indices of the dates, so it would change nothing. Set model.positions=days, or leave "
+            "shift_days out."
+        )
 
 
 def carry_out(

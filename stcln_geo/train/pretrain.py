@@ -23,6 +23,7 @@ from .plan import (
     RunResult,
     TrainingPlan,
     carry_out,
+    check_shift,
     choose_batch_size,
     finished_result,
     network_config,
@@ -243,6 +244,7 @@ def _prepare(
     network, preset = network_config(
         config.model, bands=bands, classes=0, base=_base(init, config.model)
     )
+    check_shift(config.data, network)
     if init is not None:
         check_sizes(init, network)
     where = choose_device(device)

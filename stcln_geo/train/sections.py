@@ -86,6 +86,9 @@ class DataSection(Section):
     """Share of the training chips that end at a random date, as a season still going on does."""
     min_dates: int = Field(default=_LEAST_DATES, ge=1)
     """Dates that ``drop_dates`` and ``prefix`` leave."""
+    shift_days: int = Field(default=0, ge=0, le=183)
+    """Move all dates of a training chip together, by up to so many days to and fro, as seasons
+    come earlier or later in other years and regions."""
     memory_gb: float = Field(default=2.0, gt=0)
     """Chips held in memory; part of the recipe, as it sets how far chips are mixed."""
 
@@ -112,6 +115,7 @@ class DataSection(Section):
             prefix=self.prefix,
             drop_dates=self.drop_dates,
             min_dates=self.min_dates,
+            shift_days=self.shift_days,
         )
 
 

@@ -104,6 +104,26 @@ def test_prefix_and_dropping_leave_the_least_and_no_more_than_the_most_dates() -
     assert kept_dates(Augmentation(**both), dates=0, chips=2) == [[], []]
 
 
+def test_a_chip_moves_as_a_whole_by_any_number_of_days_and_says_its_own_dates() -> None:
+    season = ChipSource(cube="a", season="2019-09-01", window=Window(0, 0, 2, 2))
+    chip = replace(make_chip(3, side=2), source=season, valid=np.ones((3, 2, 2), bool))
+    generator = np.random.default_rng(4)
+    options = Augmentation(dihedral=False, shift_days=2)
+    moved = [augment(chip, generator, options) for _ in range(1000)]
+    days = [one.days[0] - chip.days[0] for one in moved]
+    # 200 each, with a standard deviation of 13.
+    assert np.bincount(np.array(days) + 2).min() > 140
+    assert set(days) == {-2, -1, 0, 1, 2}
+    for one in moved[:20]:
+        np.testing.assert_array_equal(np.diff(one.days), np.diff(chip.days))
+        np.testing.assert_array_equal(one.reflectance, chip.reflectance)
+        assert one.days.dtype == np.int32
+    batch = collate(moved[:20])
+    told = {batch.describe(place) for place in range(20)}
+    assert told == {collate([chip]).describe(0)}
+    assert {batch.part(7, 20).describe(place) for place in range(13)} == told
+
+
 def test_augmentation_can_be_switched_off() -> None:
     chip = make_chip()
 

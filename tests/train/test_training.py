@@ -316,6 +316,17 @@ def test_a_full_disk_is_named_and_the_last_save_stays(small_cube: Path, tmp_path
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("train", [pretrain, finetune])
+def test_dates_that_the_network_does_not_look_at_are_not_moved(
+    small_cube: Path, tmp_path: Path, train: Any
+) -> None:
+    make = pretrain_config if train is pretrain else finetune_config
+    config = make(**{"model.positions": "index", "data.shift_days": 9})
+    with pytest.raises(InputError, match="shift_days=9: the network's positions are the indices"):
+        train([small_cube] if train is pretrain else small_cube, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_told_to_end_it_saves_first(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
