@@ -1,4 +1,4 @@
-"""``stcln-geo checkpoint``: import published weights, describe and export checkpoints."""
+"""``stcln-geo checkpoint``: import published weights; describe, join and export checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Out = Annotated[
 
 @app.callback()
 def checkpoint() -> None:
-    """Import published weights; describe and export checkpoints."""
+    """Import published weights; describe, join and export checkpoints."""
 
 
 @app.command("import")
@@ -93,6 +93,7 @@ def info(
         "path": str(told.path),
         "format": "published" if told.published else told.format,
         "kind": told.kind,
+        "members": told.members,
         "parameters": told.parameters,
         "config": told.config.to_dict(),
         "mean": list(told.mean),
@@ -115,7 +116,11 @@ def info(
         return
     config = told.config
     say(f"{told.path}")
-    say(f"  {told.kind}{' (published)' if told.published else ''}, {told.parameters:,} parameters")
+    together = f", an ensemble of {told.members}" if told.members > 1 else ""
+    say(
+        f"  {told.kind}{' (published)' if told.published else ''}{together}, "
+        f"{told.parameters:,} parameters"
+    )
     if told.format != "safetensors":
         say(
             f"  {told.format} program: images (B, T, {len(told.bands)}, H, W) float32, days (B, T) "
@@ -181,6 +186,35 @@ def export(
     say(f"{out}: {made.info.kind} of {made.source.path}")
     if made.item is not None:
         say(f"{made.item}: STAC item")
+
+
+@app.command("ensemble")
+def ensemble(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Runs of `finetune`, checkpoints, or a folder of --seeds."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="OUT.safetensors", help="The .safetensors file to write.")
+    ],
+) -> None:
+    """Join fine-tuned networks into one that gives their mean.
+
+    Networks of one recipe that began from other random numbers err in different places, so that
+    their mean is often better than each, and surer where it should be. `predict` and `evaluate`
+    take the file as any checkpoint. Labelling takes as many times as long as there are networks.
+    """
+    from ..model import join_checkpoints
+    from ..train.over_seeds import finished_runs_of
+
+    chosen = [run for source in sources for run in finished_runs_of(source)]
+    info = join_checkpoints(chosen, out)
+    say(f"{out}: {info.members} networks of {info.parameters // info.members:,} parameters each")
+    for member in info.provenance["members"]:
+        seed = "" if member["seed"] is None else f", seed {member['seed']}"
+        say(f"  {member['path']}{seed}")
 
 
 def _legend_json(path: Path, classes: int) -> str:

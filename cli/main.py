@@ -17,7 +17,7 @@ _GROUPS = {
     "catalogs": "List, show and probe the STAC providers that are described.",
     "cube": "Plan, build, check and look at cubes.",
     "labels": "Burn field labels into a cube and split them by field.",
-    "checkpoint": "Import published weights; describe and export checkpoints.",
+    "checkpoint": "Import published weights; describe, join and export checkpoints.",
     "archive": "Assemble archives of many sites and seasons.",
     "import": "Import the published sets PASTIS and MTLCC.",
     "protocol": "List and show how published sets are split, trained on and judged.",

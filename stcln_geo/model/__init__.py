@@ -1,7 +1,7 @@
 """The network, in torch alone: no xarray, no Dask, no files but checkpoints.
 
-Import order: config, band_groups, masking -> layers -> stcln -> reference -> description ->
-program, mlm -> checkpoint -> export, transfer.
+Import order: config, band_groups, masking -> layers -> stcln -> ensemble, reference ->
+description -> program, mlm -> checkpoint -> export, join, transfer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from .checkpoint import (
 )
 from .config import Mode, Positions, PresetName, StclnConfig
 from .description import CheckpointInfo, FileFormat
+from .ensemble import Classifier, Ensemble
 from .export import export_checkpoint
+from .join import join_checkpoints
 from .masking import MaskStrategy, draw_mask, hideable, make_mask, masked_loss, vegetated_dates
 from .reference import Kind
 from .stcln import Encoder, Features, MaskedPretrainer, Stcln, positions_for, probabilities
@@ -24,7 +26,9 @@ from .transfer import load_encoder_into, load_pretrainer_into
 __all__ = [
     "WAVELENGTH_GROUPS",
     "CheckpointInfo",
+    "Classifier",
     "Encoder",
+    "Ensemble",
     "Features",
     "FileFormat",
     "Kind",
@@ -40,6 +44,7 @@ __all__ = [
     "find_checkpoint",
     "group_numbers",
     "hideable",
+    "join_checkpoints",
     "load_encoder_into",
     "load_model",
     "load_pretrainer_into",

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError, MissingFileError
 from ..legend import Legend
-from .description import HEADER, MODULES, CheckpointInfo, from_json, to_json, write_whole
+from .description import (
+    HEADER,
+    MODULES,
+    CheckpointInfo,
+    from_json,
+    make_module,
+    to_json,
+    write_whole,
+)
+from .ensemble import Ensemble
 from .program import program_format, read_program
 from .reference import Kind, PublishedWeights, read_published
 from .stcln import Encoder, MaskedPretrainer, Stcln
@@ -91,6 +100,7 @@ def save_checkpoint(
         season_start=season_start,
         provenance=provenance or {},
         silent=silent,
+        members=len(module.members) if isinstance(module, Ensemble) else 1,
     )
     tensors = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in module.state_dict().items()
@@ -127,6 +137,13 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             found = path / "checkpoints" / f"{name}.safetensors"
             if found.is_file():
                 return found
+        seeds = sorted(path.glob("seed-*/checkpoints"))
+        if seeds:
+            raise MissingFileError(
+                f"Cannot choose a checkpoint in {path}: it is a folder of {len(seeds)} seeds, each "
+                f"a run of its own. Name one of them ({seeds[0].parent}), or join them with "
+                f"`stcln-geo checkpoint ensemble {path} --out FILE.safetensors`."
+            )
         raise MissingFileError(
             f"Cannot find a checkpoint in {path}: a run directory has checkpoints/best.safetensors "
             "or checkpoints/last.safetensors. Let the run reach its first save, or pass a file."
@@ -151,14 +168,15 @@ def read_metadata(path: str | os.PathLike[str], *, programs: bool = False) -> Ch
     return info
 
 
-def load_model(path: str | os.PathLike[str]) -> Stcln | Encoder | MaskedPretrainer:
+def load_model(path: str | os.PathLike[str]) -> Stcln | Ensemble | Encoder | MaskedPretrainer:
     """Build the network of a checkpoint with its weights, on the CPU and in eval mode.
 
     Takes a .safetensors file of ours, a run directory or a published .tar file. A classifier is a
-    `Stcln`, a pre-trained network a `MaskedPretrainer`, a bare encoder an `Encoder`.
+    `Stcln`, several that answer together an `Ensemble`, a pre-trained network a
+    `MaskedPretrainer`, a bare encoder an `Encoder`.
     """
     info, state = read_checkpoint(find_checkpoint(path))
-    module = MODULES[info.kind](info.config)
+    module = make_module(info.kind, info.config, info.members)
     _load_whole(info, module, state)
     module.eval()
     return module
@@ -166,7 +184,9 @@ def load_model(path: str | os.PathLike[str]) -> Stcln | Encoder | MaskedPretrain
 
 def _part_to_write(
     path: Path, module: nn.Module, kind: Kind | None
-) -> tuple[Stcln | Encoder | MaskedPretrainer, Kind]:
+) -> tuple[Stcln | Ensemble | Encoder | MaskedPretrainer, Kind]:
+    if isinstance(module, Ensemble) and kind in (None, "classifier"):
+        return module, "classifier"
     if kind == "encoder" and isinstance(module, Stcln | MaskedPretrainer):
         module = module.encoder
     for own, made in MODULES.items():
@@ -174,7 +194,8 @@ def _part_to_write(
             return module, own
     raise InputError(
         f"Cannot save {path}: a {type(module).__name__} is no {kind or 'known kind of network'}. "
-        f"Kinds are {', '.join(get_args(Kind))}. Pass a Stcln, a MaskedPretrainer or an Encoder."
+        f"Kinds are {', '.join(get_args(Kind))}. Pass a Stcln, an Ensemble, a MaskedPretrainer or "
+        "an Encoder."
     )
 
 
@@ -233,7 +254,7 @@ def _check_entries(info: CheckpointInfo, state: Mapping[str, Tensor]) -> None:
     """Raise unless the tensors are those of the network described, before it takes memory."""
     try:
         with torch.device("meta"):
-            wanted = MODULES[info.kind](info.config).state_dict()
+            wanted = make_module(info.kind, info.config, info.members).state_dict()
         gaps = differences(state, wanted)
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have
         gaps = str(error).partition("\n")[0]

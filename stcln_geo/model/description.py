@@ -21,6 +21,7 @@ import torch
 from ..errors import CheckpointError, InputError, OutputError
 from ..legend import Legend
 from .config import StclnConfig
+from .ensemble import Ensemble
 from .reference import Kind
 from .stcln import Encoder, MaskedPretrainer, Stcln
 
@@ -79,6 +80,9 @@ class CheckpointInfo:
     """Entries of a published file that no output depends on."""
     format: FileFormat = "safetensors"
     """What the file is: weights, or a program that runs without this package."""
+    members: int = 1
+    """Networks that answer together; above 1 it is an ensemble, and ``mean``, ``std`` and
+    ``temperature`` are of the first, and of what all say together."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -125,7 +129,15 @@ class CheckpointInfo:
     def parameters(self) -> int:
         """Number of parameters that training moves."""
         with torch.device("meta"):
-            return sum(weight.numel() for weight in MODULES[self.kind](self.config).parameters())
+            module = make_module(self.kind, self.config, self.members)
+            return sum(weight.numel() for weight in module.parameters())
+
+
+def make_module(
+    kind: Kind, config: StclnConfig, members: int = 1
+) -> Stcln | Ensemble | Encoder | MaskedPretrainer:
+    """Build what a checkpoint describes, with random weights."""
+    return MODULES[kind](config) if members == 1 else Ensemble.of(config, members)
 
 
 def half_a_year_later(start: str) -> str:
@@ -154,6 +166,7 @@ def to_json(
     provenance: Mapping[str, Any],
     silent: Sequence[str] = (),
     zscore: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    members: int = 1,
 ) -> str:
     """Write the description that `path` will hold.
 
@@ -181,6 +194,8 @@ def to_json(
     }
     if silent:
         description["silent"] = list(silent)
+    if members > 1:
+        description["members"] = members
     if zscore is not None:
         description["zscore"] = {"mean": list(zscore[0]), "std": list(zscore[1])}
     try:
@@ -219,7 +234,9 @@ def from_json(
                 f"version reads up to {FORMAT}. A newer stcln-geo wrote it. Update stcln-geo."
             )
         kind: Kind = told["kind"]
+        members = _as_members(told.get("members", 1), kind)
         prefix = "" if MODULES[kind] is Encoder else "encoder."
+        prefix = prefix if members == 1 else f"members.0.{prefix}"
         config = StclnConfig.from_dict(told["config"])
         if state is None:
             mean, std = told["zscore"]["mean"], told["zscore"]["std"]
@@ -258,6 +275,7 @@ def from_json(
             published=False,
             silent=tuple(str(value) for value in told.get("silent", ())),
             format=file_format,
+            members=members,
         )
     except CheckpointError:
         raise
@@ -282,6 +300,14 @@ def _as_pixels(name: str, value: Any, *, least: int) -> int | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} {value!r} is no number of pixels")
+    return value
+
+
+def _as_members(value: Any, kind: Kind) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"members {value!r} is no number of networks")
+    if value > 1 and kind != "classifier":
+        raise ValueError(f"{value} members, and only classifiers answer together")
     return value
 
 

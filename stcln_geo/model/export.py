@@ -11,9 +11,9 @@ from typing import get_args
 from ..errors import CheckpointError, InputError
 from .checkpoint import load_model, read_metadata, save_checkpoint
 from .description import CheckpointInfo, FileFormat, to_json, write_whole
+from .ensemble import Classifier
 from .mlm import item_bytes, item_path, make_item
 from .program import capture, check_onnx, onnx_bytes, pt2_bytes
-from .stcln import Stcln
 
 __all__ = ["Exported", "export_checkpoint"]
 
@@ -120,7 +120,7 @@ def _save_program(
     encoder: bool,
 ) -> None:
     network = load_model(source)
-    if encoder or not isinstance(network, Stcln):
+    if encoder or not isinstance(network, Classifier):
         raise CheckpointError(
             f"Cannot export {told.path} as {file_format}: programs give logits, and "
             f"{'an encoder' if encoder else f'this {told.kind}'} has none. Export a classifier "
@@ -140,6 +140,7 @@ def _save_program(
         season_start=told.season_start,
         provenance={**told.provenance, "exported_from": told.sha256},
         zscore=(told.mean, told.std),
+        members=told.members,
     )
     program = capture(network)
     made = pt2_bytes if file_format == "pt2" else onnx_bytes

@@ -24,6 +24,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import CheckpointError, InputError
 from .description import HEADER, CheckpointInfo, FileFormat, from_json
+from .ensemble import Classifier
 from .onnx_file import read_onnx_metadata
 from .stcln import Stcln
 
@@ -67,7 +68,7 @@ def program_format(path: Path) -> FileFormat | None:
     return "onnx" if start[:1] == b"\x08" and start[8:] != b"{" else None
 
 
-def capture(network: Stcln) -> ExportedProgram:
+def capture(network: Classifier) -> ExportedProgram:
     """Turn a classifier into a graph for images of any number, dates, height and width.
 
     Parameters
@@ -76,8 +77,10 @@ def capture(network: Stcln) -> ExportedProgram:
     """
     network.eval()
     # How often a loop over blocks runs would be fixed in the graph, and with it the sizes.
-    network.encoder.max_sequences = None
-    network.attention.affinity_bytes = None
+    for module in network.modules():
+        if isinstance(module, Stcln):
+            module.encoder.max_sequences = None
+            module.attention.affinity_bytes = None
     samples, dates = Dim("samples", min=1), Dim("dates", min=1)
     # Of a single pixel the graph would have other strides.
     height, width = Dim("height", min=2), Dim("width", min=2)

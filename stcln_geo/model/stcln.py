@@ -263,6 +263,11 @@ class Stcln(nn.Module):
         )
         self.classifier = nn.Linear(config.dim, config.classes)
 
+    @property
+    def embedding_dim(self) -> int:
+        """Length of what `embed` gives of a pixel."""
+        return self.config.dim
+
     def forward(self, images: Tensor, days: Tensor, valid: Tensor | None = None) -> Tensor:
         """Classify a batch; parameters as in `Encoder.forward`.
 

@@ -146,6 +146,11 @@ def _load_encoder(encoder: Encoder, info: CheckpointInfo, state: Mapping[str, Te
 
 def check_sizes(info: CheckpointInfo, config: StclnConfig) -> None:
     """Raise CheckpointError unless a network's encoder has the sizes of a checkpoint's."""
+    if info.members > 1:
+        raise CheckpointError(
+            f"Cannot start from {info.path}: it is an ensemble of {info.members} networks, and "
+            "training starts from one. Start from one of the runs that it was made of."
+        )
     wrong = [
         f"{field} {getattr(info.config, field)} (network: {getattr(config, field)})"
         for field in ("widths", "layers", "heads", "feedforward")

@@ -32,8 +32,9 @@ from ..model.device import (
     choose_device,
     choose_precision,
 )
+from ..model.ensemble import Classifier
 from ..model.space import AFFINITY_BYTES
-from ..model.stcln import SLICE_BYTES, Stcln, positions_for, probabilities
+from ..model.stcln import SLICE_BYTES, positions_for, probabilities
 from .outputs import check_finite, decide
 from .smooth import Smoothing, smooth
 
@@ -155,7 +156,7 @@ class Network:
     """
 
     def __init__(
-        self, module: Stcln, *, device: str, precision: str, temperature: float | None = None
+        self, module: Classifier, *, device: str, precision: str, temperature: float | None = None
     ) -> None:
         self.module = module.to(device).eval()
         self.device = device
@@ -386,7 +387,7 @@ def load_network(
             while len(_LOADED) >= _KEPT:
                 _LOADED.popitem(last=False)
             module = load_model(checkpoint)
-            if not isinstance(module, Stcln):
+            if not isinstance(module, Classifier):
                 raise CheckpointError(
                     f"Cannot label with {checkpoint}: it knows no classes. Fine-tune it first."
                 )

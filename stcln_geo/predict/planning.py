@@ -90,7 +90,7 @@ def plan_prediction(
         if spec.min_mapping_unit is None
         else sieve_for(spec.min_mapping_unit, resolution=season.resolution),
         mask=None if spec.mask is None else open_mask(spec.mask, spec.mask_values),
-        embedding_dim=checkpoint.config.dim,
+        embedding_dim=checkpoint.members * checkpoint.config.dim,
         window_bytes=window_bytes(checkpoint.config, lattice.window, len(season.time)),
         threads=threads or available_cores(),
         stored_bands=len(season.bands),

@@ -212,8 +212,7 @@ class _Shard:
         self.wanted = self.inside if self.kept is None else self.inside & self.kept
         self.counts = np.zeros(window.shape_yx, dtype=np.int32)
         self.decided = tuple(layer.name for layer in job.layers if layer.decided)
-        config = network.module.config
-        self.classes = config.classes
+        self.classes = network.module.config.classes
         self.layers = {
             layer.name: np.full(
                 (self.classes, *window.shape_yx) if layer.per_class else window.shape_yx,
@@ -226,7 +225,7 @@ class _Shard:
         self.embedding = None
         if job.recipe.embedding:
             path = shard_path(out, window, EMBEDDINGS)
-            self.embedding = EmbeddingFile(path, (config.dim, *window.shape_yx))
+            self.embedding = EmbeddingFile(path, (network.module.embedding_dim, *window.shape_yx))
 
     def label(self, *, threads: int) -> Tally:
         """Run the windows and fill the rasters."""

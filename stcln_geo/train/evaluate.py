@@ -23,7 +23,8 @@ from ..grid import Lattice
 from ..legend import Legend
 from ..model.checkpoint import CheckpointInfo, find_checkpoint, load_model, read_metadata
 from ..model.device import Device, autocast_for, choose_device, choose_precision
-from ..model.stcln import Stcln, positions_for, probabilities
+from ..model.ensemble import Classifier
+from ..model.stcln import positions_for, probabilities
 from ..report.calibration import Calibration
 from ..report.metrics import metrics_from_confusion
 from ..report.published import PublishedMetrics, published_confusion, published_metrics
@@ -113,7 +114,7 @@ def evaluate_run(
         plan.dataset, batch_size=_at_once(plan, batch_size), memory=0, threads=workers
     )
     network = load_model(plan.info.path)
-    if not isinstance(network, Stcln):
+    if not isinstance(network, Classifier):
         raise CheckpointError(_no_classifier(plan.info))
     scores = _score(network, stream, plan, device=choose_device(device), progress=progress)
     baseline = None
@@ -249,7 +250,7 @@ class _Scores:
 
 
 def _score(
-    network: Stcln,
+    network: Classifier,
     stream: OrderedStream,
     plan: EvaluationPlan,
     *,
@@ -346,7 +347,7 @@ def _trained_on(season: Source, info: CheckpointInfo) -> bool:
     LabelError
         If its labels or split changed since: test fields may have been trained on.
     """
-    pixels = fingerprint_season(season)
+    pixels, found = fingerprint_season(season), False
     for cube in info.provenance.get("cubes", []):
         if cube.get("fingerprint") != pixels:
             continue
@@ -356,8 +357,8 @@ def _trained_on(season: Source, info: CheckpointInfo) -> bool:
                 "again since it was trained, so its training fields may now be test fields. "
                 "Fine-tune again, or restore the split with the same --seed."
             )
-        return True
-    return False
+        found = True
+    return found
 
 
 def _folder(plan: EvaluationPlan) -> Path | None:

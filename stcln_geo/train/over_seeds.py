@@ -17,7 +17,7 @@ from .evaluation import Evaluation, SplitName
 from .protocol import Protocol
 from .run_directory import is_finished, write_text
 
-__all__ = ["evaluate_seeds", "runs_of"]
+__all__ = ["evaluate_seeds", "finished_runs_of", "runs_of"]
 
 
 def runs_of(path: str | Path) -> list[Path]:
@@ -25,6 +25,27 @@ def runs_of(path: str | Path) -> list[Path]:
     folder = Path(path)
     seeds = [child for child in folder.glob("seed-*") if (child / "run.json").is_file()]
     return sorted(seeds, key=lambda run: int(run.name.partition("-")[2])) or [folder]
+
+
+def finished_runs_of(path: str | Path) -> list[Path]:
+    """Return the finished runs of a folder of seeds, in order of the seeds; else the path itself.
+
+    Raises
+    ------
+    InputError
+        If no run is finished.
+    """
+    runs = runs_of(path)
+    if runs == [Path(path)]:
+        return runs
+    finished = [run for run in runs if is_finished(run)]
+    if not finished:
+        raise InputError(
+            f"Cannot use the seeds of {path}: none of its {len(runs)} runs is finished, and only "
+            "finished ones count. Run the same `stcln-geo finetune` again: it goes on where it "
+            "stopped. Or use one of the runs by itself."
+        )
+    return finished
 
 
 def evaluate_seeds(
@@ -56,13 +77,7 @@ def evaluate_seeds(
     """
     folder = Path(path)
     runs = runs_of(folder)
-    finished = [run for run in runs if is_finished(run)]
-    if not finished:
-        raise InputError(
-            f"Cannot evaluate the seeds of {folder}: none of its {len(runs)} runs is finished, and "
-            "a mean is of finished runs. Run the same `stcln-geo finetune` again: it goes on where "
-            "it stopped. Or evaluate one of the runs by itself."
-        )
+    finished = finished_runs_of(folder)
     evaluations = []
     for run in finished:
         evaluation = evaluate_run(

@@ -20,6 +20,7 @@ from stcln_geo.data.split import split_fields
 from stcln_geo.errors import CheckpointError, InputError, LabelError
 from stcln_geo.grid import Lattice
 from stcln_geo.legend import Legend
+from stcln_geo.model import join_checkpoints
 from stcln_geo.model.checkpoint import load_model
 from stcln_geo.predict import PredictSpec
 from stcln_geo.report.metrics import confusion_matrix
@@ -98,6 +99,33 @@ def test_equals_the_map_on_the_fields_of_the_split(small_cube: Path, run: Path, 
     assert evaluation.unseen_pixels == ((truth != 255) & ~seen).sum()
     counts = np.bincount(season.fields.code[season.fields.split == SPLITS[split]], minlength=3)
     assert evaluation.fields.tolist() == counts.tolist()
+
+
+def test_an_ensemble_is_judged_as_it_maps_and_by_the_splits_of_all_its_members(
+    new_cube: Callable[..., Path], tmp_path: Path
+) -> None:
+    cube, out = new_cube(), tmp_path / "all.safetensors"
+    config = load_config(FinetuneConfig, overrides={**SMALL, "steps": 3})
+    finetune_seeds(cube, tmp_path / "runs", config, seeds=2)
+    join_checkpoints(runs_of(tmp_path / "runs"), out)
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    mapped = map_window_by_window(cube, out)
+    mine = season.fields.number[season.fields.split == SPLITS["test"]]
+    truth = np.where(np.isin(season.parcels[:], mine), season.labels[:], 255)
+    seen = mapped != 255
+
+    evaluation = evaluate_run(out, cube)
+
+    expected = confusion_matrix(truth[seen], mapped[seen], classes=3)
+    assert np.abs(evaluation.metrics.confusion - expected).sum() <= 2
+    assert evaluation.folder is None
+    write_split(season, split_fields(season.fields, seed=11))
+    other = tmp_path / "other"
+    finetune(cube, other, config)
+    join_checkpoints([other, tmp_path / "runs" / "seed-1"], out)
+    with pytest.raises(LabelError, match="burnt or split again since"):
+        evaluate_run(out, cube)
 
 
 def test_writes_figures_into_the_run(small_cube: Path, run: Path) -> None:
