@@ -322,7 +322,9 @@ def _as_cube(cube: str | Location | xr.Dataset, out: Path, *, overwrite: bool) -
         )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    return write_cube(cube, target, overwrite=True)
+    # A call that is making a map of it has the lock, and shall keep its cube.
+    with folder_lock(out.resolve()):
+        return write_cube(cube, target, overwrite=True)
 
 
 def _is_foreign(target: Path, out: Path) -> bool:

@@ -21,6 +21,7 @@ import shapely
 import torch
 from PIL import Image
 
+from stcln_geo import open_cube
 from stcln_geo.cog import validate_cog
 from stcln_geo.cube.store import open_season
 from stcln_geo.errors import CheckpointError, CubeError, InputError, OutputError
@@ -404,6 +405,10 @@ def test_a_folder_has_one_command_at_a_time(world: Any, tmp_path: Path) -> None:
     ):
         predict_region(world.cube, world.checkpoint, out, region=small, spec=spec, overwrite=True)
     assert not list(out.iterdir())
+    pixels = open_cube(world.cube)
+    with folder_lock(out), pytest.raises(OutputError, match="one command at a time"):
+        predict_region(pixels, world.checkpoint, out, region=small, spec=spec, overwrite=True)
+    assert not list(out.iterdir()), "the cube that another call maps is not replaced"
     predict_region(world.cube, world.checkpoint, out, region=small, spec=spec)
     assert {path.name for path in out.iterdir()} == PRODUCT
 
