@@ -394,6 +394,8 @@ def _score_run(
                 mean, deviation = _figure(figure["mean"]), _figure(figure["deviation"])
                 say(f"by the published rule, {name}: mean {mean}, sd {deviation}")
         say(told["note"])
+        if len(told["runs"]) > 1:
+            say_next("checkpoint", "ensemble", run, "--out", run / "ensemble.safetensors")
     else:
         for line in evaluation.lines():
             say(line)

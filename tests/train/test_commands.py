@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +95,13 @@ def test_seeds(
     assert invoke(["evaluate", out, cube, "--dry-run"]) == 0
     assert "windows of 16 px" in capsys.readouterr().out
     assert invoke(["evaluate", out, cube]) == 0
-    assert "macro_miou: mean" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "macro_miou: mean" in shown
+    _, command = shown.split("Next: stcln-geo ")
+    assert invoke(shlex.split(command)) == 0
+    assert "2 networks of" in capsys.readouterr().out
+    assert invoke(["evaluate", f"{out}/ensemble.safetensors", cube]) == 0
+    assert "macro_miou" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
