@@ -104,7 +104,7 @@ def plan_prediction(
         warnings=tuple(mismatches(season, checkpoint, lattice)),
         notes=(
             *_notes(season, lattice, extent, blend=spec.blend),
-            *_say_temperature(checkpoint.temperature),
+            *_say_confidence(checkpoint),
         ),
         source=source,
     )
@@ -142,10 +142,16 @@ def _notes(season: Season, lattice: Lattice, extent: Window, *, blend: bool) -> 
     ]
 
 
-def _say_temperature(temperature: float | None) -> list[str]:
-    if temperature is None:
+def _say_confidence(checkpoint: CheckpointInfo) -> list[str]:
+    if checkpoint.members > 1:
+        return [
+            f"{checkpoint.members} networks label together, by the mean of their probabilities; "
+            f"that takes {checkpoint.members} times as long as one."
+        ]
+    if checkpoint.temperature is None:
         return []
-    return [f"Confidence is calibrated by the checkpoint's temperature, {temperature:.3f}."]
+    told = f"{checkpoint.temperature:.3f}"
+    return [f"Confidence is calibrated by the checkpoint's temperature, {told}."]
 
 
 def _area_of(season: Season, region: Region | None, crs: str) -> BaseGeometry:

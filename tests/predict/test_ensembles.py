@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import shapely
 import zarr
 
 from stcln_geo.model import join_checkpoints
 from stcln_geo.predict import PredictSpec, predict_region
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "float32", "min_clear": 1, "seam_audit": 0}
+BOX = shapely.box(500_300, 5_599_900, 500_770, 5_600_310)
 
 
 def test_layers_are_those_of_the_mean_probability(world: Any, tmp_path: Path) -> None:
@@ -22,21 +24,22 @@ def test_layers_are_those_of_the_mean_probability(world: Any, tmp_path: Path) ->
             world.make_network(len(world.legend), seed=seed),
             temperature=temperature,
         )
-        for seed, temperature in ((3, 1.5), (4, None), (5, 0.8))
+        for seed, temperature in ((3, 1.5), (4, None))
     ]
     joined = join_checkpoints(paths, tmp_path / "all.safetensors").path
     spec = PredictSpec(outputs=("probabilities", "embeddings"), **CPU)
     layers, features, classes = [], [], []
     for path in (*paths, joined):
-        product = predict_region(world.cube, path, tmp_path / path.stem, spec=spec)
+        product = predict_region(world.cube, path, tmp_path / path.stem, region=BOX, spec=spec)
         with rasterio.open(product.out / "probabilities.tif") as file:
             layers.append(file.read())
         with rasterio.open(product.classes) as file:
             classes.append(file.read(1))
         store = zarr.open_group(product.out / "embeddings.zarr", mode="r")
         features.append(store["embedding"][:])
+    assert "2 networks label together" in (product.out / "report.html").read_text()
     labelled = classes[-1] != 255
-    assert 0 < labelled.sum() < labelled.size
+    assert labelled.sum() > 1000
     mean = np.mean(layers[:-1], axis=0)[:, labelled]
     # Each is rounded to a step, and so is the mean.
     assert np.abs(layers[-1][:, labelled] - mean).max() <= 1
