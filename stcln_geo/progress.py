@@ -68,17 +68,22 @@ def progress_bar(label: str) -> Iterator[ProgressHook]:
     )
     with Progress(*columns, console=target, transient=False) as bars:
         task = bars.add_task(label, total=None, what="")
-        told = False
+        before: tuple[int, int] | None = None
 
         def advance(done: int, total: int, what: str) -> None:
-            nonlocal told
-            if not told and done > 1:
-                # Done by an earlier call: it says nothing about the speed of this one.
+            nonlocal before
+            if done > 1 if before is None else _counts_anew(before, done, total):
+                # Done by an earlier call, or of another count: no measure of the speed of this one.
                 bars.reset(task, completed=done, total=total, what=what)
             bars.update(task, completed=done, total=total, what=what)
-            told = True
+            before = (done, total)
 
         yield advance
+
+
+def _counts_anew(before: tuple[int, int], done: int, total: int) -> bool:
+    """Tell whether something else is counted than before: the next of several runs, a next part."""
+    return done < before[0] or total != before[1]
 
 
 def _line_progress(label: str, target: Console, *, every_s: float = 5.0) -> ProgressHook:
@@ -86,13 +91,17 @@ def _line_progress(label: str, target: Console, *, every_s: float = 5.0) -> Prog
     started = time.monotonic()
     last = started
     begun: tuple[int, float] | None = None
+    before = (0, 0)
 
     def advance(done: int, total: int, what: str) -> None:
-        nonlocal last, begun
+        nonlocal last, begun, before
         now = time.monotonic()
         if begun is None:
             # What an earlier call has done says nothing about the speed of this one.
             begun = (0, started) if done <= 1 else (done, now)
+        elif _counts_anew(before, done, total):
+            begun = (done, now)
+        before = (done, total)
         if now - last < every_s and done != total:
             return
         if done == total and now - started < every_s:

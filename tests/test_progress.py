@@ -26,6 +26,23 @@ def test_what_an_earlier_call_has_done_does_not_shorten_the_eta(first, monkeypat
         assert left == pytest.approx((400 - done) / 10, abs=1)
 
 
+def test_the_eta_of_a_next_run_is_that_of_its_own_pace(monkeypatch, capsys):
+    """As of seeds: two runs of 300 steps, ten a second; then 40 windows, one in two seconds."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress_bar("finetune") as advance:
+        for total, pace in ((300, 0.1), (300, 0.1), (40, 2.0)):
+            for done in range(total):
+                now += pace
+                advance(done, total, "loss")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "eta" in line]
+    assert len(lines) > 15
+    for line in lines:
+        done, total = (int(part) for part in line.split(" loss")[0].split()[-1].split("/"))
+        left = int(line.split("eta ")[1].split()[0])
+        assert left == pytest.approx((total - done) * (0.1 if total == 300 else 2), abs=1)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
