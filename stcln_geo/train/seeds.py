@@ -79,7 +79,7 @@ def finetune_seeds(
                 overwrite=overwrite,
                 save_every=save_every,
                 trackers=trackers,
-                progress=progress,
+                progress=None if progress is None else _within(progress, place, seeds),
             )
             results.append(result)
             if on_result is not None:
@@ -95,6 +95,15 @@ def finetune_seeds(
     if ranks.first:
         _write_summary(summary)
     return summary
+
+
+def _within(progress: ProgressHook, place: int, seeds: int) -> ProgressHook:
+    """Count the steps of one run among those of all."""
+
+    def advance(done: int, total: int, what: str) -> None:
+        progress(place * total + done, seeds * total, f"seed {place + 1} of {seeds}, {what}")
+
+    return advance
 
 
 def _write_summary(summary: SeedsResult) -> None:

@@ -754,10 +754,17 @@ def assert_same_weights_of_step(run: Path, step: int) -> None:
 
 
 def test_seeds_differ_and_are_summed_up(small_cube: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
     summary = finetune_seeds(
-        small_cube, tmp_path / "runs", finetune_config(steps=3, labels__fields_per_class=1), seeds=3
-    )
+        small_cube, tmp_path / "runs", finetune_config(steps=3, labels__fields_per_class=1),
+        seeds=3, progress=lambda *call: calls.append(call),
+    )  # fmt: skip
 
+    done = [done for done, _, _ in calls]
+    assert done == sorted(done)
+    assert set(range(1, 10)) <= set(done), "steps of all seeds are counted together"
+    assert {total for _, total, _ in calls} == {9}
+    assert calls[-1][2].startswith("seed 3 of 3, loss ")
     best = [result.best for result in summary.runs]
     assert summary.mean == pytest.approx(np.mean(best))
     assert summary.deviation == pytest.approx(np.std(best, ddof=1))
