@@ -147,7 +147,11 @@ def info(
     if told.dropped:
         say(f"  {len(told.dropped)} entries that no result depends on are left out")
     for name, value in told.provenance.items():
-        say(f"  {name}: {value}")
+        for one in value if isinstance(value, list) else [value]:
+            shown = one
+            if isinstance(one, dict):
+                shown = ", ".join(f"{key} {what}" for key, what in one.items())
+            say(f"  {name}: {shown}")
     say(f"  sha256 {told.sha256}")
 
 
