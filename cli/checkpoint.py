@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import say
+from ._common import progress_bar, say
 
 __all__ = ["app"]
 
@@ -219,6 +219,43 @@ def ensemble(
     for member in info.provenance["members"]:
         seed = "" if member["seed"] is None else f", seed {member['seed']}"
         say(f"  {member['path']}{seed}")
+
+
+@app.command("calibrate")
+def calibrate(
+    path: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="An ensemble or an exported checkpoint.")
+    ],
+    cube: Annotated[
+        Path, typer.Argument(metavar="CUBE", help="A cube or stack with labels and a split.")
+    ],
+    season: Annotated[
+        str | None, typer.Option(help="Season, by its first day. Default: the only one.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Threads that read.")] = 2,
+) -> None:
+    """Fit the temperature on the validation fields of a cube.
+
+    It is written into the file. Confidence then comes closer to the share of pixels that are right;
+    classes stay as they are. Runs of `finetune` do this by themselves.
+    """
+    from ..train.recalibrate import calibrate_checkpoint
+
+    with progress_bar("calibrate") as progress:
+        fitted = calibrate_checkpoint(
+            path,
+            cube,
+            season=season,
+            device=device,  # type: ignore[arg-type]  # refused by name if it is none
+            workers=workers,
+            progress=progress,
+        )
+    say(
+        f"{path}: temperature {fitted.temperature:.3f}; expected calibration error on "
+        f"{fitted.pixels:,} validation pixels {fitted.error_before:.4f} before, "
+        f"{fitted.error_after:.4f} with it"
+    )
 
 
 def _legend_json(path: Path, classes: int) -> str:

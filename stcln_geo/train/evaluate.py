@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from ..cube.contract import FEWEST_CLEAR, SPLITS
 from ..cube.season import FieldTable
-from ..data.batch import IGNORE_INDEX
+from ..data.batch import IGNORE_INDEX, Batch
 from ..data.chips import ChipDataset, plan_windows
 from ..data.dates import DateChoice
 from ..data.reader import band_indices
@@ -48,6 +49,8 @@ __all__ = [
     "EvaluationPlan",
     "SplitName",
     "evaluate_run",
+    "label_windows",
+    "open_plan",
     "plan_evaluation",
 ]
 
@@ -110,12 +113,7 @@ def evaluate_run(
     )
     if forest:
         check_forest(plan)
-    stream = OrderedStream(
-        plan.dataset, batch_size=_at_once(plan, batch_size), memory=0, threads=workers
-    )
-    network = load_model(plan.info.path)
-    if not isinstance(network, Classifier):
-        raise CheckpointError(_no_classifier(plan.info))
+    network, stream = open_plan(plan, batch_size=batch_size, workers=workers)
     scores = _score(network, stream, plan, device=choose_device(device), progress=progress)
     baseline = None
     if forest:
@@ -205,6 +203,19 @@ def plan_evaluation(
     )
 
 
+def open_plan(
+    plan: EvaluationPlan, *, batch_size: int = 8, workers: int = 2
+) -> tuple[Classifier, OrderedStream]:
+    """Load the network of a plan, and begin to read its windows."""
+    stream = OrderedStream(
+        plan.dataset, batch_size=_at_once(plan, batch_size), memory=0, threads=workers
+    )
+    network = load_model(plan.info.path)
+    if not isinstance(network, Classifier):
+        raise CheckpointError(_no_classifier(plan.info))
+    return network, stream
+
+
 def _at_once(plan: EvaluationPlan, windows: int) -> int:
     """Return how many windows are labelled together, where so many of the usual size are."""
     if plan.info.config.mode == "reference":
@@ -259,33 +270,54 @@ def _score(
 ) -> _Scores:
     count, temperature = network.config.classes, plan.info.temperature
     scores = _Scores(np.zeros((count, count), dtype=np.int64), Calibration(), Calibration())
+    for batch, target, logits in label_windows(
+        network, stream, plan, device=device, progress=progress
+    ):
+        counted = target != IGNORE_INDEX
+        scores.unseen += int(((batch.target != IGNORE_INDEX) & ~counted).sum())
+        few = batch.valid.sum(dim=1) < FEWEST_CLEAR
+        scores.sparse += int((few & counted).sum())
+        scores.confusion += count_confusion(logits, target).cpu().numpy()
+        right = (logits.argmax(dim=1) == target)[counted].cpu().numpy()
+        scores.right.append(right)
+        for calibration, divisor in (
+            (scores.uncalibrated, None),
+            (scores.calibration, temperature),
+        ):
+            confidence = probabilities(logits, divisor).amax(dim=1)[counted]
+            calibration.add(confidence.cpu().numpy(), right)
+    return scores
+
+
+def label_windows(
+    network: Classifier,
+    stream: OrderedStream,
+    plan: EvaluationPlan,
+    *,
+    device: str,
+    progress: ProgressHook | None,
+) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
+    """Yield the windows of a plan on the device, what is to be said of them, and what is said.
+
+    Yields
+    ------
+    A batch; (B, H, W) int64 targets, -100 where a pixel does not count; (B, K, H, W) float32
+    logits.
+    """
     lookup = make_lookup(plan.classes)
     done = 0
     network.to(device).eval()
     precision = choose_precision("auto", device)
-    with torch.inference_mode(), autocast_for(precision, device):
-        for batch in stream:
-            target = observed_target(batch, lookup)
-            scores.unseen += int(((batch.target != IGNORE_INDEX) & (target == IGNORE_INDEX)).sum())
-            moved, target = batch.to(device), target.to(device)
+    for batch in stream:
+        moved = batch.to(device)
+        with torch.inference_mode(), autocast_for(precision, device):
+            target = observed_target(batch, lookup).to(device)
             days = positions_for(network.config, moved.days)
-            few = moved.valid.sum(dim=1) < FEWEST_CLEAR
-            scores.sparse += int((few & (target != IGNORE_INDEX)).sum())
             logits = network(moved.images(), days, moved.valid).float()
-            scores.confusion += count_confusion(logits, target).cpu().numpy()
-            counted = target != IGNORE_INDEX
-            right = (logits.argmax(dim=1) == target)[counted].cpu().numpy()
-            scores.right.append(right)
-            for calibration, divisor in (
-                (scores.uncalibrated, None),
-                (scores.calibration, temperature),
-            ):
-                confidence = probabilities(logits, divisor).amax(dim=1)[counted]
-                calibration.add(confidence.cpu().numpy(), right)
-            done += len(batch)
-            if progress is not None:
-                progress(done, stream.dataset.chips, "windows")
-    return scores
+        yield moved, target, logits
+        done += len(batch)
+        if progress is not None:
+            progress(done, stream.dataset.chips, "windows")
 
 
 def _labelled(

@@ -22,7 +22,15 @@ from ..report.calibration import Calibration
 from .finetune_task import FinetuneTask, observed_target
 from .ranks import sum_over_ranks
 
-__all__ = ["LARGEST", "SMALLEST", "Fitted", "calibrate", "fit_temperature"]
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "Fitted",
+    "calibrate",
+    "fit_temperature",
+    "fitted_on",
+    "stride_for",
+]
 
 SMALLEST, LARGEST = 0.05, 20.0
 """Bounds of the temperature: without them, pixels that are nearly all right would ask for 0."""
@@ -120,7 +128,7 @@ def _fit(
         return None
     network.to(device).eval()
     lookup = task.lookup.to(device)
-    stride = max(-(-labelled // _MOST_PIXELS), 1)
+    stride = stride_for(labelled)
     # A rank may have no window of its own.
     classes = network.config.classes
     found = [(torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64))]
@@ -133,16 +141,35 @@ def _fit(
             found.append((logits[counted][::stride].cpu(), target[counted][::stride].cpu()))
     # On the device again, where ranks that talk by NCCL need it.
     values, target = (torch.cat(parts).to(device) for parts in zip(*found, strict=True))
-    temperature = fit_temperature(values, target)
-    pixels = int(sum_over_ranks(torch.tensor(len(target), device=device)))
-    if temperature is None:
-        task.notes.append(
-            f"Confidence is not calibrated: all {pixels} pixels of the validation fields are "
-            "right, so that they do not tell how sure is too sure."
-            if pixels
-            else "Confidence is not calibrated: no pixel of the validation fields has a clear date."
-        )
+    fitted = fitted_on(values, target)
+    if isinstance(fitted, str):
+        task.notes.append(f"Confidence is not calibrated: {fitted}")
         return None
+    return fitted
+
+
+def stride_for(pixels: int) -> int:
+    """Return of how many pixels one is taken, so that the fit has no more than two million."""
+    return max(-(-pixels // _MOST_PIXELS), 1)
+
+
+def fitted_on(values: Tensor, target: Tensor) -> Fitted | str:
+    """Fit a temperature on the pixels of all ranks; or say why there is none.
+
+    Parameters
+    ----------
+    values : (P, K) float32 logits.
+    target : (P,) int64, 0 to K - 1.
+    """
+    temperature = fit_temperature(values, target)
+    pixels = int(sum_over_ranks(torch.tensor(len(target), device=target.device)))
+    if temperature is None:
+        return (
+            f"all {pixels} pixels of the validation fields are right, so that they do not tell how "
+            "sure is too sure."
+            if pixels
+            else "no pixel of the validation fields has a clear date."
+        )
     errors = [_error(values, target, divisor) for divisor in (None, temperature)]
     return Fitted(
         temperature=temperature,

@@ -21,7 +21,7 @@ from stcln_geo.errors import CheckpointError, InputError, LabelError
 from stcln_geo.grid import Lattice
 from stcln_geo.legend import Legend
 from stcln_geo.model import join_checkpoints
-from stcln_geo.model.checkpoint import load_model
+from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.predict import PredictSpec
 from stcln_geo.report.metrics import confusion_matrix
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
@@ -29,6 +29,7 @@ from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
 from stcln_geo.train.finetune import finetune
 from stcln_geo.train.over_seeds import evaluate_seeds, runs_of
 from stcln_geo.train.pretrain import pretrain
+from stcln_geo.train.recalibrate import calibrate_checkpoint
 from stcln_geo.train.seeds import finetune_seeds
 
 SMALL: dict[str, Any] = {
@@ -120,6 +121,15 @@ def test_an_ensemble_is_judged_as_it_maps_and_by_the_splits_of_all_its_members(
     expected = confusion_matrix(truth[seen], mapped[seen], classes=3)
     assert np.abs(evaluation.metrics.confusion - expected).sum() <= 2
     assert evaluation.folder is None
+    fitted = calibrate_checkpoint(out, cube)
+    assert read_metadata(out).temperature == fitted.temperature
+    calibrated = evaluate_run(out, cube)
+    assert np.array_equal(calibrated.metrics.confusion, evaluation.metrics.confusion)
+    own = evaluate_run(out, cube, split="validation")
+    assert own.uncalibrated.error == pytest.approx(fitted.error_before)
+    assert own.calibration.error == pytest.approx(fitted.error_after)
+    with pytest.raises(InputError, match="belongs to a run"):
+        calibrate_checkpoint(tmp_path / "runs" / "seed-0", cube)
     write_split(season, split_fields(season.fields, seed=11))
     other = tmp_path / "other"
     finetune(cube, other, config)
