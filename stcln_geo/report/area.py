@@ -213,7 +213,7 @@ class _Sample:
         squares = np.bincount(strata, weights=residual**2, minlength=length)
         variance = float(self.factor @ squares) / denominator**2
         alone = self.number[strata] == 1
-        error = math.nan if (alone & ((x != 0) | (y != 0))).any() else math.sqrt(variance)
+        error = math.nan if (alone & (x != 0)).any() else math.sqrt(variance)
         return Estimate(
             value=value,
             standard_error=error,

@@ -168,6 +168,15 @@ def test_a_unit_alone_in_its_stratum_leaves_no_error_to_what_it_contributes_to()
     assert all(math.isnan(one.standard_error) for one in errors)
     assert all(math.isfinite(one.value) for one in errors)
     assert found.users_accuracy[0].standard_error > 0
+    # A mistake counts in the denominators alone: of what it is mapped as, and of what it is.
+    wrong = estimate_accuracy(
+        np.append(truth, 0), np.append(mapped, 2), classes=3, strata=np.array([0, 0, 0, 0, 0, 1]),
+        stratum_areas=np.array([50.0, 10.0]),
+    )  # fmt: skip
+    assert math.isnan(wrong.users_accuracy[2].standard_error)
+    assert math.isnan(wrong.producers_accuracy[0].standard_error)
+    assert math.isfinite(wrong.users_accuracy[0].standard_error)
+    assert math.isfinite(wrong.producers_accuracy[1].standard_error)
     two = estimate_accuracy(
         truth[1:3], mapped[1:3], classes=2, strata=np.zeros(2, int), stratum_areas=np.array([1.0])
     )
@@ -241,11 +250,15 @@ def test_intervals_cover_the_truth_as_often_as_they_say(strata):
     ("change", "said"),
     [
         ({"truth": np.array([0, 3])}, "truth of a unit is 3"),
+        ({"predicted": np.array([1, -1])}, "map of a unit is -1"),
+        ({"strata": np.array([0, 1])}, "stratum of a unit is 1"),
         ({"truth": np.array([0])}, "lengths"),
         ({"stratum_areas": np.array([0.0])}, "no area"),
+        ({"sizes": np.array([1.0, 0.0])}, "no area"),
         ({"confidence_level": 1.0}, "between 0 and 1"),
+        ({"confidence_level": 0.0}, "between 0 and 1"),
     ],
-    ids=["class", "length", "area", "level"],
+    ids=["class", "no class", "stratum", "length", "area", "size", "level", "no level"],
 )
 def test_what_is_no_sample_is_refused(change, said):
     values = {
