@@ -54,7 +54,7 @@ def cut_at_antimeridian(polygon: BaseGeometry) -> BaseGeometry:
     from shapely import transform
 
     west, _, east, _ = polygon.bounds
-    if east - west < _WIDEST_CROSSING:
+    if east - west <= _WIDEST_CROSSING:
         return polygon
     return wrapped(
         transform(polygon, lambda points: np.column_stack([points[:, 0] % 360, points[:, 1]]))

@@ -318,7 +318,7 @@ def _to_lonlat(geometry: BaseGeometry, crs: str) -> BaseGeometry:
         edge = _EDGE_METRES / known.axis_info[0].unit_conversion_factor
     moved = _transformed(geometry, crs, LONLAT, edge=edge)
     west, _, east, _ = moved.bounds
-    if not np.isfinite(moved.bounds).all() or east - west < _WIDEST_CROSSING:
+    if not np.isfinite(moved.bounds).all() or east - west <= _WIDEST_CROSSING:
         return moved
     return _area_of([cut_at_antimeridian(part) for part in shapely.get_parts(moved)])
 
