@@ -17,7 +17,6 @@ merge until nothing changes, cannot promise.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,21 +79,21 @@ def sieve_for(hectares: float, *, resolution: float) -> Sieve:
         If no patch is that small, or the unit has more pixels than ``MOST_PIXELS``.
     """
     pixel = resolution**2 / _HECTARE
-    if not pixel < hectares < math.inf:
+    if not hectares > pixel:
         raise InputError(
             f"Cannot use a minimum mapping unit of {hectares:g} ha: pixels of {resolution:g} m "
             f"have {pixel:g} ha, and no patch is smaller than one. Give --min-mapping-unit more "
             f"than {pixel:g}, or leave it out."
         )
-    pixels = math.ceil(hectares / pixel - _EXACT)
+    pixels = np.ceil(hectares / pixel - _EXACT)
     if pixels > MOST_PIXELS:
         raise InputError(
-            f"Cannot use a minimum mapping unit of {hectares:g} ha: that is {pixels} pixels of "
+            f"Cannot use a minimum mapping unit of {hectares:g} ha: that is {pixels:g} pixels of "
             f"{resolution:g} m, and it is at most {MOST_PIXELS}, so that a patch and what lies "
             f"around it can be seen at once. Give --min-mapping-unit {MOST_PIXELS * pixel:g} or "
             "less, or generalise the finished map in a GIS."
         )
-    return Sieve(hectares=hectares, pixels=pixels)
+    return Sieve(hectares=hectares, pixels=int(pixels))
 
 
 def sieve(classes: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:

@@ -163,6 +163,8 @@ def test_hectares_become_pixels() -> None:
             sieve_for(hectares, resolution=10)
     with pytest.raises(InputError, match=r"257 pixels of 10 m.*--min-mapping-unit 2\.56 or less"):
         sieve_for(2.565, resolution=10)
+    with pytest.raises(InputError, match=r"unit of inf ha.*--min-mapping-unit 2\.56 or less"):
+        sieve_for(float("inf"), resolution=10)
     assert sieve_for(2.56, resolution=10).pixels == MOST_PIXELS
 
 
