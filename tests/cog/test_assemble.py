@@ -379,7 +379,7 @@ def test_shards_of_nodata_and_shards_that_are_absent_share_one_tile(tmp_path: Pa
         }  # fmt: skip
     assert len(places) == 1
 
-    none = make_map([], tmp_path / "none.tif", RAGGED)
+    none = make_map([], tmp_path / "new" / "folder" / "none.tif", RAGGED)
     assert (levels_of(none)[-1] == 255).all()
     check_cog(none, legend=LEGEND, histogram={255: values.size})
     gdal_validates(none)
@@ -530,6 +530,35 @@ def test_shards_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match="in the shape of its window"):
         write_segment(values, out, window=Window(0, 0, 3, 3), resampling="mode")
     assert not out.exists()
+
+
+HEIGHT, WIDTH = RAGGED
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(HEIGHT - 20, 0, 20, STEP), Window(0, WIDTH - 20, STEP, 20),
+        Window(0, 0, STEP - 1, STEP), Window(0, 0, STEP, STEP + 1),
+        Window(0, 0, STEP, 0), Window(-STEP, 0, STEP, STEP), Window(0, 9 * STEP, STEP, STEP),
+    ],
+    ids=["first row", "first column", "last row", "last column", "empty", "above", "beyond"],
+)  # fmt: skip
+def test_shards_begin_and_end_on_the_squares_along_both_axes(
+    tmp_path: Path, ragged: tuple[np.ndarray, list[Segment]], window: Window
+) -> None:
+    with pytest.raises(InputError, match=r"0_0\.tif at .*multiples of 64 px"):
+        make_map([replace(ragged[1][0], window=window)], tmp_path / "map.tif", RAGGED)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)])
+def test_a_shard_within_another_is_refused_wherever_it_lies(
+    tmp_path: Path, ragged: tuple[np.ndarray, list[Segment]], place: tuple[int, int]
+) -> None:
+    large = replace(ragged[1][0], window=Window(STEP, 2 * STEP, 3 * STEP, 3 * STEP))
+    small = Window((1 + place[0]) * STEP, (2 + place[1]) * STEP, STEP, STEP)
+    with pytest.raises(InputError, match="they overlap"):
+        make_map([large, replace(ragged[1][1], window=small)], tmp_path / "map.tif", RAGGED)
 
 
 def test_a_full_disk_is_said_before_the_copy(
