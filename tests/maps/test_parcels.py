@@ -173,6 +173,19 @@ def test_file_has_a_row_for_each_parcel(new_map, tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_each_window_of_the_map_is_told(new_map, tmp_path):
+    geopandas.GeoDataFrame(geometry=parcels()[-5:-2], crs="EPSG:32631").to_parquet(
+        tmp_path / "in.parquet"
+    )
+    told = []
+    write_parcels(
+        new_map(patchy()), tmp_path / "in.parquet", tmp_path / "out.parquet", window=50,
+        progress=lambda *done: told.append(done),
+    )  # fmt: skip
+    count = -(-SHAPE[0] // 50) * -(-SHAPE[1] // 50)
+    assert told == [(number + 1, count, "windows") for number in range(count)]
+
+
 @pytest.mark.parametrize("suffix", [".gpkg", ".parquet"])
 def test_columns_whose_names_a_geopackage_has_a_use_for(new_map, tmp_path, suffix):
     """Of GeoJSON as QGIS exports it: fid is a property, and stands twice where a parcel was cut."""
