@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from stcln_geo.cli.main import invoke
+from stcln_geo.cube.stack import open_stack
 from stcln_geo.cube.store import open_season
 from stcln_geo.data import profiles
 from stcln_geo.data.profiles import field_profiles
 from stcln_geo.data.source import open_source
 from stcln_geo.errors import CubeError
+
+from ..labelled_stacks import cut_stack
 
 
 def test_profiles_equal_the_means_over_the_whole_cube(cube: Path) -> None:
@@ -36,6 +39,41 @@ def test_profiles_equal_the_means_over_the_whole_cube(cube: Path) -> None:
             seen = valid[period == column] & inside
             expected = ndvi[period == column][seen].mean() if seen.any() else np.nan
             assert found.ndvi[row, column] == pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+def test_profiles_of_a_stack_are_site_by_site_and_its_background_is_a_field_of_each(
+    cube: Path, tmp_path: Path
+) -> None:
+    path = cut_stack(
+        cube, tmp_path / "sites.zarr", ((0, 0), (3, 47), (51, 0)), shape_yx=(32, 41),
+        background=True, void=True, thin=True,
+    )  # fmt: skip
+    stack = open_stack(path)
+    assert stack.fields is not None
+    red, nir = (
+        stack.reflectance[:][:, :, stack.bands.index(band)] * 1e-4 for band in ("red", "nir")
+    )
+    valid = stack.valid[:] & (nir + red > 0)
+    ndvi = np.clip((nir - red) / np.where(valid, nir + red, 1), -1, 1)
+    days = (stack.time.astype("datetime64[D]") - np.datetime64(stack.name)).astype(int)
+    period = (days - days[~np.isnat(stack.time)].min()) // 10
+
+    done: list[tuple[object, ...]] = []
+    found = field_profiles(open_source(path), most=10_000, progress=lambda *told: done.append(told))
+
+    np.testing.assert_array_equal(found.code, stack.fields.code)
+    background = stack.fields.number == 0
+    assert background.sum() == 3
+    assert len(background) > 6
+    for row, (site, number, code) in enumerate(
+        zip(stack.fields.site, stack.fields.number, stack.fields.code, strict=True)
+    ):
+        inside = (stack.parcels[:][site] == number) & (stack.labels[:][site] == code)
+        for column in range(found.ndvi.shape[1]):
+            seen = valid[site] & inside & (period[site] == column)[:, None, None]
+            expected = ndvi[site][seen].mean() if seen.any() else np.nan
+            assert found.ndvi[row, column] == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    assert done == [(place + 1, len(done), "reads") for place in range(len(done))]
 
 
 def test_quartiles_are_over_fields(cube: Path) -> None:

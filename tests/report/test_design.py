@@ -182,6 +182,23 @@ def test_points_lie_in_their_stratum_and_carry_their_weights(codes, tmp_path):
         write_sample(plan, out)
 
 
+def test_a_class_that_does_not_occur_has_no_points_and_is_no_stratum(codes, tmp_path):
+    path = write_map(tmp_path / "m.tif", np.where(codes == 1, 255, codes).astype(np.uint8))
+    out = write_sample(plan_sample(path, SampleSpec(count=40)), tmp_path / "points.parquet")
+    points = geopandas.read_parquet(out)
+    assert len(points) == 40
+    assert set(points["stratum"]) == {0, 2}
+    design = read_design(design_path(out))
+    assert (design.strata, design.names) == (("0", "2"), ("Wheat", "Grass"))
+    points["reference"] = points["stratum_name"]
+    points.to_parquet(out)
+    found = evaluate_map(path, out)
+    assert found.estimates.covered == pytest.approx(1)
+    assert [one.value for one in found.areas] == pytest.approx(
+        [100.0 * (codes == 0).sum(), 0, 100.0 * (codes == 2).sum()]
+    )
+
+
 def test_points_do_not_depend_on_the_strips(codes, tmp_path, monkeypatch):
     path = write_map(tmp_path / "m.tif", codes)
     plan = plan_sample(path, SampleSpec(count=200))
@@ -308,6 +325,14 @@ def test_a_map_made_later_is_scored_with_the_strata_of_the_first(codes, tmp_path
 def test_recipes_that_contradict_themselves(codes, tmp_path, spec, said):
     with pytest.raises(InputError, match=said):
         plan_sample(write_map(tmp_path / "m.tif", codes), spec)
+
+
+def test_a_design_made_by_hand_needs_no_more_than_its_strata(tmp_path):
+    path = tmp_path / "hand.json"
+    path.write_text('{"strata": [{"stratum": "A", "pixels": 7, "area_m2": 700.5}]}')
+    design = read_design(path)
+    assert (design.column, design.strata, design.names) == ("stratum", ("A",), ("A",))
+    assert (design.pixels.tolist(), design.areas.tolist()) == ([7], [700.5])
 
 
 def test_design_files(tmp_path):
