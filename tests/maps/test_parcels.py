@@ -77,8 +77,15 @@ def test_a_turned_map_counts_its_turned_parcels_alike(new_map):
     np.testing.assert_allclose(table.outside, plain.outside, atol=1e-6)
 
 
-def test_each_class_has_a_column_of_its_own(new_map, tmp_path):
-    names = ("Grass", "grass", "Grass 1", "+")
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("Grass", "grass", "Maize", "+"), ("grass_0", "grass_1", "maize", "_3")),
+        (("Grass", "grass", "Grass 1", "+"), ("grass_0", "grass_1", "grass_1_2", "_3")),
+    ],
+    ids=["two alike", "alike with a code"],
+)
+def test_each_class_has_a_column_of_its_own(new_map, tmp_path, names, expected):
     rows = [{"value": str(code), "name": name} for code, name in enumerate(names)]
     codes = patchy()
     product = new_map(codes, legend=Legend.from_rows(rows, source="the test"))
@@ -87,7 +94,7 @@ def test_each_class_has_a_column_of_its_own(new_map, tmp_path):
     write_parcels(product, tmp_path / "parcels.gpkg", tmp_path / "out.parquet")
     found = geopandas.read_parquet(tmp_path / "out.parquet")
     columns = [name for name in found.columns if name.startswith("map_fraction")]
-    assert len(columns) == 4
+    assert columns == [f"map_fraction_{name}" for name in expected]
     shares = found.loc[found["map_pixels"] > 0, columns].to_numpy()
     np.testing.assert_allclose(shares.sum(axis=1), 1)
 
