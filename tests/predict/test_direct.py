@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from stcln_geo.predict import blocks as blocks_module
 from stcln_geo.predict import fetch as fetch_module
 from stcln_geo.predict import plan as plan_module
 from stcln_geo.predict.forward import Network
+from stcln_geo.predict.plan import PredictionPlan
 from stcln_geo.region import Region
 
 from ..cube.conftest import Archive
@@ -464,6 +465,25 @@ def test_a_killed_run_is_resumed_and_leaves_no_scratch(maps: Maps) -> None:
     assert digest(out) == digest(maps.reference.out)
     assert list(maps.scratch.iterdir()) == []
     assert not [path for path in out.rglob(".*")]
+
+
+def test_fetching_takes_half_of_the_memory_and_reading_what_is_left(
+    source: Source, tmp_path: Path
+) -> None:
+    info, search = read_metadata(source.checkpoint), source.search()
+
+    def plan(memory: int | None) -> PredictionPlan:
+        spec = PredictSpec(**CPU, memory=memory)
+        return plan_search(search, info, spec, out=tmp_path / "out", cube=recipe())
+
+    memory = 2 * plan(None).fixed_bytes + 6_000_000
+    made = plan(memory)
+    assert made.source is not None
+    assert made.source.memory == memory // 2
+    assert made.memory_bytes <= memory
+    half = replace(made.spec, memory=memory // 2)
+    assert made.block_size == replace(made, source=None, spec=half).block_size
+    assert made.block_size < replace(made, source=None).block_size
 
 
 def test_seasons_and_bands_must_fit(maps: Maps) -> None:

@@ -184,7 +184,9 @@ def test_what_fits_badly_is_said(world: Any, tmp_path: Path) -> None:
         trained_days=(100, 200),
         season_start="01-01",
     )
-    texts = plan(world, checkpoint=path, window=24).warnings
+    made = plan(world, checkpoint=path, window=24)
+    texts = made.warnings
+    assert all(f"\n  warning     {text}" in str(made) for text in texts)
     for text, part in zip(texts, ("--window 16", "days 20 to 301", "from 01-01"), strict=True):
         assert part in text
 
