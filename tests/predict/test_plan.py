@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_what_a_worker_takes_grows_with_its_threads_and_its_shard(world: Any) ->
 
     assert fixed(1, 40) < fixed(3, 40)
     assert fixed(1, 40) < fixed(1, 80)
+
+
+def test_what_a_map_takes_grows_with_its_layers(world: Any) -> None:
+    """One byte more a pixel, then two (classes and qa twice), then four classes."""
+    plans = [
+        plan(world), plan(world, outputs=("entropy",)), plan(world, min_mapping_unit=0.07),
+        plan(world, outputs=("probabilities",)),
+        plan(world, outputs=("probabilities",), min_mapping_unit=0.07),
+    ]  # fmt: skip
+    for less, more in pairwise(plans):
+        assert less.disk_bytes < more.disk_bytes
+        assert less.fixed_bytes < more.fixed_bytes
 
 
 def test_the_run_is_told_by_what_decides_the_map(world: Any) -> None:
