@@ -232,6 +232,22 @@ class TestRefusals:
             load_model(tmp_path / "gone.safetensors")
 
     @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ({"epoch": 3, "model_state_dict": [torch.zeros(2)]}, "holds epoch, model_state_dict"),
+            ({"model_state_dict": {"linear.weight": 3.0}}, "holds model_state_dict"),
+            ({7: torch.zeros(2)}, "holds 7"),
+            ({"layer": torch.zeros(2)}, "unknown entries layer"),
+            ({}, "must hold the whole network"),
+        ],
+        ids=["list", "numbers", "numbered", "other names", "nothing"],
+    )
+    def test_dictionaries_that_are_no_published_weights(self, tmp_path, content, says):
+        torch.save(content, tmp_path / "other.tar")
+        with pytest.raises(CheckpointError, match=says):
+            load_model(tmp_path / "other.tar")
+
+    @pytest.mark.parametrize(
         ("change", "says"),
         [
             ({"format": 99}, "Update stcln-geo"),
