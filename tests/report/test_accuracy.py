@@ -141,6 +141,9 @@ def test_unknown_classes_are_named_and_can_be_renamed(product, tmp_path):
     found = evaluate_map(product, tmp_path / "p.gpkg", column="crop", spec=spec)
     assert found.estimates.overall_accuracy.value == 1
     assert found.estimates.covered < 1
+    # Areas are those of the strata with a point; of all points right, as they are mapped.
+    seen = [area for area, n in zip(found.mapped_areas, found.metrics.support, strict=True) if n]
+    assert sum(one.value for one in found.areas) == pytest.approx(sum(seen))
     assert any("the figures hold for the other" in note for note in found.notes)
 
 
