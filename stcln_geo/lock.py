@@ -8,9 +8,10 @@ file system, which hosts that share it agree on.
 
 In object storage the lock is an object, written on condition that there is none yet
 (``If-None-Match: *``); one is taken over on condition that it still is the dead holder's
-(``If-Match``). It shows no sign of life: of another host, the error says which object to remove.
-Where a server ignores conditions, only writers that begin within the same moment
-would not see one another.
+(``If-Match``). Of a cube it shows no sign of life: of another host, the error says which object to
+remove. Of a run it is written anew every twenty seconds, and who finds one of another host watches
+it: a lock that stays as it is for two minutes is taken over. Where a server ignores conditions,
+only writers that begin within the same moment would not see one another.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .errors import StclnGeoError, StclnGeoWarning, StorageError
 from .storage import (
     Location,
     S3Path,
@@ -41,6 +44,10 @@ __all__ = ["LockHolder", "hold_lock", "lock_path"]
 _BEAT_SECONDS = 30.0
 _STILL_BEATS = 20
 """A holder that gave no sign of life for so many beats exists no longer."""
+
+_OBJECT_BEAT_SECONDS = 20.0
+_SILENT_BEATS = 6
+"""The same of an object. A request that is repeated for a minute is no silence."""
 
 _UNWRITTEN_SECONDS = 2.0
 """A lock file still empty after this long was left by a process that died creating it."""
@@ -62,6 +69,8 @@ class LockHolder:
     """How often that job had been requeued."""
     beat: float = 0.0
     """Seconds between its signs of life; 0: it gives none."""
+    sign: int = 0
+    """How many of them an object has shown."""
 
     @property
     def is_dead(self) -> bool:
@@ -91,7 +100,10 @@ def lock_path(folder: str | Location) -> Location:
 
 @contextlib.contextmanager
 def hold_lock(
-    folder: str | Location, *, refusal: Callable[[LockHolder, Location], Exception]
+    folder: str | Location,
+    *,
+    refusal: Callable[[LockHolder, Location], Exception],
+    watched: bool = False,
 ) -> Iterator[None]:
     """Hold the lock of a folder.
 
@@ -100,8 +112,14 @@ def hold_lock(
     refusal
         Makes the error to raise, from who holds the lock and the lock file, where another
         process, or another thread of this one, is writing the folder.
+    watched
+        True shows signs of life in object storage too, and waits to see whether a holder of
+        another host shows any. For writers who notice that another has taken their place.
     """
     lock = lock_path(folder)
+    beat = _BEAT_SECONDS
+    if isinstance(lock, S3Path):
+        beat = _OBJECT_BEAT_SECONDS if watched else 0.0
     job, restart = _slurm_job()
     me = LockHolder(
         host=socket.gethostname(),
@@ -110,7 +128,7 @@ def hold_lock(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         job=job,
         restart=restart,
-        beat=0.0 if isinstance(lock, S3Path) else _BEAT_SECONDS,
+        beat=beat,
     )
     with writing(lock):
         if isinstance(lock, S3Path):
@@ -124,13 +142,15 @@ def hold_lock(
         with _signs_of_life(lock, me):
             yield
     finally:
-        if _read(lock) == me:
-            lock.unlink(missing_ok=True)
+        # One that is left where the server cannot be reached falls silent, if it is watched.
+        with contextlib.suppress(*((StorageError,) if watched else ())):
+            if _is_of(_read(lock), me):
+                lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _signs_of_life(lock: Location, me: LockHolder) -> Iterator[None]:
-    """Touch the lock again and again while it is held."""
+    """Touch the lock, or write it anew, again and again while it is held."""
     over = threading.Event()
 
     def show() -> None:
@@ -138,7 +158,18 @@ def _signs_of_life(lock: Location, me: LockHolder) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 os.utime(str(lock))
 
-    thread = threading.Thread(target=show, name="lock", daemon=True)
+    def show_object() -> None:
+        sign = 0
+        while isinstance(lock, S3Path) and not over.wait(me.beat):
+            sign += 1
+            with contextlib.suppress(OSError, StclnGeoError):
+                found = read_version(lock)
+                if found is None or not _is_of(_parse(found[0]), me):
+                    return  # another has taken our place
+                replace_version(lock, _text(replace(me, sign=sign)), found[1])
+
+    target = show_object if isinstance(lock, S3Path) else show
+    thread = threading.Thread(target=target, name="lock", daemon=True)
     if me.beat:
         thread.start()
     try:
@@ -191,11 +222,34 @@ def _take_object(lock: S3Path, me: LockHolder) -> LockHolder | None:
                 continue
         content, version = found
         holder = _parse(content)
-        if holder == me:
+        if _is_of(holder, me):
             return None
         if holder is not None and not holder.is_dead:
-            return holder
+            if not me.beat or not holder.beat or holder.host == me.host:
+                return holder
+            now = _watch(lock, holder, version)
+            if now is None or now[1] != version:
+                if now is not None and _is_of(_parse(now[0]), holder):
+                    return holder
+                continue
         replace_version(lock, _text(me), version)
+
+
+def _watch(lock: S3Path, holder: LockHolder, version: str) -> tuple[bytes, str] | None:
+    """Wait until a lock in object storage changes, or has been still for too long; return it."""
+    patience = holder.beat * _SILENT_BEATS
+    warnings.warn(
+        f"{lock} is of process {holder.pid} on {holder.host}: waiting up to {patience:.0f} s to "
+        "see whether it still writes there.",
+        StclnGeoWarning,
+        stacklevel=2,
+    )
+    deadline = time.monotonic() + patience
+    while True:
+        found = read_version(lock)
+        if found is None or found[1] != version or time.monotonic() > deadline:
+            return found
+        time.sleep(holder.beat / 4)
 
 
 def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
@@ -216,6 +270,11 @@ def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
             file.write(_text(me))
             return me
     return None
+
+
+def _is_of(found: LockHolder | None, holder: LockHolder) -> bool:
+    """Return True where a lock is of a holder, whatever signs of life it has shown."""
+    return found is not None and replace(found, sign=0) == replace(holder, sign=0)
 
 
 def _text(holder: LockHolder) -> bytes:
