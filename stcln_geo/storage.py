@@ -173,6 +173,13 @@ def location(path: str | Path | S3Path) -> Location:
         except RuntimeError:
             return Path(path)
     bucket, _, key = text[scheme.end() :].lstrip("/").partition("/")
+    if {"@", ":"} & set(bucket):
+        # Not repeated: keys may stand there.
+        raise InputError(
+            "Cannot use an address with keys in it: messages and files would repeat them. Write "
+            "s3://bucket/prefix, and set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY."
+        )
     parts = [part for part in key.split("/") if part]
     if scheme[1].lower() != "s3" or not bucket or not parts or {".", ".."} & set(parts):
         given = f"{scheme[0]}/{text[scheme.end() :].lstrip('/')}"

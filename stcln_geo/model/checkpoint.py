@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError, MissingFileError
 from ..legend import Legend
+from ..saves import local_copy
+from ..storage import Location, location
 from .description import (
     HEADER,
     MODULES,
@@ -127,9 +130,9 @@ def set_temperature(path: str | os.PathLike[str], temperature: float) -> None:
     write_whole(path, save(state, metadata={HEADER: json.dumps(told, ensure_ascii=False)}))
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+def find_checkpoint(path: str | os.PathLike[str] | Location) -> Location:
     """Give the file to read: `path` itself, or the best, else the last, one of a run directory."""
-    path = Path(path)
+    path = _place(path)
     if path.is_file():
         return path
     if path.is_dir():
@@ -137,11 +140,11 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             found = path / "checkpoints" / f"{name}.safetensors"
             if found.is_file():
                 return found
-        seeds = sorted(path.glob("seed-*/checkpoints"))
+        seeds = sorted(seed for seed in path.glob("seed-*") if (seed / "checkpoints").is_dir())
         if seeds:
             raise MissingFileError(
                 f"Cannot choose a checkpoint in {path}: it is a folder of {len(seeds)} seeds, each "
-                f"a run of its own. Name one of them ({seeds[0].parent}), or join them with "
+                f"a run of its own. Name one of them ({seeds[0]}), or join them with "
                 f"`stcln-geo checkpoint ensemble {path} --out FILE.safetensors`."
             )
         raise MissingFileError(
@@ -154,7 +157,13 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def read_metadata(path: str | os.PathLike[str], *, programs: bool = False) -> CheckpointInfo:
+def _place(path: str | os.PathLike[str] | Location) -> Location:
+    return location(path if isinstance(path, Location) else os.fspath(path))
+
+
+def read_metadata(
+    path: str | os.PathLike[str] | Location, *, programs: bool = False
+) -> CheckpointInfo:
     """Tell what a checkpoint is, without building its network.
 
     Parameters
@@ -162,16 +171,21 @@ def read_metadata(path: str | os.PathLike[str], *, programs: bool = False) -> Ch
     programs : True also describes exported programs, which hold no weights to load.
     """
     path = find_checkpoint(path)
-    if programs and program_format(path) is not None:
-        return read_program(path, sha256=_fingerprint(path)[0])
-    info, _ = read_checkpoint(path)
-    return info
+    with local_copy(path) as file:
+        if programs and program_format(file) is not None:
+            info = read_program(file, sha256=_fingerprint(file)[0])
+        else:
+            info, _ = _read_file(file)
+        return replace(info, path=path)
 
 
-def load_model(path: str | os.PathLike[str]) -> Stcln | Ensemble | Encoder | MaskedPretrainer:
+def load_model(
+    path: str | os.PathLike[str] | Location,
+) -> Stcln | Ensemble | Encoder | MaskedPretrainer:
     """Build the network of a checkpoint with its weights, on the CPU and in eval mode.
 
-    Takes a .safetensors file of ours, a run directory or a published .tar file. A classifier is a
+    Takes a .safetensors file of ours, a run directory or a published .tar file, also by an address
+    such as ``s3://bucket/runs/x``. A classifier is a
     `Stcln`, several that answer together an `Ensemble`, a pre-trained network a
     `MaskedPretrainer`, a bare encoder an `Encoder`.
     """
@@ -199,8 +213,14 @@ def _part_to_write(
     )
 
 
-def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def read_checkpoint(path: Location) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Read a file of any accepted form: what it says, and its tensors under our names."""
+    with local_copy(path) as file:
+        info, state = _read_file(file)
+    return replace(info, path=path), state
+
+
+def _read_file(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     if program_format(path) is not None:
         raise CheckpointError(
             f"Cannot load {path}: it is an exported program, which stcln-geo describes and does "

@@ -20,6 +20,7 @@ import torch
 
 from ..errors import CheckpointError, InputError, OutputError
 from ..legend import Legend
+from ..storage import Location
 from .config import StclnConfig
 from .ensemble import Ensemble
 from .reference import Kind
@@ -46,8 +47,8 @@ MODULES: dict[Kind, type[Stcln | Encoder | MaskedPretrainer]] = {
 class CheckpointInfo:
     """What a checkpoint says about itself."""
 
-    path: Path
-    """The file itself, also when a run directory was asked about."""
+    path: Location
+    """The file or object itself, also when a run directory was asked about."""
     kind: Kind
     config: StclnConfig
     mean: tuple[float, ...]

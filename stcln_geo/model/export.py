@@ -56,7 +56,7 @@ def export_checkpoint(
     if file_format == "onnx":
         check_onnx()
     told = read_metadata(source)
-    if out.resolve() == Path(told.path).resolve():
+    if out.resolve() == told.path.resolve():
         raise InputError(
             f"Cannot export {told.path} to {out}: that is the checkpoint itself, and an export "
             "must leave it as it is. Name another file."

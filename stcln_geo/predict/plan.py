@@ -8,7 +8,6 @@ import math
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +47,7 @@ class PredictionPlan:
 
     cube: Location
     season: str
-    checkpoint: Path
+    checkpoint: Location
     sha256: str
     """Of the checkpoint's file."""
     legend: Legend

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cube.store import Season
@@ -76,7 +75,7 @@ def plan_prediction(
     return PredictionPlan(
         cube=season.cube.resolve(),
         season=season.name,
-        checkpoint=Path(checkpoint.path).resolve(),
+        checkpoint=checkpoint.path.resolve(),
         sha256=checkpoint.sha256,
         legend=legend,
         bands=bands,
