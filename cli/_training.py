@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 from ._common import parse_memory, say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..storage import Location
     from ..train.plan import RunResult
 
-__all__ = ["common_options", "folds_from", "ranks_planned", "say_result", "trackers_from"]
+__all__ = [
+    "common_options",
+    "folds_from",
+    "ranks_planned",
+    "say_kept",
+    "say_result",
+    "trackers_from",
+]
 
 
 def common_options(
@@ -62,6 +72,15 @@ def trackers_from(track: str) -> tuple[str, ...]:
     """Return the names in a comma-separated list; ``none`` is none."""
     names = (name.strip() for name in track.split(","))
     return tuple(name for name in names if name and name != "none")
+
+
+def say_kept(out: Location, work: Path | None) -> None:
+    """Tell where a run for a bucket is written meanwhile."""
+    from ..saves import WORK_FOLDER
+    from ..storage import S3Path
+
+    if isinstance(out, S3Path):
+        say(f"Kept in {out} after each save; written below {work or WORK_FOLDER}")
 
 
 def say_result(result: RunResult) -> None:

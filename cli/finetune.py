@@ -16,7 +16,9 @@ def finetune(
     cube: Annotated[
         Path, typer.Argument(metavar="CUBE", help="A cube or stack with labels and a split.")
     ],
-    out: Annotated[Path, typer.Option(help="The run directory.")],
+    out: Annotated[
+        Path, typer.Option(help="The run directory, or an address as s3://bucket/runs/x.")
+    ],
     init: Annotated[
         Path | None,
         typer.Option(help="Checkpoint or run to begin from. Default: from scratch."),
@@ -92,6 +94,13 @@ def finetune(
     track: Annotated[
         str, typer.Option(help="Where figures also go: tensorboard, wandb, mlflow, or none.")
     ] = "tensorboard",
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For a bucket: folder below which it is written. Default: stcln-geo-work.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
     ] = False,
@@ -115,7 +124,7 @@ def finetune(
     from ..train.protocol import load_protocol
     from ..train.seeds import finetune_seeds
     from ._ranks import is_first_rank, share_out
-    from ._training import common_options, ranks_planned, say_result, trackers_from
+    from ._training import common_options, ranks_planned, say_kept, say_result, trackers_from
 
     recipe = load_config(
         FinetuneConfig,
@@ -134,7 +143,7 @@ def finetune(
                 season=season,
                 memory=memory,
             ),
-            "init": str(init) if init is not None else None,
+            "init": str(location(init)) if init is not None else None,
             "labels.fields_per_class": fields_per_class,
             "labels.fraction": fraction,
             "labels.ignore": ignore or None,
@@ -158,11 +167,14 @@ def finetune(
     if code is not None:
         raise typer.Exit(code)
     first = is_first_rank()
+    kept = location(out)
+    if first:
+        say_kept(kept, work)
     with progress_bar("finetune") if first else nullcontext() as progress:
         if seeds is None:
             result = train(
                 cube,
-                out,
+                kept,
                 recipe,
                 device=device,  # type: ignore[arg-type]
                 workers=workers,
@@ -170,14 +182,15 @@ def finetune(
                 save_every=save_every,
                 trackers=trackers_from(track),
                 progress=progress,
+                work=work,
             )
             if first:
                 say_result(result)
-                say_next("evaluate", out, location(cube), season=recipe.season)
+                say_next("evaluate", kept, location(cube), season=recipe.season)
             return
         summary = finetune_seeds(
             cube,
-            out,
+            kept,
             recipe,
             seeds=seeds,
             device=device,  # type: ignore[arg-type]
@@ -187,10 +200,11 @@ def finetune(
             trackers=trackers_from(track),
             progress=progress,
             on_result=say_result if first else None,
+            work=work,
         )
     if not first:
         return
     if summary.mean is not None:
         deviation = "" if summary.deviation is None else f" (sd {summary.deviation:.4f})"
         say(f"{summary.monitor}, mean of {seeds} seeds: {summary.mean:.4f}{deviation}")
-    say_next("evaluate", out, location(cube), season=recipe.season)
+    say_next("evaluate", kept, location(cube), season=recipe.season)

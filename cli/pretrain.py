@@ -17,7 +17,9 @@ def pretrain(
         list[Path],
         typer.Argument(metavar="CUBE_OR_ARCHIVE...", help="Cubes, stacks and archives, mixed."),
     ],
-    out: Annotated[Path, typer.Option(help="The run directory.")],
+    out: Annotated[
+        Path, typer.Option(help="The run directory, or an address as s3://bucket/runs/x.")
+    ],
     init: Annotated[
         Path | None,
         typer.Option(help="Checkpoint or run to go on from. Default: random weights."),
@@ -95,6 +97,13 @@ def pretrain(
     track: Annotated[
         str, typer.Option(help="Where figures also go: tensorboard, wandb, mlflow, or none.")
     ] = "tensorboard",
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For a bucket: folder below which it is written. Default: stcln-geo-work.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
     ] = False,
@@ -111,6 +120,7 @@ def pretrain(
     command again goes on where it stopped; a finished run is left alone.
     """
     from ..data.site_choice import read_site_ids
+    from ..storage import location
     from ..train.config import PretrainConfig, load_config, to_toml
     from ..train.pretrain import plan_pretrain
     from ..train.pretrain import pretrain as train
@@ -120,6 +130,7 @@ def pretrain(
         common_options,
         folds_from,
         ranks_planned,
+        say_kept,
         say_result,
         trackers_from,
     )
@@ -141,7 +152,7 @@ def pretrain(
                 season=season,
                 memory=memory,
             ),
-            "init": str(init) if init is not None else None,
+            "init": str(location(init)) if init is not None else None,
             "data.bad_chunks": bad_chunks,
             "data.max_bad_fraction": max_bad_fraction,
             "data.allow_amplification": allow_amplification,
@@ -167,10 +178,13 @@ def pretrain(
     if code is not None:
         raise typer.Exit(code)
     first = is_first_rank()
+    kept = location(out)
+    if first:
+        say_kept(kept, work)
     with progress_bar("pretrain") if first else nullcontext() as progress:
         result = train(
             cubes,
-            out,
+            kept,
             recipe,
             device=device,  # type: ignore[arg-type]
             workers=workers,
@@ -178,6 +192,7 @@ def pretrain(
             save_every=save_every,
             trackers=trackers_from(track),
             progress=progress,
+            work=work,
         )
     if first:
         say_result(result)

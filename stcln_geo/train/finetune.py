@@ -9,6 +9,7 @@ from ..data.source import Source
 from ..execution import ProgressHook
 from ..legend import Legend
 from ..model.device import Device, choose_device
+from ..storage import Location
 from .config import FinetuneConfig, to_toml
 from .finetune_setup import count_fields, make_finetune_task, prepare_finetune, say_counts
 from .plan import (
@@ -21,7 +22,7 @@ from .plan import (
 )
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
-from .run_lock import run_lock
+from .run_keeping import kept_run
 from .start import check_apart, describe_init
 from .temperature import calibrate
 from .trackers import TrackerName, check_trackers
@@ -31,7 +32,7 @@ __all__ = ["finetune", "plan_finetune"]
 
 def finetune(
     cube: str | Path | Source,
-    out: str | Path,
+    out: str | Location,
     config: FinetuneConfig,
     *,
     device: Device = "auto",
@@ -40,6 +41,7 @@ def finetune(
     save_every: float = 10.0,
     trackers: Sequence[str] = (),
     progress: ProgressHook | None = None,
+    work: str | Path | None = None,
 ) -> RunResult:
     """Train a classifier on the pixels of training fields; choose weights on validation fields.
 
@@ -53,7 +55,7 @@ def finetune(
         A cube or stack with labels and a split; or a source that was opened with one, as
         `open_split` does.
     out
-        The run directory.
+        The run directory, or an address such as ``s3://bucket/runs/x``.
     workers
         Threads that read.
     overwrite
@@ -62,12 +64,17 @@ def finetune(
         Minutes between two saves within a round; 0 saves after each step.
     trackers
         Where the figures also go: ``tensorboard``, ``wandb``, ``mlflow``.
+    work
+        For a run in a bucket: the folder below which it is written; see `kept_run`.
     """
     followed, ranks = check_trackers(trackers), find_ranks()
-    with join(ranks, device=choose_device(device)), run_lock(Path(out), ranks):
+    with (
+        join(ranks, device=choose_device(device)),
+        kept_run(out, ranks, overwrite=overwrite, work=work) as run,
+    ):
         return _finetune(
             cube,
-            RunDirectory(out),
+            run,
             config,
             device=device,
             workers=workers,
@@ -96,7 +103,7 @@ def _finetune(
         cube, config, device=device, ranks=ranks, run=None if overwrite else run
     )
     if overwrite:
-        check_apart(prepared.init, run.path)
+        check_apart(prepared.init, run.where)
     environment = describe_environment(
         [prepared.source], device=prepared.device, precision=prepared.precision, labels=True
     )

@@ -229,6 +229,7 @@ class Journal(Callback):
         finally:
             # Else what was written of it takes the room that is lacking.
             temporary.unlink(missing_ok=True)
+        self._run.saved()
         self._saved_at = time.perf_counter()
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
 from ..model.device import autocast_for, rng_kept
 from ..progress import duration_text
+from ..storage import Location
 from .card import write_model_card
 from .config import TrainConfig, to_toml
 from .fit import FitOutcome, fit
@@ -113,7 +113,8 @@ class TrainingPlan:
 class RunResult:
     """A finished run."""
 
-    path: Path
+    path: Location
+    """Where the run is kept."""
     kind: str
     already: bool
     """True where the run was finished before, and nothing was done."""
@@ -127,7 +128,7 @@ class RunResult:
     notes: tuple[str, ...]
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint(self) -> Location:
         """The weights to use."""
         return self.path / "checkpoints" / "best.safetensors"
 
@@ -195,6 +196,8 @@ def carry_out(
         What every rank does after the last step; gives what the run's records shall hold of it.
         What it adds to the task's notes becomes notes of the run.
     """
+    if task.ranks.first:
+        run.saved()
     try:
         with closing(task.stream):
             outcome = fit(
@@ -235,7 +238,7 @@ def finished_result(run: RunDirectory, *, kind: str, notes: tuple[str, ...]) -> 
     """Return the result of a run that was finished before."""
     told = run.summary()
     return RunResult(
-        path=run.path,
+        path=run.where,
         kind=kind,
         already=True,
         steps=told["steps"],
@@ -276,7 +279,8 @@ def choose_batch_size(
     """
     if config.batch_size != "auto":
         return None
-    earlier = None if run is None else run.settled("batch_size")
+    # Other nodes need not see the folder.
+    earlier = None if run is None else ranks.on_first(lambda: run.settled("batch_size"))
     if isinstance(earlier, int):
         return earlier
 
@@ -351,7 +355,7 @@ def _result(
     run: RunDirectory, *, kind: str, outcome: FitOutcome, monitor: str, notes: tuple[str, ...]
 ) -> RunResult:
     return RunResult(
-        path=run.path,
+        path=run.where,
         kind=kind,
         already=False,
         steps=outcome.steps,

@@ -15,6 +15,7 @@ from ..model.config import StclnConfig
 from ..model.device import Device, choose_device, choose_precision, rng_kept
 from ..model.stcln import MaskedPretrainer
 from ..model.transfer import check_sizes
+from ..storage import Location
 from .compiled import check_compiler
 from .config import PretrainConfig, settle, to_toml
 from .loading import Loading, load_problems, plan_loading, read_problems
@@ -33,7 +34,7 @@ from .pretrain_page import write_pretrain_page
 from .pretrain_task import PretrainTask
 from .ranks import Ranks, find_ranks, join
 from .run_directory import RunDirectory, describe_environment
-from .run_lock import run_lock
+from .run_keeping import kept_run
 from .sections import ModelSection
 from .start import check_apart, describe_init, give_first_weights, say_differences, say_starts
 from .task import step_seed
@@ -59,7 +60,7 @@ class _Prepared:
 
 def pretrain(
     cubes: Sequence[str | Path],
-    out: str | Path,
+    out: str | Location,
     config: PretrainConfig,
     *,
     device: Device = "auto",
@@ -68,6 +69,7 @@ def pretrain(
     save_every: float = 10.0,
     trackers: Sequence[str] = (),
     progress: ProgressHook | None = None,
+    work: str | Path | None = None,
 ) -> RunResult:
     """Train a network to fill in hidden observations.
 
@@ -81,7 +83,7 @@ def pretrain(
         Cubes, stacks and archives; all their seasons are used, or the one that ``config`` names,
         and the bands that all have, or those that ``config`` names.
     out
-        The run directory.
+        The run directory, or an address such as ``s3://bucket/runs/x``.
     workers
         Threads that read.
     overwrite
@@ -90,12 +92,17 @@ def pretrain(
         Minutes between two saves within a round; 0 saves after each step.
     trackers
         Where the figures also go: ``tensorboard``, ``wandb``, ``mlflow``.
+    work
+        For a run in a bucket: the folder below which it is written; see `kept_run`.
     """
     followed, ranks = check_trackers(trackers), find_ranks()
-    with join(ranks, device=choose_device(device)), run_lock(Path(out), ranks):
+    with (
+        join(ranks, device=choose_device(device)),
+        kept_run(out, ranks, overwrite=overwrite, work=work) as run,
+    ):
         return _pretrain(
             cubes,
-            RunDirectory(out),
+            run,
             config,
             device=device,
             workers=workers,
@@ -122,7 +129,7 @@ def _pretrain(
 ) -> RunResult:
     prepared = _prepare(cubes, config, device=device, ranks=ranks, run=None if overwrite else run)
     if overwrite:
-        check_apart(prepared.init, run.path)
+        check_apart(prepared.init, run.where)
     loading = prepared.loading
     environment = describe_environment(
         [], device=prepared.device, precision=prepared.precision, labels=False

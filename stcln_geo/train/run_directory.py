@@ -27,7 +27,7 @@ import secrets
 import shutil
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +39,11 @@ from ..cube.stack import Stack
 from ..cube.store import Season
 from ..data.source import Source, source_of
 from ..errors import InputError, MissingFileError, OutputError
+from ..storage import Location
 from .config import TrainConfig, load_config, to_toml
 
 __all__ = [
+    "MADE",
     "Begun",
     "RunDirectory",
     "cannot_write",
@@ -50,12 +52,13 @@ __all__ = [
     "fingerprint_season",
     "fingerprints_of",
     "is_finished",
+    "read_summary",
 ]
 
 Begun = Literal["new", "resume", "finished"]
 
 _PACKAGES = ("torch", "lightning", "numpy", "zarr", "safetensors", "pydantic")
-_MADE = (
+MADE = (
     "config.toml",
     "environment.json",
     "metrics.jsonl",
@@ -72,6 +75,7 @@ _MADE = (
     "run.json",
     "checkpoints",
 )
+"""What training makes in a run's folder."""
 
 
 class RunDirectory:
@@ -81,10 +85,22 @@ class RunDirectory:
     ----------
     path
         The folder; need not exist.
+    where
+        Where the run is kept, if not there: its address in a bucket.
+    on_save
+        Called after each save, when a later process could go on from what the folder holds.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        where: Location | None = None,
+        on_save: Callable[[], None] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.where: Location = self.path if where is None else where
+        self._on_save = on_save
         self.checkpoints = self.path / "checkpoints"
         self.resume_file = self.checkpoints / "last.ckpt"
         self.best_file = self.checkpoints / "best.safetensors"
@@ -107,10 +123,7 @@ class RunDirectory:
 
     def summary(self) -> dict[str, Any]:
         """Return what run.json holds; empty where there is none."""
-        if not self._run.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
-        return found
+        return read_summary(self.path)
 
     def environment(self) -> dict[str, Any]:
         """Return what environment.json holds; empty where there is none."""
@@ -178,9 +191,9 @@ class RunDirectory:
                 return "resume"
         elif self.path.is_dir() and any(self.path.iterdir()):
             names = sorted(child.name for child in self.path.iterdir())[:5]
-            if not set(names) <= set(_MADE):
+            if not set(names) <= set(MADE):
                 raise InputError(
-                    f"Cannot write a run into {self.path}: it holds other files "
+                    f"Cannot write a run into {self.where}: it holds other files "
                     f"({', '.join(names)}). A run has a folder of its own. Choose another --out."
                 )
         write_text(self._config, to_toml(config))
@@ -214,6 +227,11 @@ class RunDirectory:
         said = f"Begun on {before}; continued on {now}."
         return notes if now == before or said in notes else [*notes, said]
 
+    def saved(self) -> None:
+        """Say that the folder holds all that a later process needs to go on."""
+        if self._on_save is not None:
+            self._on_save()
+
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""
         write_text(self._run, _to_json({**self.summary(), **values}))
@@ -244,13 +262,13 @@ class RunDirectory:
         before = self.summary()
         if before.get("kind") != kind:
             raise InputError(
-                f"Cannot go on in {self.path}: it holds a {before.get('kind')} run, and this is "
+                f"Cannot go on in {self.where}: it holds a {before.get('kind')} run, and this is "
                 f"{kind}. A run directory holds one run. {self._remedy}"
             )
         old, new = self._begun_with(type(config)), to_toml(config)
         if old != new:
             raise InputError(
-                f"Cannot go on in {self.path}: its options differ: {_difference(old, new)}. A "
+                f"Cannot go on in {self.where}: its options differ: {_difference(old, new)}. A "
                 f"run goes on only with the options it was begun with. {self._remedy}"
             )
         earlier, now = before.get("identity", {}), dict(identity)
@@ -261,7 +279,7 @@ class RunDirectory:
         if earlier != now:
             changed = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
             raise InputError(
-                f"Cannot go on in {self.path}: its data changed since it was begun "
+                f"Cannot go on in {self.where}: its data changed since it was begun "
                 f"({', '.join(sorted(changed))}). A run goes on only with the same pixels, labels, "
                 f"split and checkpoint to begin from. {self._remedy}"
             )
@@ -280,12 +298,12 @@ class RunDirectory:
         # A run of an experiment, which has no such option, meets the same.
         return (
             f"Choose another --out, or begin anew: with --overwrite where the command has it, else "
-            f"by deleting {self.path}."
+            f"by deleting {self.where}."
         )
 
     def _clear(self) -> None:
         try:
-            for name in _MADE:
+            for name in MADE:
                 target = self.path / name
                 if target.is_dir():
                     shutil.rmtree(target)
@@ -353,10 +371,19 @@ def describe_cube(source: Source, *, labels: bool) -> dict[str, Any]:
     return described
 
 
-def is_finished(path: Path) -> bool:
+def is_finished(path: Location) -> bool:
     """Return False where a folder is that of a run that is still to go on."""
-    run = RunDirectory(path)
-    return not (path / "run.json").is_file() or run.status == "finished"
+    told = read_summary(path)
+    return not told or told.get("status") == "finished"
+
+
+def read_summary(path: Location) -> dict[str, Any]:
+    """Return what the run.json of a run says, wherever it lies; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return found
 
 
 def fingerprint_season(season: Season | Stack | Source) -> str:

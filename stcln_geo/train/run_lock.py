@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from ..errors import InputError
 from ..lock import LockHolder, hold_lock
@@ -15,13 +14,13 @@ __all__ = ["run_lock"]
 
 
 @contextmanager
-def run_lock(path: Path, ranks: Ranks) -> Iterator[None]:
+def run_lock(path: Location, ranks: Ranks) -> Iterator[None]:
     """Hold the lock of a run directory, ``RUN.lock`` beside it, in all ranks of a run together.
 
     Parameters
     ----------
     path
-        The run directory; need not exist.
+        Where the run is kept; need not exist.
     ranks
         Already joined; the first of them is named as the writer.
 
@@ -39,5 +38,5 @@ def run_lock(path: Path, ranks: Ranks) -> Iterator[None]:
         )
 
     with ExitStack() as stack:
-        ranks.on_first(lambda: stack.enter_context(hold_lock(path, refusal=refusal)))
+        ranks.on_first(lambda: stack.enter_context(hold_lock(path, refusal=refusal, watched=True)))
         yield

@@ -12,11 +12,11 @@ import numpy as np
 from ..errors import InputError
 from ..execution import ProgressHook
 from ..model.device import Device, choose_device
+from ..storage import Location, location, write_file
 from .config import FinetuneConfig
 from .finetune import finetune
 from .plan import RunResult
 from .ranks import find_ranks, join
-from .run_directory import write_text
 
 __all__ = ["SeedsResult", "finetune_seeds"]
 
@@ -25,7 +25,7 @@ __all__ = ["SeedsResult", "finetune_seeds"]
 class SeedsResult:
     """Several runs that differ in their seed: fields chosen, first weights, order."""
 
-    path: Path
+    path: Location
     runs: tuple[RunResult, ...]
     monitor: str
     mean: float | None
@@ -36,7 +36,7 @@ class SeedsResult:
 
 def finetune_seeds(
     cube: str | Path,
-    out: str | Path,
+    out: str | Location,
     config: FinetuneConfig,
     *,
     seeds: int,
@@ -47,6 +47,7 @@ def finetune_seeds(
     trackers: Sequence[str] = (),
     progress: ProgressHook | None = None,
     on_result: Callable[[RunResult], None] | None = None,
+    work: str | Path | None = None,
 ) -> SeedsResult:
     """Fine-tune with several seeds, into ``out/seed-0``, ``out/seed-1`` and so on.
 
@@ -59,12 +60,14 @@ def finetune_seeds(
         Number of runs; their seeds count up from that of ``config``.
     on_result
         Told each run's result as it ends.
+    work
+        For runs in a bucket: the folder below which they are written.
     """
     if seeds < 1:
         raise InputError(
             f"Cannot train with --seeds {seeds}: it must be 1 or more. Use for example --seeds 5."
         )
-    out = Path(out)
+    out = location(out)
     results = []
     ranks = find_ranks()
     with join(ranks, device=choose_device(device)):
@@ -80,6 +83,7 @@ def finetune_seeds(
                 save_every=save_every,
                 trackers=trackers,
                 progress=None if progress is None else _within(progress, place, seeds),
+                work=work,
             )
             results.append(result)
             if on_result is not None:
@@ -116,4 +120,4 @@ def _write_summary(summary: SeedsResult) -> None:
             for result in summary.runs
         ],
     }
-    write_text(summary.path / "summary.json", json.dumps(told, indent=1) + "\n")
+    write_file(summary.path / "summary.json", f"{json.dumps(told, indent=1)}\n".encode())

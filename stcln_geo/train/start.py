@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..cube.contract import SCALE
@@ -20,6 +19,7 @@ from ..model.checkpoint import CheckpointInfo
 from ..model.description import TROPIC, half_a_year_later
 from ..model.stcln import MaskedPretrainer, Stcln
 from ..model.transfer import brings_zscore, load_encoder_into, load_pretrainer_into
+from ..storage import Location
 from .run_directory import is_finished
 from .sections import FinetuneOptimiserSection
 
@@ -248,7 +248,7 @@ def describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:
     }
 
 
-def check_apart(init: CheckpointInfo | None, out: Path) -> None:
+def check_apart(init: CheckpointInfo | None, out: Location) -> None:
     """Check that beginning anew in a folder does not delete what the run begins from.
 
     Raises
@@ -256,7 +256,7 @@ def check_apart(init: CheckpointInfo | None, out: Path) -> None:
     InputError
         If the checkpoint lies in the folder.
     """
-    if init is not None and init.path.resolve().is_relative_to(out.resolve()):
+    if init is not None and f"{init.path.resolve()}".startswith(f"{out.resolve()}/"):
         raise InputError(
             f"Cannot begin anew in {out}: --overwrite deletes the run in it, and {init.path}, from "
             "which to begin, is part of that run. A run begins from another one. Choose another "
