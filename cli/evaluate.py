@@ -347,6 +347,7 @@ def _score_run(
 ) -> None:
     import json
 
+    from ..storage import location
     from ..train.evaluate import Evaluation, evaluate_run, plan_evaluation
     from ..train.over_seeds import evaluate_seeds, runs_of
     from ..train.protocol import load_protocol
@@ -355,14 +356,15 @@ def _score_run(
     options: dict[str, Any] = {"season": season, "split": split}
     if protocol is not None:
         options["protocol"] = load_protocol(protocol)
-    runs = runs_of(run)
+    where = location(run)
+    runs = runs_of(where)
     if dry_run:
         for one in runs:
             for line in plan_evaluation(one, cube, **options).lines():
                 say(line)
         return
     options |= {"device": device, "workers": workers, "forest": forest}
-    several = runs != [run]
+    several = runs != [where]
 
     def say_short(evaluation: Evaluation) -> None:
         figures = evaluation.figures()
@@ -371,9 +373,9 @@ def _score_run(
 
     with progress_bar("evaluate") as progress:
         if several:
-            told = evaluate_seeds(run, cube, progress=progress, on_result=say_short, **options)
+            told = evaluate_seeds(where, cube, progress=progress, on_result=say_short, **options)
         else:
-            evaluation = evaluate_run(run, cube, progress=progress, **options)
+            evaluation = evaluate_run(where, cube, progress=progress, **options)
             told = evaluation.to_json()
     if several:
         for name in (

@@ -27,7 +27,10 @@ def experiment(
             "repeated."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of runs, tables and report.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of runs, tables and report, or an address s3://bucket/prefix."),
+    ],
     pretrain_data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -143,6 +146,7 @@ def experiment(
     """
     from ..experiments import Choices, Settings, plan_experiment, run_experiment
     from ..experiments.write import describe
+    from ..storage import location
     from ..train.protocol import load_protocol
 
     check_baseline(baseline)
@@ -165,7 +169,7 @@ def experiment(
         name,
         Settings(
             data=tuple(data),
-            out=out,
+            out=location(out),
             pretrain_data=tuple(pretrain_data or ()),
             season=season,
             pretrain_season=pretrain_season,

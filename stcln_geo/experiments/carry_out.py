@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from ..data.source import open_source
 from ..errors import StclnGeoError, TaskError
 from ..execution import ProgressHook, available_cores
 from ..model.checkpoint import find_checkpoint, read_metadata
+from ..storage import Location
 from ..train.evaluate import evaluate_run
 from ..train.evaluation import folder_elsewhere
 from ..train.finetune import finetune
 from ..train.pretrain import pretrain
-from ..train.run_directory import RunDirectory, fingerprints_of
+from ..train.run_directory import fingerprints_of, read_summary
 from .design import View
 from .settings import Settings
 from .steps import FinetuneStep, PretrainStep, Steps
@@ -109,7 +109,7 @@ def carry_out(step: Step, settings: Settings, *, progress: ProgressHook | None =
     return worked
 
 
-def evaluation_file(step: FinetuneStep, view: View) -> Path:
+def evaluation_file(step: FinetuneStep, view: View) -> Location:
     """Return where the figures of a run are, of one view."""
     season = step.season_of(view)
     choice = view.choice(season)
@@ -229,4 +229,4 @@ def _say(error: BaseException) -> str:
 
 def finished(step: Step) -> bool:
     """Return True where a run is finished; its evaluations may be missing."""
-    return RunDirectory(step.out).status == "finished"
+    return read_summary(step.out).get("status") == "finished"

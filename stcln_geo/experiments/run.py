@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..data.source import open_source
 from ..execution import ProgressHook
+from ..storage import Location
 from ..train.baseline import check_installed
 from .carry_out import Step, carry_out_steps
 from .catalogue import Choices, make_design
@@ -57,7 +57,7 @@ class Experiment:
 class ExperimentResult:
     """A finished experiment."""
 
-    report: Path
+    report: Location
     table: Table
     """The first of ``tables``."""
     tables: tuple[Table, ...]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..model.device import Device
+from ..storage import Location
 from ..train.config import FinetuneConfig, PretrainConfig, load_config
 from ..train.protocol import Protocol
 from .design import Arm, Design
@@ -31,7 +32,7 @@ class Settings:
     data: tuple[Path, ...]
     """Cubes or stacks with labels and a split; each is an experiment of its own, and the mean over
     them is told too."""
-    out: Path
+    out: Location
     pretrain_data: tuple[Path, ...] = ()
     """Cubes, stacks and archives; by default ``data``."""
     season: str | None = None
@@ -148,7 +149,7 @@ class Settings:
         )
 
     def finetune_config(
-        self, arm: Arm, *, seed: int, init: Path | None, protocol: Protocol | None = None
+        self, arm: Arm, *, seed: int, init: Location | None, protocol: Protocol | None = None
     ) -> FinetuneConfig:
         """Return the recipe of one of an arm's fine-tuning runs; a protocol's lies below it."""
         return load_config(

@@ -16,6 +16,7 @@ from ..data.source import Source, open_source
 from ..data.split import check_labelled
 from ..data.split_labels import SplitSpec, open_split
 from ..errors import InputError, LabelError
+from ..storage import Location
 from ..train.config import FinetuneConfig, PretrainConfig
 from ..train.protocol import Protocol
 from .design import Arm, Design, View
@@ -30,7 +31,7 @@ class PretrainStep:
     """A pre-training run."""
 
     title: str
-    out: Path
+    out: Location
     cubes: tuple[Path, ...]
     config: PretrainConfig
 
@@ -40,7 +41,7 @@ class FinetuneStep:
     """A fine-tuning run, and all that it is judged on."""
 
     title: str
-    out: Path
+    out: Location
     arm: str
     data: str
     """Name of the data set."""
@@ -94,7 +95,7 @@ def plan_steps(design: Design, settings: Settings) -> Steps:
         If options are set for all that the arms differ in.
     """
     settings.check_against(design)
-    pretrain: dict[Path, PretrainStep] = {}
+    pretrain: dict[Location, PretrainStep] = {}
     finetune: list[FinetuneStep] = []
     poolings: list[Pooling] = []
     notes: dict[str, None] = {}
@@ -179,7 +180,7 @@ def _pooling(rounds: Sequence[_Round]) -> Pooling:
 
 
 def _finetune_step(
-    arm: Arm, settings: Settings, one: _Round, *, seed: int, init: Path | None
+    arm: Arm, settings: Settings, one: _Round, *, seed: int, init: Location | None
 ) -> FinetuneStep:
     also = [one.views[0].title] if one.folder else []
     also += [one.path.stem] if len(settings.data) > 1 else []
@@ -199,7 +200,7 @@ def _finetune_step(
 
 
 def _pretrain_step(
-    arm: Arm, settings: Settings, one: _Round, *, seed: int, known: dict[Path, PretrainStep]
+    arm: Arm, settings: Settings, one: _Round, *, seed: int, known: dict[Location, PretrainStep]
 ) -> PretrainStep:
     """Return a pre-training, which is put among those that are known; equal ones are shared."""
     config = settings.pretrain_config(arm, seed=seed, protocol=one.protocol)

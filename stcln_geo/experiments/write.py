@@ -9,8 +9,10 @@ from typing import Any
 
 from .. import __version__
 from ..report.arms import Dot, plot_dots, plot_levels
+from ..storage import Location
 from ..train.config import to_toml
-from ..train.run_directory import RunDirectory, write_text
+from ..train.run_copy import written_to
+from ..train.run_directory import read_environment, read_summary, write_text
 from .design import Design
 from .paper import figure_lines, paper_lines
 from .pool import add_up, average, pooled_design
@@ -39,9 +41,21 @@ def write_results(
     steps: Steps,
     scores: Sequence[Score],
     tables: Sequence[Table],
-) -> Path:
-    """Write all files into the experiment's folder and return the report's path."""
-    out = settings.out
+) -> Location:
+    """Write all files into the experiment's folder or prefix; return where the report is."""
+    with written_to(settings.out) as out:
+        return settings.out / _write(design, settings, steps, scores, tables, out)
+
+
+def _write(
+    design: Design,
+    settings: Settings,
+    steps: Steps,
+    scores: Sequence[Score],
+    tables: Sequence[Table],
+    out: Path,
+) -> str:
+    """Write all files into a folder; return the report's name."""
     write_text(out / "scores.csv", scores_csv(scores))
     parts = []
     for table in tables:
@@ -70,7 +84,7 @@ def write_results(
             ]
         ),
     )
-    return out / "report.md"
+    return "report.md"
 
 
 def _plot_all(
@@ -156,8 +170,8 @@ def _dot(
 
 def _about(design: Design, settings: Settings, steps: Steps, scores: Sequence[Score]) -> list[str]:
     """Say what was done, on what data, and how to read the figures."""
-    summaries = {step.out: RunDirectory(step.out).summary() for step in steps.finetune}
-    environment = RunDirectory(steps.finetune[0].out).environment()
+    summaries = {step.out: read_summary(step.out) for step in steps.finetune}
+    environment = read_environment(steps.finetune[0].out)
     lines = [design.question, ""]
     simulated = [is_simulated(step.cube) for step in _one_each(steps)]
     if all(simulated):
@@ -277,7 +291,7 @@ def _say_pooling(steps: Steps) -> list[str]:
 def _say_pretraining(steps: Steps, settings: Settings) -> list[str]:
     if not steps.pretrain:
         return []
-    shown = RunDirectory(steps.pretrain[0].out).environment().get("cubes", [])
+    shown = read_environment(steps.pretrain[0].out).get("cubes", [])
     places = {(cube["cube"], cube["season"]) for cube in shown}
     kinds = dict.fromkeys(step.out.parent.name for step in steps.pretrain)
     chosen = [f"sites of pre-training by round: {', '.join(kinds)}"] if len(kinds) > 1 else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..storage import Location
 from .checkpoint import find_checkpoint, load_model, read_metadata, save_checkpoint
 from .description import CheckpointInfo
 from .ensemble import Ensemble
@@ -18,7 +19,7 @@ __all__ = ["join_checkpoints"]
 
 
 def join_checkpoints(
-    sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+    sources: Sequence[str | os.PathLike[str] | Location], out: str | os.PathLike[str]
 ) -> CheckpointInfo:
     """Write fine-tuned classifiers as one checkpoint that answers with their mean probability.
 

@@ -117,7 +117,7 @@ def make_item(info: CheckpointInfo, *, created: datetime.datetime) -> dict[str, 
                 # asset has some.
                 "bands": bands,
                 "mlm:artifact_type": _ARTIFACTS[info.format],
-                "file:size": info.path.stat().st_size,
+                "file:size": Path(str(info.path)).stat().st_size,
                 "file:checksum": _SHA256 + info.sha256,
             }
         },

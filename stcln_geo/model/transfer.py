@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..storage import Location
 from .checkpoint import CheckpointInfo, differences, find_checkpoint, read_checkpoint
 from .config import StclnConfig
 from .reference import MTLCC_BANDS
@@ -17,7 +18,7 @@ __all__ = ["brings_zscore", "check_sizes", "load_encoder_into", "load_pretrainer
 
 
 def load_encoder_into(
-    module: Stcln | Encoder | MaskedPretrainer, path: str | os.PathLike[str]
+    module: Stcln | Encoder | MaskedPretrainer, path: str | os.PathLike[str] | Location
 ) -> list[str]:
     """Start a network from the encoder of a checkpoint of any kind, and tell what was done.
 
@@ -36,7 +37,9 @@ def load_encoder_into(
     return _load_encoder(encoder, *read_checkpoint(find_checkpoint(path)))
 
 
-def load_pretrainer_into(module: MaskedPretrainer, path: str | os.PathLike[str]) -> list[str]:
+def load_pretrainer_into(
+    module: MaskedPretrainer, path: str | os.PathLike[str] | Location
+) -> list[str]:
     """Start a pre-trainer from a checkpoint of any kind, and tell what was done.
 
     The encoder is carried as `load_encoder_into` does. From a pre-trainer come the mask token too,

@@ -19,6 +19,7 @@ from typing import Any
 from ..cube.store import write_json
 from ..errors import InputError, OutputError
 from ..execution import ProgressHook
+from ..saves import WORK_FOLDER
 from ..storage import (
     Location,
     S3Path,
@@ -36,7 +37,7 @@ from .windows import PLAN_FILE
 __all__ = ["DELIVERY_FILE", "Destination", "destination"]
 
 DELIVERY_FILE = "delivery.json"
-_WORK = "stcln-geo-work"
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +179,7 @@ def destination(out: str | Location, work: str | Path | None = None) -> Destinat
     place = location(out)
     if isinstance(place, S3Path):
         # Named as the product, whose item and report take their names from it.
-        return Destination(folder=Path(work or _WORK) / place.name, bucket=place, own=work is None)
+        return Destination(folder=Path(work or WORK_FOLDER) / place.name, bucket=place, own=work is None)
     if work is not None:
         raise InputError(
             f"Cannot use the work folder {work} for {place}: a map in a folder is made there, and "

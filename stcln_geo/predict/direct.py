@@ -37,7 +37,7 @@ __all__ = ["describe_source", "plan_search", "predict_search"]
 
 def predict_search(
     search: SearchRequest,
-    checkpoint: str | Path,
+    checkpoint: str | Location,
     out: str | Location,
     *,
     cube: CubeSpec | None = None,

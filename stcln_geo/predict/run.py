@@ -64,7 +64,7 @@ _CUBE = "cube.zarr"
 
 def predict_region(
     cube: str | Location | xr.Dataset,
-    checkpoint: str | Path,
+    checkpoint: str | Location,
     out: str | Location,
     *,
     season: str | None = None,
@@ -83,7 +83,7 @@ def predict_region(
         Path of a cube; or any dataset with a CRS and time whose bands have common names, which
         is first written as a cube into the folder.
     checkpoint
-        Fine-tuned classifier: a file or a run directory.
+        Fine-tuned classifier: a file or a run directory, here or in a bucket.
     out
         Folder of the product, or an address such as ``s3://bucket/prefix/map``. A call that was
         cut short continues; a finished one is kept.

@@ -73,7 +73,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
     use, limits = _USE["classifier" if info.kind == "classifier" else "pretrainer"]
     return {
         "kind": info.kind,
-        "checkpoint": str(info.path.relative_to(run.path)),
+        "checkpoint": f"checkpoints/{info.path.name}",
         "sha256": info.sha256,
         "parameters": info.parameters,
         "network": info.config.to_dict(),

@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -19,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from ..errors import InputError, MissingFileError
 from ..model.config import PresetName
 from ..model.device import Precision
+from ..storage import Location, location
 from .masking import MaskingSection
 from .sections import (
     DataSection,
@@ -147,7 +147,7 @@ def load_config(
     kind: type[C],
     *,
     base: Mapping[str, Any] | None = None,
-    file: str | Path | None = None,
+    file: str | Location | None = None,
     assignments: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> C:
@@ -173,7 +173,7 @@ def load_config(
     values: dict[str, Any] = {}
     merge_values(values, base or {})
     if file is not None:
-        merge_values(values, _read_toml(Path(file)))
+        merge_values(values, _read_toml(location(file)))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     assigned = [_parse_assignment(text) for text in assignments]
     _drop_rivals(values, {**given, **{key: value for key, value in assigned if value is not None}})
@@ -303,7 +303,7 @@ def to_toml(config: TrainConfig) -> str:
     return "\n".join([*lines, *sections]) + "\n"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Location) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(
             f"Cannot read the training options {path}: there is no such file. Give a TOML file, "

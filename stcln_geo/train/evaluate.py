@@ -29,6 +29,7 @@ from ..model.stcln import positions_for, probabilities
 from ..report.calibration import Calibration
 from ..report.metrics import metrics_from_confusion
 from ..report.published import PublishedMetrics, published_confusion, published_metrics
+from ..storage import Location
 from .baseline import check_forest, forest_baseline
 from .card import write_model_card
 from .classes import ClassChoice, choose_classes
@@ -36,8 +37,8 @@ from .evaluation import Evaluation, EvaluationPlan, SplitName, folder_elsewhere,
 from .finetune_task import count_confusion, make_lookup, observed_target
 from .plan import figures_hold_for
 from .protocol import EvaluationSection, Protocol
+from .run_copy import run_copy
 from .run_directory import (
-    RunDirectory,
     fingerprint_labels,
     fingerprint_season,
     fingerprints_of,
@@ -59,7 +60,7 @@ _DEFAULT_HALO = 4
 
 
 def evaluate_run(
-    run_or_checkpoint: str | Path,
+    run_or_checkpoint: str | Location,
     cube: str | Path | Source,
     *,
     season: str | None = None,
@@ -150,15 +151,15 @@ def evaluate_run(
         finished=is_finished(plan.info.path.parent.parent),
     )
     if evaluation.folder is not None:
-        write_evaluation(evaluation, evaluation.folder, pictures=pictures)
-        run = RunDirectory(evaluation.folder.parent)
-        if run.status == "finished":
-            write_model_card(run)
+        with run_copy(evaluation.folder.parent) as run:
+            write_evaluation(evaluation, run.path / evaluation.folder.name, pictures=pictures)
+            if run.status == "finished":
+                write_model_card(run)
     return evaluation
 
 
 def plan_evaluation(
-    run_or_checkpoint: str | Path,
+    run_or_checkpoint: str | Location,
     cube: str | Path | Source,
     *,
     season: str | None = None,
@@ -393,7 +394,7 @@ def _trained_on(season: Source, info: CheckpointInfo) -> bool:
     return found
 
 
-def _folder(plan: EvaluationPlan) -> Path | None:
+def _folder(plan: EvaluationPlan) -> Location | None:
     """Return where the figures of a run's checkpoint go; None for a checkpoint without a run."""
     path, source = plan.info.path, plan.source
     run = path.parent.parent

@@ -100,7 +100,7 @@ class Evaluation:
     split: SplitName
     cube: Location
     season: str
-    checkpoint: Path
+    checkpoint: Location
     sha256: str
     window: int
     halo: int
@@ -109,7 +109,7 @@ class Evaluation:
     """True where the checkpoint was trained on this season of this cube."""
     hold_for: str
     """What the figures are evidence of, where it was."""
-    folder: Path | None
+    folder: Location | None
     """Where the figures were written."""
     calibration: Calibration
     """How often pixels of a confidence were right; confidence as ``predict`` gives it."""
@@ -252,7 +252,9 @@ class Evaluation:
         }
 
 
-def folder_elsewhere(run: Path, begin: str, cube: Location, season: str, end: str = "") -> Path:
+def folder_elsewhere(
+    run: Location, begin: str, cube: Location, season: str, end: str = ""
+) -> Location:
     """Return where the figures of a run on another cube or season go.
 
     It is named after the cube; where another cube of this name has been judged on, and is still

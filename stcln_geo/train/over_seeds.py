@@ -12,22 +12,23 @@ import numpy as np
 from ..errors import InputError
 from ..execution import ProgressHook
 from ..model.device import Device
+from ..storage import Location, location, write_file
 from .evaluate import evaluate_run
 from .evaluation import Evaluation, SplitName
 from .protocol import Protocol
-from .run_directory import is_finished, write_text
+from .run_directory import is_finished
 
 __all__ = ["evaluate_seeds", "finished_runs_of", "runs_of"]
 
 
-def runs_of(path: str | Path) -> list[Path]:
+def runs_of(path: str | Location) -> list[Location]:
     """Return the runs of a folder of seeds, in order of the seeds; else the path itself."""
-    folder = Path(path)
+    folder = location(path)
     seeds = [child for child in folder.glob("seed-*") if (child / "run.json").is_file()]
     return sorted(seeds, key=lambda run: int(run.name.partition("-")[2])) or [folder]
 
 
-def finished_runs_of(path: str | Path) -> list[Path]:
+def finished_runs_of(path: str | Location) -> list[Location]:
     """Return the finished runs of a folder of seeds, in order of the seeds; else the path itself.
 
     Raises
@@ -36,7 +37,7 @@ def finished_runs_of(path: str | Path) -> list[Path]:
         If no run is finished.
     """
     runs = runs_of(path)
-    if runs == [Path(path)]:
+    if runs == [location(path)]:
         return runs
     finished = [run for run in runs if is_finished(run)]
     if not finished:
@@ -49,7 +50,7 @@ def finished_runs_of(path: str | Path) -> list[Path]:
 
 
 def evaluate_seeds(
-    path: str | Path,
+    path: str | Location,
     cube: str | Path,
     *,
     season: str | None = None,
@@ -75,7 +76,7 @@ def evaluate_seeds(
     InputError
         If no run is finished.
     """
-    folder = Path(path)
+    folder = location(path)
     runs = runs_of(folder)
     finished = finished_runs_of(folder)
     evaluations = []
@@ -120,7 +121,7 @@ def evaluate_seeds(
         for evaluation, figure in zip(evaluations, figures, strict=True)
     ]
     name = f"evaluation-{split}" if first.folder is None else first.folder.name
-    write_text(folder / f"{name}.json", json.dumps(told, indent=1) + "\n")
+    write_file(folder / f"{name}.json", f"{json.dumps(told, indent=1)}\n".encode())
     return told
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "fingerprint_season",
     "fingerprints_of",
     "is_finished",
+    "read_environment",
     "read_summary",
 ]
 
@@ -127,10 +128,7 @@ class RunDirectory:
 
     def environment(self) -> dict[str, Any]:
         """Return what environment.json holds; empty where there is none."""
-        if not self._environment.is_file():
-            return {}
-        found: dict[str, Any] = json.loads(self._environment.read_text(encoding="utf-8"))
-        return found
+        return read_environment(self.path)
 
     @property
     def identifier(self) -> str:
@@ -379,8 +377,17 @@ def is_finished(path: Location) -> bool:
 
 def read_summary(path: Location) -> dict[str, Any]:
     """Return what the run.json of a run says, wherever it lies; empty where there is none."""
+    return _read_json(path / "run.json")
+
+
+def read_environment(path: Location) -> dict[str, Any]:
+    """Return what the environment.json of a run says; empty where there is none."""
+    return _read_json(path / "environment.json")
+
+
+def _read_json(file: Location) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return found

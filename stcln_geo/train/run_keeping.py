@@ -297,12 +297,12 @@ class RunMirror:
         """Copy what changed since it was last sent; what is only ever replaced is linked."""
         stamps: dict[str, _Stamp] = {}
         for path in sorted(self._folder.rglob("*")):
-            name = path.relative_to(self._folder)
-            if path.is_symlink() or any(part.startswith(".") for part in name.parts):
+            below = path.relative_to(self._folder)
+            if path.is_symlink() or any(part.startswith(".") for part in below.parts):
                 continue
             if path.is_file():
                 found = path.stat()
-                stamps[name.as_posix()] = (found.st_mtime_ns, found.st_size, found.st_ino)
+                stamps[below.as_posix()] = (found.st_mtime_ns, found.st_size, found.st_ino)
         changed = tuple(name for name, stamp in stamps.items() if self._sent.get(name) != stamp)
         shot = self._sending / secrets.token_hex(8)
         try:
@@ -343,7 +343,7 @@ class RunMirror:
                 self._save = replace_save(self._where, files, self._save)
             self._give_names(files)
             upload_all(shot.folder, self._where, derived)
-            self._clean(set(before) - set(files), shot)
+            self._clean(files, shot)
             self._sent = dict(shot.stamps)
             if self._save is not None:
                 self._note.write_text(self._save.version)
@@ -364,18 +364,18 @@ class RunMirror:
         named = {name: replace(file, at=name) for name, file in files.items()}
         self._save = replace_save(self._where, named, self._save)
 
-    def _clean(self, gone: set[str], shot: _Snapshot) -> None:
+    def _clean(self, files: dict[str, SavedFile], shot: _Snapshot) -> None:
         """Remove the objects of files that are gone, of saves cut short, of an earlier run."""
-        gone |= {f"{STAGE}/{name}" for name in list_files(self._where / STAGE)}
-        if self._fresh:
-            gone |= {
-                name
-                for name in list_files(self._where)
-                if is_derived(name) and name not in shot.stamps
-            }
-            self._fresh = False
+        gone = [
+            name
+            for name in list_files(self._where)
+            if name.startswith(f"{STAGE}/")
+            or (name.split("/")[0] in MADE and not is_derived(name) and name not in files)
+            or (self._fresh and is_derived(name) and name not in shot.stamps)
+        ]
         if gone:
-            remove_files(self._where, sorted(gone))
+            remove_files(self._where, gone)
+        self._fresh = False
 
 
 def _describe(path: Path, *, at: str) -> SavedFile:

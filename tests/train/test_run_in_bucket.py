@@ -10,20 +10,40 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stcln_geo import load_model
 from stcln_geo.cli.main import invoke
-from stcln_geo.errors import CheckpointError, InputError, StclnGeoWarning, StorageError
-from stcln_geo.model.checkpoint import find_checkpoint, load_model, read_metadata
-from stcln_geo.saves import SAVE_FILE, STAGE, fetch_save, local_copy, read_save, replace_save
-from stcln_geo.storage import S3Path, list_files, location, remove_files, write_file
-from stcln_geo.train.ranks import Ranks
-from stcln_geo.train.run_keeping import RunMirror, kept_run, work_folder
+from stcln_geo.errors import MissingFileError, StorageError
+from stcln_geo.experiments import Choices, Settings, plan_experiment, run_experiment
+from stcln_geo.model.checkpoint import find_checkpoint, read_metadata
+from stcln_geo.saves import SAVE_FILE, read_save
+from stcln_geo.storage import S3Path, list_files, location, write_file
+from stcln_geo.train.finetune import finetune
+from stcln_geo.train.seeds import finetune_seeds
 
-from .test_killed import COMMAND, EXTRA, OPTIONS, TIMED, assert_same_run, finish, lines
+from .test_killed import (
+    COMMAND,
+    EXTRA,
+    OPTIONS,
+    TIMED,
+    assert_same_run,
+    children,
+    finish,
+    is_alive,
+    lines,
+)  # fmt: skip
+from .test_training import finetune_config
+
+SMALL = [
+    "--steps", "4", "--preset", "tiny", "--chip", "16", "--batch-size", "2", "--workers", "1",
+    "--device", "cpu", "--set", "model.widths=[8, 16]", "--set", "model.layers=1",
+    "--set", "model.heads=2", "--set", "model.feedforward=32", "--set", "validation.every=2",
+]  # fmt: skip
 
 
 def download(run: str, folder: Path) -> Path:
@@ -34,11 +54,12 @@ def download(run: str, folder: Path) -> Path:
     return folder
 
 
-def start(kind: str, cube: Path, out: str, here: Path) -> subprocess.Popen[str]:
+def start(kind: str, cube: Path, out: str, here: Path, *more: str) -> subprocess.Popen[str]:
     """Begin a command in a folder of its own, as on another machine."""
     here.mkdir()
+    arguments = [kind, str(cube), "--out", out, *OPTIONS, *EXTRA[kind], *more]
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, kind, str(cube), "--out", out, *OPTIONS, *EXTRA[kind]],
+        [sys.executable, "-c", COMMAND, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
         start_new_session=True, cwd=here,
     )  # fmt: skip
@@ -57,6 +78,35 @@ def saved_steps(run: str) -> int:
         return 0
 
 
+def wait_for_save(process: subprocess.Popen[str], run: str, step: int) -> None:
+    """Wait until so many steps are in the bucket, and then some part of a save more."""
+    deadline = time.monotonic() + 300
+    while saved_steps(run) < step:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+    time.sleep(random.Random(step).random() * 0.1)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Return what a run's files hold, but for times and places."""
+    found: dict[str, Any] = {}
+    for name in list_files(folder):
+        text = (folder / name).read_bytes()
+        if name.endswith((".ckpt", ".html", ".png", ".npz", ".md")) or "tensorboard" in name:
+            found[name] = None  # holds times, or places
+        elif name == "metrics.jsonl":
+            told = lines(folder / name)
+            found[name] = [{k: v for k, v in line.items() if k not in TIMED} for line in told]
+        elif name == "run.json":
+            timed = ("id", "seconds")
+            found[name] = {k: v for k, v in json.loads(text).items() if k not in timed}
+        elif name.startswith("evaluation-") and name.endswith(".json"):
+            found[name] = {k: v for k, v in json.loads(text).items() if k != "checkpoint"}
+        else:
+            found[name] = text
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_sigkill_and_an_empty_machine(kind: str, small_cube: Path, s3: str, tmp_path: Path) -> None:
@@ -64,13 +114,9 @@ def test_sigkill_and_an_empty_machine(kind: str, small_cube: Path, s3: str, tmp_
     run = f"{s3}/runs/whole"
     draw = random.Random(f"bucket {kind}")
 
-    for number, step in enumerate(sorted(draw.sample(range(1, 24), 3))):
+    for number, step in enumerate(sorted(draw.sample(range(1, 24), 2))):
         process = start(kind, small_cube, run, tmp_path / f"machine-{number}")
-        deadline = time.monotonic() + 300
-        while saved_steps(run) < step:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-        time.sleep(draw.random() * 0.1)
+        wait_for_save(process, run, step)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         shutil.rmtree(tmp_path / f"machine-{number}")
@@ -81,8 +127,186 @@ def test_sigkill_and_an_empty_machine(kind: str, small_cube: Path, s3: str, tmp_
     there = download(run, tmp_path / "there")
     assert_same_run(tmp_path / "whole", there)
     assert list_files(there) == sorted([*list_files(tmp_path / "whole"), SAVE_FILE])
+    assert contents(there) == {
+        **contents(tmp_path / "whole"),
+        SAVE_FILE: contents(there)[SAVE_FILE],
+    }
     assert os.listdir(tmp_path / "last") == []
     assert not location(f"{run}.lock").exists()
     assert "a-secret-word" not in "".join(
         (there / name).read_text(errors="replace") for name in list_files(there)
     )
+
+
+@pytest.mark.slow
+def test_two_ranks_without_a_common_folder(small_cube: Path, s3: str, tmp_path: Path) -> None:
+    two = ("--devices", "2")
+    finish("finetune", small_cube, tmp_path / "whole", *two)
+    run = f"{s3}/runs/two"
+    process = start("finetune", small_cube, run, tmp_path / "one", *two)
+    wait_for_save(process, run, 7)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 120
+    while any(is_alive(rank) for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    shutil.rmtree(tmp_path / "one")
+    process = start("finetune", small_cube, run, tmp_path / "two", *two)
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 0, told
+    assert_same_run(tmp_path / "whole", download(run, tmp_path / "there"))
+
+
+@pytest.mark.slow
+def test_sigterm_brings_the_save_before_it_ends(small_cube: Path, s3: str, tmp_path: Path) -> None:
+    run = f"{s3}/runs/told"
+    process = start("finetune", small_cube, run, tmp_path / "one", "--save-every", "60")
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("one/stcln-geo-work/*/told/steps.jsonl")) or not lines(
+        next(tmp_path.glob("one/stcln-geo-work/*/told/steps.jsonl"))
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert saved_steps(run) >= 10
+    assert os.listdir(tmp_path / "one") == []
+    assert not location(f"{run}.lock").exists()
+
+
+@pytest.mark.slow
+def test_the_path_in_a_bucket_is_that_of_folders(
+    small_cube: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cube = str(small_cube)
+    for root in (s3, str(tmp_path)):
+        first, second = f"{root}/first", f"{root}/second"
+        gate = ["--set", "masking.gate=false"]
+        assert invoke(["pretrain", cube, "--out", first, *SMALL, *gate]) == 0
+        assert invoke(["finetune", cube, "--out", second, "--init", first, *SMALL]) == 0
+        assert invoke(["evaluate", second, cube, "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert f"Kept in {s3}/first after each save; written below stcln-geo-work" in told
+    assert f"Weights: {s3}/second/checkpoints/best.safetensors" in told
+    assert f"Next: stcln-geo evaluate {s3}/second {cube}" in told
+    for name in ("first", "second"):
+        there = download(f"{s3}/{name}", tmp_path / "there" / name)
+        here = contents(tmp_path / name)
+        assert list_files(there) == sorted([*here, SAVE_FILE])
+        found = {key: value for key, value in contents(there).items() if key != SAVE_FILE}
+        unlike = {key for key in here if found[key] != here[key]}
+        # They name the checkpoint begun from, and times.
+        named = {"config.toml", "run.json", "model_card.json"}
+        weights = {f"checkpoints/{one}.safetensors" for one in ("best", "last")}
+        assert unlike <= (named | weights if name == "second" else {"model_card.json"})
+    card = (tmp_path / "there" / "second" / "model_card.md").read_text()
+    assert "test" in card.split("validation", 1)[1]
+
+    # What reads a checkpoint.
+    assert invoke(["checkpoint", "info", f"{s3}/second", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["path"] == f"{s3}/second/checkpoints/best.safetensors"
+    assert shown["provenance"]["init"]["path"] == f"{s3}/first/checkpoints/best.safetensors"
+    out = tmp_path / "copy.safetensors"
+    assert invoke(["checkpoint", "export", f"{s3}/second", str(out)]) == 0
+    networks = [load_model(f"{s3}/second"), load_model(out)]
+    states = [network.state_dict() for network in networks]
+    assert all(states[0][key].equal(states[1][key]) for key in states[0])
+    for root in (s3, str(tmp_path)):
+        product = tmp_path / f"map-{len(root)}"
+        words = ["predict", cube, "--checkpoint", f"{root}/second", "--out", str(product)]
+        assert invoke([*words, "--device", "cpu"]) == 0
+
+    # A finished run is left alone, and nothing is left here.
+    before = {name: (location(f"{s3}/second") / name).read_bytes() for name in list_files(there)}
+    assert invoke(["finetune", cube, "--out", f"{s3}/second", "--init", f"{s3}/first", *SMALL]) == 0
+    assert "Nothing to do" in capsys.readouterr().out
+    after = {name: (location(f"{s3}/second") / name).read_bytes() for name in list_files(there)}
+    assert before == after
+    assert not (tmp_path / "stcln-geo-work").exists()
+
+    # A damaged network is named, not used.
+    damaged = location(f"{s3}/second/checkpoints/best.safetensors")
+    content = bytearray(damaged.read_bytes())
+    content[-7] ^= 1
+    write_file(damaged, bytes(content))
+    with pytest.raises(StorageError, match=f"{damaged} is damaged"):
+        load_model(f"{s3}/second")
+
+
+def test_dry_run_touches_nothing(
+    small_cube: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = f"{s3}/runs/x"
+    assert invoke(["finetune", str(small_cube), "--out", out, *SMALL, "--dry-run"]) == 0
+    assert list_files(location(f"{s3}/runs")) == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_other_options_are_refused_by_address(
+    small_cube: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = f"{s3}/runs/x"
+    finetune(small_cube, out, finetune_config(steps=3), device="cpu")
+    words = ["finetune", str(small_cube), "--out", out, *SMALL]
+    assert invoke(words) == 2
+    assert f"Cannot go on in {out}: its options differ" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+    assert invoke([*words, "--init", out, "--overwrite"]) == 2
+    assert f"Cannot begin anew in {out}" in capsys.readouterr().err
+    assert read_metadata(out).kind == "classifier"
+    with pytest.raises(MissingFileError, match=f"Cannot find the checkpoint {s3}/none"):
+        find_checkpoint(f"{s3}/none")
+
+
+@pytest.mark.slow
+def test_seeds_in_a_bucket(
+    small_cube: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = f"{s3}/runs/seeds"
+    config = finetune_config(steps=3)
+    summary = finetune_seeds(small_cube, out, config, seeds=2, device="cpu")
+    assert str(summary.path) == out
+    told = json.loads(location(f"{out}/summary.json").read_text())
+    assert [run["run"] for run in told["runs"]] == ["seed-5", "seed-6"]
+    with pytest.raises(MissingFileError, match=f"folder of 2 seeds.*{out}/seed-5"):
+        find_checkpoint(out)
+    assert invoke(["evaluate", out, str(small_cube), "--device", "cpu"]) == 0
+    figures = json.loads(location(f"{out}/evaluation-test.json").read_text())
+    assert len(figures["runs"]) == 2
+    joined = tmp_path / "joined.safetensors"
+    assert invoke(["checkpoint", "ensemble", out, "--out", str(joined)]) == 0
+    assert read_metadata(joined).members == 2
+
+
+@pytest.mark.slow
+def test_an_experiment_in_a_bucket(
+    small_cube: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables = []
+    for out in (f"{s3}/paper", "paper"):
+        settings = Settings(
+            data=(small_cube,), out=location(out), seeds=2, preset="tiny", steps=3, device="cpu",
+            assignments=("data.chip=16", "batch_size=4", "pretrain.masking.gate=false"),
+        )  # fmt: skip
+        planned = plan_experiment("few-labels", settings, Choices(fields=(1,)))
+        worked: list[bool] = []
+        told: Callable[[Any, bool], None] = lambda step, did: worked.append(did)  # noqa: E731
+        result = run_experiment(planned, on_done=told)
+        assert str(result.report) == f"{out}/report.md"
+        run_experiment(planned, on_done=told)
+        assert worked == [True] * (len(worked) // 2) + [False] * (len(worked) // 2)
+        tables.append((location(out) / "table.csv").read_text())
+    assert tables[0] == tables[1]
+    there = [name for name in list_files(location(f"{s3}/paper")) if not name.endswith(SAVE_FILE)]
+    assert there == [name for name in list_files(Path("paper")) if not name.endswith(".lock")]
