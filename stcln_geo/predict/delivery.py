@@ -39,7 +39,6 @@ __all__ = ["DELIVERY_FILE", "Destination", "destination"]
 DELIVERY_FILE = "delivery.json"
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """Where a product is made, and the bucket that it goes to, if any."""
@@ -179,7 +178,8 @@ def destination(out: str | Location, work: str | Path | None = None) -> Destinat
     place = location(out)
     if isinstance(place, S3Path):
         # Named as the product, whose item and report take their names from it.
-        return Destination(folder=Path(work or WORK_FOLDER) / place.name, bucket=place, own=work is None)
+        folder = Path(work or WORK_FOLDER) / place.name
+        return Destination(folder=folder, bucket=place, own=work is None)
     if work is not None:
         raise InputError(
             f"Cannot use the work folder {work} for {place}: a map in a folder is made there, and "
