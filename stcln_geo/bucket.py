@@ -39,8 +39,8 @@ def refusal(address: str, bucket: str, error: Exception) -> StorageError:
     kind = type(error).__name__
     if code == "NoSuchBucket":
         return StorageError(
-            f"Cannot use {address}: there is no bucket {bucket!r} at {endpoint}. A cube needs a "
-            "bucket that exists. Create it, or correct the address or AWS_ENDPOINT_URL."
+            f"Cannot use {address}: there is no bucket {bucket!r} at {endpoint}. The bucket "
+            "must exist. Create it, or correct the address or AWS_ENDPOINT_URL."
         )
     if "169.254." in text or ("metadata" in text.lower() and "credential" in text.lower()):
         return StorageError(
@@ -57,8 +57,8 @@ def refusal(address: str, bucket: str, error: Exception) -> StorageError:
     if kind == "NotSupportedError" or code == "NotImplemented":
         return StorageError(
             f"Cannot write {address}: {endpoint} knows no conditional writes (If-None-Match, "
-            "If-Match), which keep two builds apart. Use a server that does, such as AWS S3 or "
-            "MinIO, or build on local disk."
+            "If-Match), which keep two writers apart. Use a server that does, such as AWS S3 or "
+            "MinIO, or write to local disk."
         )
     status = re.search(r"status code: (\d{3} [A-Z][A-Za-z ]+)", text)
     if code or status:
@@ -91,8 +91,8 @@ def object_store(bucket: str, prefix: str | None = None) -> S3Store:
     """
     if importlib.util.find_spec("obstore") is None:
         raise InputError(
-            f"Cannot use s3://{bucket}: the package obstore is missing. Cubes in object storage "
-            "need an extra. Install it with: pip install 'stcln-geo[s3]'."
+            f"Cannot use s3://{bucket}: the package obstore is missing. Object storage needs "
+            "an extra. Install it with: pip install 'stcln-geo[s3]'."
         )
     environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     return _client(bucket, prefix, environment)

@@ -142,7 +142,7 @@ def test_what_the_image_starts_is_a_worker_of_the_scheduler_in_the_environment(
 
 
 def test_the_objects_for_kubernetes_fit_one_another() -> None:
-    cluster, job = (yaml.safe_load(block) for block in blocks("kubernetes.md", "yaml"))
+    cluster, job, training = (yaml.safe_load(block) for block in blocks("kubernetes.md", "yaml"))
     (scheduler,) = cluster["spec"]["scheduler"]["spec"]["containers"]
     pod = cluster["spec"]["worker"]["spec"]
     (worker,) = pod["containers"]
@@ -160,6 +160,14 @@ def test_the_objects_for_kubernetes_fit_one_another() -> None:
     from .test_docs import Line, check
 
     check(Line(page=PAGES / "kubernetes.md", text=shlex.join(client["args"]), whole=True))
+    pod = training["spec"]["template"]["spec"]
+    (trainer,) = pod["containers"]
+    assert (trainer["image"], trainer["envFrom"]) == (client["image"], client["envFrom"])
+    assert pod["securityContext"] == client_pod["securityContext"]
+    (mount,), (volume,) = trainer["volumeMounts"], pod["volumes"]
+    assert mount["name"] == volume["name"]
+    assert f"--work={mount['mountPath']}" in trainer["args"]
+    check(Line(page=PAGES / "kubernetes.md", text=shlex.join(trainer["args"]), whole=True))
     assert check_dask(scheduler["args"])
     assert check_dask([one.replace("$(DASK_WORKER_NAME)", "name") for one in worker["args"]])
 

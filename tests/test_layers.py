@@ -29,6 +29,7 @@ LAYERS = {
     "catalog": 1,
     "catalog_description": 1,
     "region": 1,
+    "saves": 1,
     "storage": 1,
     "legend": 1,
     "lock": 1,

@@ -300,25 +300,31 @@ class RunMirror:
             below = path.relative_to(self._folder)
             if path.is_symlink() or any(part.startswith(".") for part in below.parts):
                 continue
-            if path.is_file():
+            # What trackers write beside us may be gone by now.
+            with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
-                stamps[below.as_posix()] = (found.st_mtime_ns, found.st_size, found.st_ino)
-        changed = tuple(name for name, stamp in stamps.items() if self._sent.get(name) != stamp)
+                if path.is_file():
+                    stamps[below.as_posix()] = (found.st_mtime_ns, found.st_size, found.st_ino)
+        changed = [name for name, stamp in stamps.items() if self._sent.get(name) != stamp]
         shot = self._sending / secrets.token_hex(8)
         try:
-            for name in changed:
+            for name in list(changed):
                 target = shot / name
-                if name.startswith("checkpoints/"):
-                    copy_file(self._folder / name, target)
-                else:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self._folder / name, target)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    if name.startswith("checkpoints/"):
+                        copy_file(self._folder / name, target)
+                    else:
+                        shutil.copyfile(self._folder / name, target)
+                except FileNotFoundError:
+                    changed.remove(name)
+                    del stamps[name]
         except OSError as error:
             raise OutputError(
                 f"Cannot save into {self._where}: {error.strerror or error} ({shot}). What is on "
                 "its way is copied there first. Free some room and run the same command again."
             ) from error
-        return _Snapshot(folder=shot, stamps=stamps, changed=changed)
+        return _Snapshot(folder=shot, stamps=stamps, changed=tuple(changed))
 
     def _send(self, shot: _Snapshot) -> None:
         """Bring a save into the bucket; until ``save.json`` names it, the one before it holds."""
@@ -346,7 +352,8 @@ class RunMirror:
             self._clean(files, shot)
             self._sent = dict(shot.stamps)
             if self._save is not None:
-                self._note.write_text(self._save.version)
+                with writing(self._note):
+                    self._note.write_text(self._save.version)
         finally:
             shutil.rmtree(shot.folder, ignore_errors=True)
 

@@ -40,9 +40,7 @@ from .test_killed import (
     OPTIONS,
     TIMED,
     assert_same_run,
-    children,
     finish,
-    is_alive,
     lines,
 )  # fmt: skip
 from .test_training import finetune_config
