@@ -35,6 +35,7 @@ __all__ = [
     "Save",
     "SavedFile",
     "fetch_save",
+    "is_saved",
     "local_copy",
     "read_save",
     "replace_save",
@@ -96,6 +97,15 @@ def read_save(run: S3Path) -> Save | None:
             "another address."
         ) from error
     return Save(files=files, version=version)
+
+
+def is_saved(run: Location, name: str) -> bool:
+    """Return True where a file is of the last save of a run in a bucket.
+
+    There may be no object of its name yet; `local_copy` finds it nevertheless.
+    """
+    save = read_save(run) if isinstance(run, S3Path) else None
+    return save is not None and name in save.files
 
 
 def replace_save(run: S3Path, files: Mapping[str, SavedFile], before: Save | None) -> Save:

@@ -1,4 +1,4 @@
-"""Where cubes lie: a folder of this machine, or a prefix of an S3-compatible bucket.
+"""Where cubes and runs lie: a folder of this machine, or a prefix of an S3-compatible bucket.
 
 A location is a `pathlib.Path` or an `S3Path`, which answers the part of `Path` that cubes need.
 What differs between the two (whole-object writes, removal of trees, copies, creation of what must

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError, MissingFileError
 from ..legend import Legend
-from ..saves import local_copy
+from ..saves import is_saved, local_copy
 from ..storage import Location, location
 from .description import (
     HEADER,
@@ -138,7 +138,7 @@ def find_checkpoint(path: str | os.PathLike[str] | Location) -> Location:
     if path.is_dir():
         for name in ("best", "last"):
             found = path / "checkpoints" / f"{name}.safetensors"
-            if found.is_file():
+            if found.is_file() or is_saved(path, f"checkpoints/{found.name}"):
                 return found
         seeds = sorted(seed for seed in path.glob("seed-*") if (seed / "checkpoints").is_dir())
         if seeds:

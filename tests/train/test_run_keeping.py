@@ -20,6 +20,7 @@ from stcln_geo import bucket as bucket_module
 from stcln_geo import lock as lock_module
 from stcln_geo.errors import InputError, StclnGeoError, StclnGeoWarning, StorageError
 from stcln_geo.lock import lock_path
+from stcln_geo.model.checkpoint import find_checkpoint
 from stcln_geo.saves import SAVE_FILE, STAGE, fetch_save, local_copy, read_save
 from stcln_geo.storage import S3Path, list_files, location, write_file
 from stcln_geo.train import run_keeping
@@ -148,6 +149,27 @@ def test_the_first_save_cut_short_is_none(
             send(where, tmp_path / "one", FIRST)
     assert [name.split("/")[0] for name in list_files(where)] == [STAGE] * 3
     assert saved(where, tmp_path) == {}
+    send(where, tmp_path / "two", FIRST)
+    assert list_files(where) == sorted([*FIRST, SAVE_FILE])
+
+
+def test_weights_are_found_before_they_have_their_name(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = address(s3)
+    best = where / "checkpoints" / "best.safetensors"
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunMirror, "_give_names", die)
+        with pytest.raises(Killed):
+            send(where, tmp_path / "one", FIRST)
+    assert not best.exists()
+    assert find_checkpoint(where) == best
+    with local_copy(best) as file:
+        assert file.read_bytes() == FIRST["checkpoints/best.safetensors"]
     send(where, tmp_path / "two", FIRST)
     assert list_files(where) == sorted([*FIRST, SAVE_FILE])
 
