@@ -212,7 +212,8 @@ def count_parcels(
         touched = (total.pixels == 0) & (outside < 1)
         for number in np.flatnonzero(touched):
             for square in _frames(shapes[number], class_map.shape_yx):
-                inside = _mask(_shifted(shapes[number : number + 1], square)[0], square.shape_yx)
+                here = _shifted(shapes[number : number + 1], square)
+                inside = _mask(here[0], square.shape_yx, all_touched=True)
                 codes, sure = reader.read(square)[inside], percent(square)
                 owner = np.full(codes.shape, number)
                 total.add(owner, codes, None if sure is None else sure[inside])
@@ -295,40 +296,48 @@ def _outside(shapes: NDArray[Any], extent: Any) -> NDArray[np.float64]:
 
 def _burn(
     shapes: NDArray[Any], shape_yx: tuple[int, int]
-) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Return pairs of (number of the outline per pixel, where these pixels are).
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Yield pairs of (number of the outline per pixel, what selects these pixels).
 
-    All outlines that share no pixel are burnt at once; those that do, one by one.
+    All outlines are burnt at once, with the last on top and with the first: that settles pixels
+    in one or two of them. Those in three or more are burnt one by one, each within its bounds.
     """
-    import shapely
     from rasterio.enums import MergeAlg
     from rasterio.features import rasterize
 
     options: dict[str, Any] = {"out_shape": shape_yx, "fill": 0, "dtype": "int32"}
-    numbers = rasterize(((shape, n + 1) for n, shape in enumerate(shapes)), **options)
+    pairs = [(shape, n) for n, shape in enumerate(shapes, start=1)]
     layers = rasterize(((shape, 1) for shape in shapes), merge_alg=MergeAlg.add, **options)
-    alone = np.ones(len(shapes) + 1, dtype=bool)
-    alone[0] = False
-    if (layers > 1).any():
-        rows, cols = np.nonzero(layers > 1)
-        centres = shapely.points(cols + 0.5, rows + 0.5)
-        # A little around the centres: burning and this test may differ on an outline itself.
-        found = shapely.STRtree(shapes).query(centres, predicate="dwithin", distance=1e-6)
-        alone[np.unique(found[1]) + 1] = False
-    inside = alone[numbers]
-    parts = [(numbers[inside].astype(np.int64) - 1, inside)] if inside.any() else []
-    for number in np.flatnonzero(~alone[1:]):
-        own = rasterize([(shapes[number], 1)], **options) > 0
-        if own.any():
-            parts.append((np.full(int(own.sum()), number), own))
-    return parts
+    last = rasterize(pairs, **options)
+    few = (layers == 1) | (layers == 2)
+    yield last[few].astype(np.int64) - 1, few
+    if (layers == 2).any():
+        first = rasterize(pairs[::-1], **options)
+        # Where they are one, parts of an outline cover each other.
+        two = (layers == 2) & (first != last)
+        yield first[two].astype(np.int64) - 1, two
+    many = layers > 2
+    if not many.any():
+        return
+    for number, shape in enumerate(shapes):
+        for frame in _frames(shape, shape_yx):
+            if not many[frame.rows, frame.cols].any():
+                continue
+            own = _mask(_shifted(shapes[number : number + 1], frame)[0], frame.shape_yx)
+            rows, cols = np.nonzero(own & many[frame.rows, frame.cols])
+            if len(rows):
+                yield np.full(len(rows), number), (rows + frame.row, cols + frame.col)
 
 
-def _mask(shape: Any, shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return True where an outline touches a pixel."""
+def _mask(
+    shape: Any, shape_yx: tuple[int, int], *, all_touched: bool = False
+) -> NDArray[np.bool_]:
+    """Return True where an outline holds a pixel's centre, or where it touches a pixel."""
     from rasterio.features import rasterize
 
-    burnt = rasterize([(shape, 1)], out_shape=shape_yx, fill=0, dtype="uint8", all_touched=True)
+    burnt = rasterize(
+        [(shape, 1)], out_shape=shape_yx, fill=0, dtype="uint8", all_touched=all_touched
+    )
     return np.asarray(burnt > 0)
 
 

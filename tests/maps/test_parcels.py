@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import geopandas
 import numpy as np
 import pandas
@@ -120,6 +122,28 @@ def test_counts_are_those_of_the_whole_raster(new_map, window):
     assert kinds == {("touched", True), ("touched", False), ("some", True), ("some", False)}
     # Overlap is real: pixels are counted for each of the parcels they lie in.
     assert table.counts.sum() + table.nodata.sum() > codes.size * 0.3
+
+
+def test_parcels_that_repeat_take_no_raster_each(new_map):
+    # A register with two crops a year lists each parcel twice; a third row overlaps both.
+    codes = patchy((211, 337))
+    corner, sides = np.meshgrid(np.arange(30) * 11.3, np.arange(20) * 10.7)
+    left, top = TRANSFORM.c + 10 * corner.ravel(), TRANSFORM.f - 10 * sides.ravel()
+    once = shapely.box(left, top - 93, left + 97, top)
+    third = shapely.buffer(shapely.points(left[::7] + 50, top[::7] - 50), 71, quad_segs=2)
+    shapes = np.concatenate([once, third, once])
+    class_map = open_class_map(new_map(codes))
+    tracemalloc.start()
+    table = count_parcels(class_map, shapes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(table.counts[: len(once)], table.counts[-len(once) :])
+    for number in range(0, len(shapes), 9):
+        inside, _ = oracle(shapes[number], codes)
+        expected = np.bincount(np.minimum(codes[inside], 4), minlength=5)
+        assert [*table.counts[number], table.nodata[number]] == expected.tolist(), number
+    # A raster for each of them would be 86 MB.
+    assert len(shapes) * codes.size > 80e6 > 8 * peak
 
 
 def test_outside_is_a_share_of_the_area(new_map):
