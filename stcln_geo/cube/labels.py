@@ -20,6 +20,7 @@ from ..errors import LabelError, MissingFileError
 from ..legend import UNLABELLED, Legend
 from ..region import choose_layer, is_geoparquet, spatial_layers
 from ..storage import Location
+from .burnt import NumberedStrips, burn_fields
 from .lock import cube_lock
 from .store import FieldTable, Season, choose_season, open_season, write_fields
 
@@ -168,13 +169,13 @@ def _burn_season(
     all_touched: bool,
     erode: int,
     layer: str | None,
-) -> tuple[BurnReport, np.ndarray, np.ndarray]:
+) -> tuple[BurnReport, NumberedStrips, NumberedStrips]:
     """Return the report, the labels (Y, X) uint8 and the parcels (Y, X) int32; write nothing."""
     frame = _read_vector(vector, column=column, layer=layer, season=opened)
     values = values_as_text(frame[column])
     usable = np.array([value is not None for value in values], dtype=bool)
     usable &= frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy(dtype=bool)
-    geometries = list(frame.geometry[usable])
+    geometries = frame.geometry[usable].to_numpy()
     texts = [value for value, use in zip(values, usable, strict=True) if use and value is not None]
 
     if not texts:
@@ -185,8 +186,15 @@ def _burn_season(
             "have a value). A field is a polygon with a crop. Give outlines of fields, or the "
             "column of the crops with --column."
         )
-    parcels = _burn(geometries, opened, all_touched=all_touched, erode=erode)
-    pixels = np.bincount(parcels.reshape(-1), minlength=len(texts) + 1)[1:]
+    burnt = burn_fields(
+        geometries,
+        opened.geobox.affine,
+        opened.shape_yx,
+        all_touched=all_touched,
+        erode=erode,
+        strip=opened.layout.shard,
+    )
+    pixels = burnt.pixels
     if not pixels.any():
         raise LabelError(
             f"Cannot burn {vector}: none of its {len(texts)} labelled polygons near the cube "
@@ -203,7 +211,7 @@ def _burn_season(
             "Lower --min-fields, merge classes with --legend, or give more fields."
         )
 
-    labels, parcels, table = _code_fields(kept, texts, parcels, pixels)
+    codes, numbers, table = _code_fields(kept, texts, pixels)
     report = BurnReport(
         cube=opened.cube,
         season=opened.name,
@@ -215,7 +223,7 @@ def _burn_season(
         without_value=len(frame) - len(texts),
         pixels=int(table.pixels.sum()),
     )
-    return report, labels, parcels
+    return report, burnt.through(codes), burnt.through(numbers)
 
 
 def _read_vector(path: Path, *, column: str, layer: str | None, season: Season) -> GeoDataFrame:
@@ -355,39 +363,6 @@ def _in_order(values: set[str]) -> list[str]:
         return sorted(values)
 
 
-def _burn(geometries: list[Any], season: Season, *, all_touched: bool, erode: int) -> np.ndarray:
-    """Rasterise polygons as 1, 2, ... in order: (Y, X) int32, 0 where there is none."""
-    from rasterio.features import rasterize
-
-    if not geometries:
-        return np.zeros(season.shape_yx, dtype=np.int32)
-    parcels: np.ndarray = rasterize(
-        zip(geometries, range(1, len(geometries) + 1), strict=True),
-        out_shape=season.shape_yx,
-        transform=season.geobox.affine,
-        fill=0,
-        all_touched=all_touched,
-        dtype="int32",
-    )
-    for _ in range(erode):
-        parcels = _erode_once(parcels)
-    return parcels
-
-
-def _erode_once(parcels: np.ndarray) -> np.ndarray:
-    """Clear each pixel that has another field, or none, among its eight neighbours.
-
-    The edge of the grid is no border: the field may go on beyond it.
-    """
-    padded = np.pad(parcels, 1, mode="edge")
-    height, width = parcels.shape
-    inner = np.ones(parcels.shape, dtype=bool)
-    for row in range(3):
-        for col in range(3):
-            inner &= padded[row : row + height, col : col + width] == parcels
-    return np.where(inner, parcels, 0)
-
-
 def _choose_classes(
     legend: Legend | None, texts: list[str], pixels: np.ndarray, *, min_fields: int
 ) -> tuple[Legend, tuple[DroppedClass, ...]]:
@@ -435,26 +410,26 @@ def _choose_classes(
 
 
 def _code_fields(
-    legend: Legend, texts: list[str], parcels: np.ndarray, pixels: np.ndarray
+    legend: Legend, texts: list[str], pixels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, FieldTable]:
     """Give classes their codes and fields dense numbers.
 
     Returns
     -------
-    labels (Y, X) uint8; parcels (Y, X) int32; the table of fields.
+    The code (P + 1,) uint8 and the dense number (P + 1,) int32 of each polygon by its number, 0
+    standing for none; the table of fields.
     """
     codes = {value: entry.code for entry in legend.classes for value in entry.values}
     code = np.array([codes.get(text, UNLABELLED) for text in texts], dtype=np.uint8)
     kept = np.flatnonzero((code != UNLABELLED) & (pixels > 0))
     number_of = np.zeros(len(texts) + 1, dtype=np.int32)
     number_of[kept + 1] = np.arange(1, kept.size + 1)
-    code_of = np.full(kept.size + 1, UNLABELLED, dtype=np.uint8)
-    code_of[1:] = code[kept]
-    numbers = number_of[parcels]
+    code_of = np.full(len(texts) + 1, UNLABELLED, dtype=np.uint8)
+    code_of[kept + 1] = code[kept]
     table = FieldTable(
         number=np.arange(1, kept.size + 1, dtype=np.int32),
         code=code[kept],
         pixels=pixels[kept].astype(np.int32),
         split=np.zeros(kept.size, dtype=np.uint8),
     )
-    return code_of[numbers], numbers, table
+    return code_of, number_of, table

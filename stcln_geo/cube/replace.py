@@ -205,8 +205,8 @@ def finish_replacement(path: Location, name: str) -> None:
     if building is not None and old.fields is not None and old.legend is not None:
         write_fields(
             building,
-            labels=old.labels[:],  # type: ignore[index]
-            parcels=old.parcels[:],  # type: ignore[index]
+            labels=old.labels,  # type: ignore[arg-type]
+            parcels=old.parcels,  # type: ignore[arg-type]
             fields=old.fields,
             legend=old.legend,
         )

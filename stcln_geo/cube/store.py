@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import zarr
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FieldTable",
     "Layout",
+    "Raster",
     "Season",
     "choose_season",
     "create_season",
@@ -72,6 +73,21 @@ __all__ = [
     "write_split",
     "writing",
 ]
+
+
+class Raster(Protocol):
+    """A raster that gives whole rows: a numpy or Zarr array, or one that makes them on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the values."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Return rows, (rows, X)."""
 
 
 def create_season(
@@ -247,9 +263,9 @@ def finish_season(path: str | Location, name: str) -> None:
 
 
 def write_fields(
-    season: Season, *, labels: np.ndarray, parcels: np.ndarray, fields: FieldTable, legend: Legend
+    season: Season, *, labels: Raster, parcels: Raster, fields: FieldTable, legend: Legend
 ) -> None:
-    """Write labels into a season, in place of any it had.
+    """Write labels into a season, in place of any it had, a row of shards at a time.
 
     Parameters
     ----------
@@ -279,7 +295,9 @@ def write_fields(
                 dims=("y", "x"),
                 attrs={"grid_mapping": "spatial_ref"},
             )
-            array[:] = values
+            for row in range(0, season.shape_yx[0], season.layout.shard):
+                rows = slice(row, min(row + season.layout.shard, season.shape_yx[0]))
+                array[rows] = values[rows]
         for column in ("number", "code", "pixels", "split"):
             values = getattr(fields, column)
             array = create_array(
