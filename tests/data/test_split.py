@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import FieldTable, open_season
+from stcln_geo.data import split as split_module
 from stcln_geo.data.split import check_labelled, few_label_fields, field_positions, split_fields
 from stcln_geo.errors import InputError, LabelError
 
@@ -136,6 +137,42 @@ def test_blocks_of_a_field_each_give_classes_of_three_all_splits(seed: int) -> N
 
     for code in range(4):
         assert set(split[fields.code == code].tolist()) == {TRAIN, VALIDATION, TEST}
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 23])
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_orders_are_dealt_out_as_one_by_one(
+    validation: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(11)
+    code = rng.choice(13, 407, p=rng.dirichlet(np.full(13, 0.5)))
+    groups = np.unique(rng.integers(0, 31, 407), return_inverse=True)[1]
+    monkeypatch.setattr(split_module, "_ORDERS", at_once)
+    found, lacking = split_module.deal_groups(
+        code, groups, test=0.3, validation=validation, generator=np.random.default_rng(5),
+        trials=23,
+    )  # fmt: skip
+
+    total = np.bincount(code, minlength=13)
+    there = total > 0
+    of_group = np.stack([np.bincount(code[groups == one], minlength=13) for one in range(31)])
+    of_group, total = of_group[:, there].astype(float), total[there]
+    shares = np.array([1 - 0.3 - validation, validation, 0.3])
+    target = shares[:, None] * total
+    generator, results = np.random.default_rng(5), []
+    for _ in range(23):
+        dealt, choice = np.zeros_like(target), np.zeros(31, dtype=int)
+        for group in generator.permutation(31):
+            gain = ((target - dealt) * of_group[group] / total**2).sum(axis=1)
+            choice[group] = np.where(shares == 0, -np.inf, gain).argmax()
+            dealt[choice[group]] += of_group[group]
+        missing = (dealt[[0, 2]] == 0).sum()
+        short = ((dealt[1] == 0) & (total >= 3)).sum() if validation else 0
+        away = (((dealt - target) / total) ** 2).sum()
+        results.append((1e6 * missing + 1e3 * short + away, missing, choice))
+    _, missing, choice = min(results, key=lambda one: one[0])
+    assert np.array_equal(found, np.array([1, 2, 3])[choice[groups]])
+    assert lacking == missing
 
 
 def test_few_labels_are_train_fields_and_nested() -> None:
