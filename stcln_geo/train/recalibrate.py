@@ -12,6 +12,7 @@ from ..errors import InputError, LabelError
 from ..execution import ProgressHook
 from ..model.checkpoint import find_checkpoint, set_temperature
 from ..model.device import Device, choose_device
+from ..storage import Location
 from .evaluate import label_windows, open_plan, plan_evaluation
 from .temperature import Fitted, fitted_on, stride_for
 
@@ -19,7 +20,7 @@ __all__ = ["calibrate_checkpoint"]
 
 
 def calibrate_checkpoint(
-    checkpoint: str | Path,
+    checkpoint: str | Location,
     cube: str | Path | Source,
     *,
     season: str | None = None,
@@ -40,7 +41,7 @@ def calibrate_checkpoint(
     Raises
     ------
     InputError
-        If it is the checkpoint of a run, which has calibrated itself.
+        If it is the checkpoint of a run, which has calibrated itself, or lies in a bucket.
     CheckpointError, LabelError
         As ``evaluate_run`` does; and LabelError where no validation pixel counts or all are right.
     """
@@ -50,6 +51,12 @@ def calibrate_checkpoint(
             f"Cannot calibrate {path}: it belongs to a run, which has fitted its temperature on "
             "its own validation fields. Calibrate a copy: `stcln-geo checkpoint export "
             f"{checkpoint} COPY.safetensors`."
+        )
+    if not isinstance(path, Path):
+        raise InputError(
+            f"Cannot calibrate {path}: the temperature is written into the file, which must be on "
+            f"this machine. Calibrate a copy: `stcln-geo checkpoint export {path} "
+            "COPY.safetensors`."
         )
     plan = plan_evaluation(path, cube, season=season, split="validation")
     network, stream = open_plan(plan, workers=workers)
@@ -67,5 +74,5 @@ def calibrate_checkpoint(
             f"Cannot calibrate {plan.info.path} on {plan.source}: {fitted} Use it as it is, or "
             "give validation more fields."
         )
-    set_temperature(plan.info.path, fitted.temperature)
+    set_temperature(path, fitted.temperature)
     return fitted

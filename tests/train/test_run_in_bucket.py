@@ -294,6 +294,10 @@ def test_other_options_are_refused_by_address(
     assert invoke([*words, "--init", out, "--overwrite"]) == 2
     assert f"Cannot begin anew in {out}" in capsys.readouterr().err
     assert read_metadata(out).kind == "classifier"
+    bare = location(f"{s3}/bare.safetensors")
+    write_file(bare, find_checkpoint(out).read_bytes())
+    assert invoke(["checkpoint", "calibrate", str(bare), str(small_cube)]) == 2
+    assert f"Cannot calibrate {bare}: the temperature is written" in capsys.readouterr().err
     with pytest.raises(MissingFileError, match=f"Cannot find the checkpoint {s3}/none"):
         find_checkpoint(f"{s3}/none")
 
