@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +116,8 @@ def burn_fields(
         if len(near):
             # Only rows are shifted: where sides cross a row is computed as in the whole raster.
             # GDAL treats the northern and southern sides of rectangles by the sign of y.
-            here = shapely.transform(
-                shapes[near], lambda points, row=first: (points - (0, row)) * (1, up)
-            )
+            origin, sides = np.array([0, first]), np.array([1, up])
+            here = shapely.transform(shapes[near], partial(_moved, origin=origin, sides=sides))
             rasterize(
                 zip(here, (near + 1).tolist(), strict=True), out=numbers,
                 transform=Grid.scale(1, up), all_touched=all_touched,
@@ -137,6 +137,11 @@ def _to_pixels(points: NDArray[np.float64], affine: Affine) -> NDArray[np.float6
         [-affine.c / affine.a + points[:, 0] * (1 / affine.a),
          -affine.f / affine.e + points[:, 1] * (1 / affine.e)]
     )  # fmt: skip
+
+
+def _moved(points: NDArray[Any], *, origin: NDArray[Any], sides: NDArray[Any]) -> NDArray[Any]:
+    moved: NDArray[Any] = (points - origin) * sides
+    return moved
 
 
 def _erode_once(parcels: NDArray[np.int32]) -> NDArray[np.int32]:

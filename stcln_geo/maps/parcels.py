@@ -329,9 +329,7 @@ def _burn(
                 yield np.full(len(rows), number), (rows + frame.row, cols + frame.col)
 
 
-def _mask(
-    shape: Any, shape_yx: tuple[int, int], *, all_touched: bool = False
-) -> NDArray[np.bool_]:
+def _mask(shape: Any, shape_yx: tuple[int, int], *, all_touched: bool = False) -> NDArray[np.bool_]:
     """Return True where an outline holds a pixel's centre, or where it touches a pixel."""
     from rasterio.features import rasterize
 
