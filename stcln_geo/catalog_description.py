@@ -35,6 +35,15 @@ _SECRET_OPTION = re.compile(
     r"|COOKIE$|CONNECTION_STRING",
     re.IGNORECASE,
 )
+_READING_OPTION = re.compile(
+    r"(AWS|AZURE|GS|OSS|SWIFT|GDAL_HTTPS?|CPL_VSIL|VSI|GTIFF|OPJ|JP2[A-Z0-9]*)_\w+"
+    r"|GDAL_(CACHEMAX|DISABLE_READDIR_ON_OPEN|INGESTED_BYTES_AT_OPEN|NUM_THREADS)",
+    re.IGNORECASE,
+)
+"""How files are reached and read. GDAL has other options that run code (GDAL_VRT_ENABLE_PYTHON),
+load libraries or write files, and descriptions of catalogs come with the cubes of others."""
+_FILE_OPTION = re.compile(r"COOKIEJAR|HEADER_FILE|CONFIG_FILE", re.IGNORECASE)
+"""Of these, those that write a file, send one, or name a program to run."""
 _PASSWORD = re.compile(r"(^|//)[^/\s:]*:[^/\s]+@")
 """User and password before a host, as a proxy's address may have them."""
 
@@ -104,7 +113,8 @@ class Access(_Model):
     max_connections: int | None = Field(default=None, ge=1)
     """Most simultaneous reads of one process from one host."""
     gdal: dict[str, str] = Field(default_factory=dict)
-    """GDAL options set while reading; no secrets, as they are kept in the cube's plan."""
+    """GDAL options set while reading: of reaching and reading files alone, as they are obeyed
+    wherever the cube goes; no secrets, as they are kept in its plan."""
     sign_hosts: tuple[str, ...] = ("*.blob.core.windows.net",)
     """Hosts that tokens are sent to, and no others (kind sas)."""
     direct_hosts: tuple[str, ...] = ()
@@ -126,6 +136,17 @@ class Access(_Model):
             raise ValueError(
                 f"{', '.join(secret)} is a secret and would be stored with every cube; "
                 "set it as an environment variable"
+            )
+        other = [
+            name
+            for name in options
+            if not _READING_OPTION.fullmatch(name) or _FILE_OPTION.search(name)
+        ]
+        if other:
+            raise ValueError(
+                f"{', '.join(other)} cannot be set by a catalog: its options may say how files are "
+                "reached and read, and not run code or write files; set it as an environment "
+                "variable if you need it"
             )
         return options
 

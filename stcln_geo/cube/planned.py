@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ..catalog import Access
+from ..errors import CubeError, StclnGeoError
 from ..grid import Window, geobox_from_window
 from .granules import Dropped
 from .layout import Layout
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Asset", "CubePlan", "DatePlan", "Scene", "SeasonPlan", "Substitute"]
 
 LONG_GAP_DAYS = 30
+_SEASON = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,14 @@ class SeasonPlan:
     name: str
     dates: tuple[DatePlan, ...]
     layout: Layout
+
+    def __post_init__(self) -> None:
+        """Check the name: folders are named by it, also where a plan is another's."""
+        if not _SEASON.fullmatch(self.name):
+            raise CubeError(
+                f"Cannot use the season {self.name!r} of a plan: seasons are named by their first "
+                "day, YYYY-MM-DD. The plan was damaged or made to do harm; build the cube again."
+            )
 
     @property
     def time(self) -> np.ndarray:
@@ -259,24 +271,47 @@ class CubePlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> CubePlan:
-        """Return the plan that ``to_json`` wrote."""
+        """Return the plan that ``to_json`` wrote.
+
+        Raises
+        ------
+        CubeError
+            If it is not what a build writes, such as a season whose name leads out of the cube, or
+            an option of GDAL that a catalog may not set.
+        """
         from shapely.geometry import shape
 
-        return cls(
-            spec=CubeSpec.from_json(content["spec"]),
-            catalog=content["catalog"],
-            collection=content["collection"],
-            access=Access.model_validate(content["access"]),
-            region=content["region"],
-            aoi=shape(content["aoi"]),
-            crs=content["crs"],
-            window=Window(**content["window"]),
-            bands=tuple(content["bands"]),
-            lacking=tuple(content["lacking"]),
-            level=content.get("level", "surface"),
-            seasons=tuple(_season_from_json(season) for season in content["seasons"]),
-            dropped=tuple(Dropped(**entry) for entry in content["dropped"]),
-        )
+        try:
+            return cls(
+                spec=CubeSpec.from_json(content["spec"]),
+                catalog=content["catalog"],
+                collection=content["collection"],
+                access=Access.model_validate(content["access"]),
+                region=content["region"],
+                aoi=shape(content["aoi"]),
+                crs=content["crs"],
+                window=Window(**content["window"]),
+                bands=tuple(content["bands"]),
+                lacking=tuple(content["lacking"]),
+                level=content.get("level", "surface"),
+                seasons=tuple(_season_from_json(season) for season in content["seasons"]),
+                dropped=tuple(Dropped(**entry) for entry in content["dropped"]),
+            )
+        except ValidationError as error:
+            # The message of pydantic quotes what it refused, which may be a secret.
+            told = "; ".join(str(problem["msg"]) for problem in error.errors())
+            raise _unfit(told) from None
+        except StclnGeoError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise _unfit(f"{type(error).__name__}: {error}") from error
+
+
+def _unfit(why: str) -> CubeError:
+    return CubeError(
+        f"Cannot use the plan of a cube: {why}. It must be as 'cube build' wrote it. Build the "
+        "cube again, or correct the plan if you know where it comes from."
+    )
 
 
 def _season_from_json(content: Mapping[str, Any]) -> SeasonPlan:
@@ -301,12 +336,17 @@ def _scene_from_json(content: Mapping[str, Any]) -> Scene:
             "place": tuple(content["place"]) if content["place"] else None,
             "bands": tuple(_asset_from_json(asset) for asset in content["bands"]),
             "scl": _asset_from_json(content["scl"]) if content["scl"] else None,
-            "substitute": Substitute(**content["substitute"])
+            "substitute": _substitute_from_json(content["substitute"])
             if content.get("substitute")
             else None,
             "sky": tuple(_asset_from_json(asset) for asset in content.get("sky", ())),
         }
     )
+
+
+def _substitute_from_json(content: Mapping[str, Any]) -> Substitute:
+    Access.model_validate(content["access"])
+    return Substitute(**content)
 
 
 def _asset_from_json(content: Mapping[str, Any]) -> Asset:
