@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import socket
@@ -27,8 +28,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import StclnGeoError, StclnGeoWarning, StorageError
+from .errors import OutputError, StclnGeoError, StclnGeoWarning, StorageError
 from .storage import (
     Location,
     S3Path,
@@ -197,7 +199,7 @@ def _take(lock: Path, me: LockHolder) -> LockHolder | None:
     """Take the lock; return who holds it instead, or None where it is ours now."""
     while True:
         try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             holder = _take_over(lock, me)
             if holder is not None:
@@ -256,7 +258,7 @@ def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
     """Return the holder where it lives, `me` where we took its place, None where it is gone."""
     import fcntl
 
-    with contextlib.suppress(FileNotFoundError), lock.open("r+b") as file:
+    with contextlib.suppress(FileNotFoundError), _open_plain(lock) as file:
         # Two processes may find the same dead holder: one at a time looks and writes.
         fcntl.flock(file, fcntl.LOCK_EX)
         deadline = time.monotonic() + _UNWRITTEN_SECONDS
@@ -275,6 +277,19 @@ def _take_over(lock: Path, me: LockHolder) -> LockHolder | None:
 def _is_of(found: LockHolder | None, holder: LockHolder) -> bool:
     """Return True where a lock is of a holder, whatever signs of life it has shown."""
     return found is not None and replace(found, sign=0) == replace(holder, sign=0)
+
+
+def _open_plain(lock: Path) -> BinaryIO:
+    """Open a lock to write it; raises OutputError where its name is a link to another file."""
+    try:
+        return os.fdopen(os.open(lock, os.O_RDWR | os.O_NOFOLLOW), "r+b")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OutputError(
+            f"Cannot take the lock {lock}: it is a link to another file, which would be written "
+            "over. A lock is a file of its own. Find out who made the link, and remove it."
+        ) from error
 
 
 def _text(holder: LockHolder) -> bytes:

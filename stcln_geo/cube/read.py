@@ -230,7 +230,7 @@ def append_ledger(path: Location, entry: LedgerEntry) -> None:
         write_file(path / f"{time.time_ns():020d}-{uuid.uuid4().hex}.json", line.encode())
         return
     with writing(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(descriptor, line.encode())
         finally:

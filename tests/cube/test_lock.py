@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from stcln_geo.cube.lock import cube_lock, lock_path
-from stcln_geo.errors import CubeError
+from stcln_geo.cube.read import LedgerEntry, append_ledger
+from stcln_geo.errors import CubeError, OutputError
 
 
 def forge(cube: Path, **changes: object) -> Path:
@@ -180,3 +181,32 @@ def test_of_many_that_find_a_dead_holder_one_wins(tmp_path: Path):
         outcomes = list(pool.map(enter, range(64)))
     assert any(outcomes)
     assert not lock_path(cube).exists()
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path):
+    victim = tmp_path / "of_mine.txt"
+    victim.write_text("years of work")
+    lock_path(tmp_path / "c.zarr").symlink_to(victim)
+    with (
+        pytest.raises(OutputError, match=r"c\.zarr\.lock: it is a link to another file"),
+        cube_lock(tmp_path / "c.zarr"),
+    ):
+        pass
+    assert victim.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_who_may_write_a_lock_or_a_ledger_is_up_to_the_umask(mask: int, tmp_path: Path):
+    ledger = tmp_path / "ledger.jsonl"
+    entry = LedgerEntry(
+        item="i", asset="red", href="r.tif", kind="gone", error="x", attempts=1,
+        window=(0, 0, 3, 5),
+    )  # fmt: skip
+    before = os.umask(mask)
+    try:
+        append_ledger(ledger, entry)
+        with cube_lock(tmp_path / "c.zarr"):
+            modes = [one.stat().st_mode & 0o777 for one in (ledger, lock_path(tmp_path / "c.zarr"))]
+    finally:
+        os.umask(before)
+    assert modes == [0o666 & ~mask] * 2
