@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._common import say
+from ._common import say, warn
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,14 +39,21 @@ def show(
     """Print a catalog as YAML.
 
     It says where the catalog is, its bands and what its numbers mean. The output can be saved,
-    changed and given to --catalog.
+    changed and given to --catalog. A password or key in the endpoint's address is not shown.
     """
     import yaml
 
     from ..catalog import load_catalog, shipped_catalogs
+    from ..web import redact
 
     catalog = shipped_catalogs().get(name) or load_catalog(name)
     content = catalog.model_dump(mode="json", exclude_defaults=True)
+    plain = redact(catalog.endpoint or "")
+    if plain != (catalog.endpoint or ""):
+        content["endpoint"] = plain
+        warn(
+            "The endpoint holds a secret, which is not shown: put it in again where you save this."
+        )
     say(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
 
 

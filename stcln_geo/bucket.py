@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, StorageError
+from .web import redact
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -33,7 +34,7 @@ _REQUEST_SECONDS = 300
 def refusal(address: str, bucket: str, error: Exception) -> StorageError:
     """Return what a server's refusal means, without its whole answer, which may quote secrets."""
     text = str(error)
-    endpoint = _endpoint() or "AWS"
+    endpoint = redact(_endpoint()) or "AWS"
     # The rest of an answer may quote keys and signatures.
     code = next(iter(re.findall(r"<Code>(\w+)</Code>", text)), "")
     kind = type(error).__name__

@@ -23,6 +23,7 @@ from typing import Any
 
 from .bucket import object_store, refusal
 from .errors import InputError, OutputError
+from .web import redact
 
 __all__ = [
     "Location",
@@ -159,7 +160,8 @@ def location(path: str | Path | S3Path) -> Location:
     Raises
     ------
     InputError
-        If it is an address of another kind, or names no bucket or no prefix in it.
+        If it is an address of another kind, holds keys or a signature, or names no bucket or no
+        prefix in it.
     """
     if isinstance(path, S3Path):
         return path
@@ -172,6 +174,14 @@ def location(path: str | Path | S3Path) -> Location:
             return Path(path).expanduser()
         except RuntimeError:
             return Path(path)
+    given = f"{scheme[0]}/{text[scheme.end() :].lstrip('/')}"
+    if redact(given) != given:
+        raise InputError(
+            f"Cannot use the location {redact(given)!r}: it holds a password, key or signature, "
+            "and locations are written into cubes, runs and logs. Leave it out, and put the keys of a "
+            "bucket into the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY)."
+        )
     bucket, _, key = text[scheme.end() :].lstrip("/").partition("/")
     if {"@", ":"} & set(bucket):
         # Not repeated: keys may stand there.
@@ -182,7 +192,6 @@ def location(path: str | Path | S3Path) -> Location:
         )
     parts = [part for part in key.split("/") if part]
     if scheme[1].lower() != "s3" or not bucket or not parts or {".", ".."} & set(parts):
-        given = f"{scheme[0]}/{text[scheme.end() :].lstrip('/')}"
         raise InputError(
             f"Cannot use the location {given!r}: it must be a local path or an address such as "
             "s3://bucket/prefix/cube.zarr. Correct the address; for Google or Azure, give the "

@@ -18,6 +18,7 @@ from odc.geo.geobox import GeoBox
 from pydantic import ValidationError
 
 from stcln_geo import documents
+from stcln_geo.bucket import refusal
 from stcln_geo.catalog import Access, Catalog, load_catalog
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube import read
@@ -35,8 +36,9 @@ from stcln_geo.cube.read import AssetReader, AssetReadError
 from stcln_geo.cube.search import search_items
 from stcln_geo.cube.snapshot import read_items
 from stcln_geo.documents import read_json
-from stcln_geo.errors import CatalogError, SearchError, UnsafeAddressError
+from stcln_geo.errors import CatalogError, InputError, SearchError, UnsafeAddressError
 from stcln_geo.grid import Window, geobox_from_window
+from stcln_geo.storage import location
 from stcln_geo.web import resolves_private
 
 FAR = Access()
@@ -427,6 +429,18 @@ def test_the_address_of_a_catalog_is_told_without_its_secret(web: Any, tmp_path:
             assert SECRET not in shown.out + shown.err
 
 
+def test_the_secret_of_an_endpoint_is_used_and_not_shown(web: Any, tmp_path: Path, capsys: Any):
+    file = tmp_path / "mine.yaml"
+    endpoint = f"https://me:{SECRET}@e.org/v1?api_key={SECRET}"
+    file.write_text(yaml.safe_dump({"name": "x", "kind": "api", "endpoint": endpoint}))
+    assert load_catalog(file).endpoint == endpoint
+    assert invoke(["catalogs", "show", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert "endpoint: https://...@e.org/v1?api_key=..." in shown.out
+    assert "endpoint holds a secret" in shown.err
+    assert SECRET not in shown.out + shown.err
+
+
 def test_signatures_are_left_out_where_reading_signs_and_refused_elsewhere(planted: Any):
     href = "https://acc.blob.core.windows.net/box/a.tif"
     sas = Access(kind="sas", token_url="https://example.org/{account}/{container}")
@@ -516,3 +530,25 @@ def test_addresses_of_a_catalog_file_that_cubes_keep_hold_no_secret(tmp_path: Pa
         with pytest.raises(CatalogError, match="holds a secret and would be stored") as error:
             load_catalog(tmp_path / "mine.yaml")
         assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [f"s3://AKIAME:{SECRET}@bucket/c.zarr", f"s3://bucket/c.zarr?X-Amz-Signature={SECRET}",
+     f"https://me:{SECRET}@e.org/c.zarr"],
+)  # fmt: skip
+def test_a_location_holds_no_key(address: str, capsys: Any):
+    for given in (address, Path(address)):
+        with pytest.raises(InputError, match="holds a password, key or signature") as error:
+            location(given)
+        assert SECRET not in str(error.value)
+    assert invoke(["cube", "info", address]) == 2
+    assert SECRET not in capsys.readouterr().err
+
+
+def test_the_key_in_an_endpoint_is_not_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:9")
+    for why in ("<Code>NoSuchBucket</Code>", "status code: 500 Internal", "Connection refused"):
+        told = str(refusal("s3://bucket/c.zarr", "bucket", OSError(why)))
+        assert "127.0.0.1:9" in told
+        assert SECRET not in told
