@@ -38,6 +38,7 @@ __all__ = [
     "location",
     "make_folder",
     "part_path",
+    "public_name",
     "read_files",
     "read_version",
     "remove_files",
@@ -175,20 +176,13 @@ def location(path: str | Path | S3Path) -> Location:
         except RuntimeError:
             return Path(path)
     given = f"{scheme[0]}/{text[scheme.end() :].lstrip('/')}"
-    if redact(given) != given:
-        raise InputError(
-            f"Cannot use the location {redact(given)!r}: it holds a password, key or signature, "
-            "and locations are written into cubes, runs and logs. Leave it out, and put the keys of a "
-            "bucket into the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY)."
-        )
     bucket, _, key = text[scheme.end() :].lstrip("/").partition("/")
-    if {"@", ":"} & set(bucket):
-        # Not repeated: keys may stand there.
+    # A secret may have a slash in it.
+    if redact(given) != given or {"@", ":"} & set(bucket):
         raise InputError(
-            "Cannot use an address with keys in it: messages and files would repeat them. Write "
-            "s3://bucket/prefix, and set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY."
+            "Cannot use a location with a password, key or signature in it: locations are written "
+            "into cubes, runs and logs. Write s3://bucket/prefix, and put the keys of a bucket "
+            "into the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)."
         )
     parts = [part for part in key.split("/") if part]
     if scheme[1].lower() != "s3" or not bucket or not parts or {".", ".."} & set(parts):
@@ -198,6 +192,17 @@ def location(path: str | Path | S3Path) -> Location:
             "S3-compatible endpoint in AWS_ENDPOINT_URL."
         )
     return S3Path(bucket, "/".join(parts))
+
+
+def public_name(place: str | Location) -> str:
+    """Return what files made to be given away tell of a place: no folder of this machine.
+
+    >>> public_name("/home/me/region.zarr"), public_name("/home/me/a/checkpoints/best.safetensors")
+    ('region.zarr', 'a/checkpoints/best.safetensors')
+    """
+    parts = [part for part in str(place).split("/") if part]
+    within = 3 if parts[-2:-1] == ["checkpoints"] else 1
+    return "/".join(parts[-within:])
 
 
 def part_path(target: Path) -> Path:

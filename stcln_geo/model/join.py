@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage import Location
+from ..storage import Location, public_name
 from .checkpoint import find_checkpoint, load_model, read_metadata, save_checkpoint
 from .description import CheckpointInfo
 from .ensemble import Ensemble
@@ -115,7 +115,7 @@ def _provenance(found: Sequence[CheckpointInfo]) -> dict[str, Any]:
         "trained": "ensemble",
         "members": [
             {
-                "path": str(info.path),
+                "path": public_name(info.path),
                 "sha256": info.sha256,
                 "seed": info.provenance.get("seed"),
                 "temperature": info.temperature,

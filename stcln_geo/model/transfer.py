@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..storage import Location
+from ..storage import Location, public_name
 from .checkpoint import CheckpointInfo, differences, find_checkpoint, read_checkpoint
 from .config import StclnConfig
 from .reference import MTLCC_BANDS
@@ -118,7 +118,8 @@ def _load_encoder(encoder: Encoder, info: CheckpointInfo, state: Mapping[str, Te
             f"network takes {', '.join(ours)}. At least one must be shared. Rename the cube's "
             "bands to common names, or choose another checkpoint."
         )
-    report = [f"encoder from {info.path} ({info.kind}, {len(to)} of {len(ours)} bands)"]
+    name = public_name(info.path)
+    report = [f"encoder from {name} ({info.kind}, {len(to)} of {len(ours)} bands)"]
     first = "convolutions.blocks.0.convolution.weight"
     with_zscore = brings_zscore(info)
     for name, tensor in source.items():

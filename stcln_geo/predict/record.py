@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..legend import CLASS_NODATA
+from ..storage import public_name
 from .qa import reasons
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def describe_run(
     return {
         "run": plan.run_hash,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cube": str(plan.cube),
+        "cube": public_name(plan.cube),
         "season": plan.season,
-        "checkpoint": str(plan.checkpoint),
+        "checkpoint": public_name(plan.checkpoint),
         "checkpoint_sha256": plan.sha256,
         "spec": {
             **spec,

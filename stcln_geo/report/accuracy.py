@@ -18,6 +18,7 @@ from ..cube.store import write_json, writing
 from ..errors import InputError
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap, open_class_map
+from ..storage import public_name
 from .area import AreaAccuracy, Estimate, estimate_accuracy, normal_quantile
 from .caveats import notes_of_sample, notes_of_unused_design, with_none_of_these
 from .design import Design, design_path, read_design
@@ -147,8 +148,8 @@ class MapAccuracy:
             for entry in self.legend.classes
         ]
         return {
-            "map": str(self.class_map),
-            "reference": str(self.reference),
+            "map": public_name(self.class_map),
+            "reference": public_name(self.reference),
             "kind": self.kind,
             "units": self.units,
             "used": self.used,

@@ -22,7 +22,7 @@ from .classes import ClassChoice
 from .config import FinetuneConfig, load_config
 from .evaluation import EvaluationPlan
 from .finetune_setup import training_fields
-from .run_directory import fingerprint_labels, fingerprint_season
+from .run_directory import fingerprint_labels, fingerprint_season, read_environment
 
 __all__ = [
     "Baseline",
@@ -310,7 +310,7 @@ def _trained_source(plan: EvaluationPlan) -> Source:
     """Open the season that the run was trained on, as it was then."""
     if plan.same_cube:
         return plan.source
-    cube = plan.info.provenance["cubes"][0]
+    cube = read_environment(plan.info.path.parent.parent)["cubes"][0]
     source = open_source(location(cube["cube"]), cube["season"])
     if (fingerprint_season(source), fingerprint_labels(source)) != (
         cube["fingerprint"], cube.get("labels")

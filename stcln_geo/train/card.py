@@ -10,7 +10,8 @@ from typing import Any
 
 from ..legend import Legend
 from ..model.checkpoint import read_metadata
-from .run_directory import RunDirectory, write_text
+from ..storage import public_name
+from .run_directory import RunDirectory, public_cubes, write_text
 
 __all__ = ["describe_model", "write_model_card"]
 
@@ -57,7 +58,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
         figures.append(
             {
                 "split": found["split"],
-                "cube": found["cube"],
+                "cube": public_name(found["cube"]),
                 "season": found["season"],
                 "dates": found.get("dates"),
                 "fields": found["fields"],
@@ -86,7 +87,7 @@ def describe_model(run: RunDirectory) -> dict[str, Any]:
         "halo": info.halo,
         "season_start": info.season_start,
         "trained_days": info.trained_days,
-        "data": environment.get("cubes", []),
+        "data": public_cubes(environment.get("cubes", [])),
         "splits": told.get("splits"),
         "training": {
             "kind": told["kind"],

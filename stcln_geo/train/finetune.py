@@ -21,7 +21,7 @@ from .plan import (
     rehearse,
 )
 from .ranks import Ranks, find_ranks, join
-from .run_directory import RunDirectory, describe_environment
+from .run_directory import RunDirectory, describe_environment, public_cubes
 from .run_keeping import kept_run
 from .start import check_apart, describe_init
 from .temperature import calibrate
@@ -164,7 +164,7 @@ def _finetune(
                 "stcln_geo": environment["stcln_geo"],
                 "trained": "finetune",
                 "seed": prepared.config.seed,
-                "cubes": environment["cubes"],
+                "cubes": public_cubes(environment["cubes"]),
                 "init": describe_init(prepared.init),
                 "splits": counts,
             },

@@ -33,7 +33,7 @@ from .plan import (
 from .pretrain_page import write_pretrain_page
 from .pretrain_task import PretrainTask
 from .ranks import Ranks, find_ranks, join
-from .run_directory import RunDirectory, describe_environment
+from .run_directory import RunDirectory, describe_environment, public_cubes
 from .run_keeping import kept_run
 from .sections import ModelSection
 from .start import check_apart, describe_init, give_first_weights, say_differences, say_starts
@@ -187,7 +187,7 @@ def _pretrain(
                 "stcln_geo": environment["stcln_geo"],
                 "trained": "pretrain",
                 "seed": prepared.config.seed,
-                "cubes": environment["cubes"],
+                "cubes": public_cubes(environment["cubes"]),
                 "init": describe_init(prepared.init),
                 "masking": prepared.config.masking.model_dump(mode="json", exclude_none=True),
             },

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..report.html import Picture
 from ..report.pretraining import PretrainingReport, write_pretraining_report
 from ..report.strips import plot_strip
+from ..storage import public_name
 from .error_table import read_error_rows
 from .reconstruction import ReconstructedChip, read_reconstructions
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, public_cubes
 
 __all__ = ["write_pretrain_page"]
 
@@ -30,8 +32,8 @@ def write_pretrain_page(run: RunDirectory) -> Path:
         PretrainingReport(
             title=run.path.resolve().name,
             run=run.summary(),
-            environment=environment,
-            config=run.recipe(),
+            environment={**environment, "cubes": public_cubes(environment["cubes"])},
+            config=_told(run.recipe()),
             errors=rows,
             hidden_share=records[-1].get("hidden_share") if records else None,
             first_month=int(environment["cubes"][0]["season"][5:7]),
@@ -42,6 +44,12 @@ def write_pretrain_page(run: RunDirectory) -> Path:
             ],
         ),
     )
+
+
+def _told(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as the page tells them."""
+    init = recipe.get("init")
+    return recipe if init is None else {**recipe, "init": public_name(init)}
 
 
 def _draw(chip: ReconstructedChip, out_png: Path) -> Picture:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cube.layout import overview_bands
 from ..data.batch import Batch
-from ..storage import write_file
+from ..storage import public_name, write_file
 from .task import step_seed
 
 __all__ = [
@@ -95,7 +95,7 @@ class ReconstructionKeeper:
             self._keep(
                 ReconstructedChip(
                     order=order,
-                    name=str(source),
+                    name=str(replace(source, cube=public_name(source.cube))),
                     dates=tuple(str(np.datetime64(source.season, "D") + day) for day in days),
                     bands=self._shown,
                     truth=np.where(valid, truth, np.nan),

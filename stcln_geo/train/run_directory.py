@@ -39,7 +39,7 @@ from ..cube.stack import Stack
 from ..cube.store import Season
 from ..data.source import Source, source_of
 from ..errors import InputError, MissingFileError, OutputError
-from ..storage import Location
+from ..storage import Location, public_name
 from .config import TrainConfig, load_config, to_toml
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "fingerprint_season",
     "fingerprints_of",
     "is_finished",
+    "public_cubes",
     "read_environment",
     "read_summary",
 ]
@@ -367,6 +368,11 @@ def describe_cube(source: Source, *, labels: bool) -> dict[str, Any]:
     if labels:
         described["labels"] = fingerprint_labels(source)
     return described
+
+
+def public_cubes(cubes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a checkpoint and its card tell of cubes: their names, not where they lie."""
+    return [{**cube, "cube": public_name(cube["cube"])} for cube in cubes]
 
 
 def is_finished(path: Location) -> bool:

@@ -19,7 +19,7 @@ from ..model.checkpoint import CheckpointInfo
 from ..model.description import TROPIC, half_a_year_later
 from ..model.stcln import MaskedPretrainer, Stcln
 from ..model.transfer import brings_zscore, load_encoder_into, load_pretrainer_into
-from ..storage import Location
+from ..storage import Location, public_name
 from .run_directory import is_finished
 from .sections import FinetuneOptimiserSection
 
@@ -195,7 +195,9 @@ def say_starts(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         start, latitude = source.season[5:], source.latitude
         south = latitude is not None and latitude < -TROPIC
-        times.setdefault(half_a_year_later(start) if south else start, f"{start} in {source.path}")
+        times.setdefault(
+            half_a_year_later(start) if south else start, f"{start} in {public_name(source.path)}"
+        )
     if len(times) < 2:
         return []
     return [
@@ -224,7 +226,8 @@ def say_differences(source: Source, init: CheckpointInfo | None) -> list[str]:
         )
     if not is_finished(init.path.parent.parent):
         notes.append(
-            f"The run begun from is not finished: {init.path} holds its best weights so far."
+            f"The run begun from is not finished: {public_name(init.path)} holds its best weights "
+            "so far."
         )
     if init.levels and source.level not in init.levels:
         notes.append(
@@ -239,7 +242,7 @@ def describe_init(init: CheckpointInfo | None) -> dict[str, Any] | None:
     if init is None:
         return None
     return {
-        "path": str(init.path),
+        "path": public_name(init.path),
         "sha256": init.sha256,
         "kind": init.kind,
         "source": "published" if init.published else "stcln-geo",

@@ -249,6 +249,9 @@ def test_the_product_is_whole_and_says_what_it_is(world: Any, product: Predictio
     assert confidence[confidence != 255].min() >= 25, "the winner of four classes"
 
     run = json.loads((product.out / "run.json").read_text())
+    assert (run["cube"], run["checkpoint"]) == (world.cube.name, world.checkpoint.name)
+    for name in ("run.json", "item.json", "report.html"):
+        assert str(world.cube.parent) not in (product.out / name).read_text(), name
     assert run["owned_pixels"] == product.pixels
     assert run["spec"]["window"] == 16
     assert run["spec"]["halo"] == 4

@@ -462,8 +462,11 @@ def test_land_that_is_none_of_the_classes_counts_against_the_map(product, tmp_pa
     assert found.mapped_areas.tolist() == [*(100.0 * pixels), 0]
     assert any("none of the map's classes" in note for note in found.notes)
     assert not any("producer's accuracy of none" in note for note in found.notes)
-    assert "none of the classes" in write_accuracy(found, tmp_path / "report").read_text()
+    page = write_accuracy(found, tmp_path / "report").read_text()
+    assert "none of the classes" in page
     told = json.loads((tmp_path / "report" / "accuracy.json").read_text())
+    assert told["reference"] == path.name
+    assert str(tmp_path) not in page + json.dumps(told)
     assert told["per_class"][3]["area_m2"]["value"] == pytest.approx(found.areas[3].value)
 
     points(rows, cols, np.where(names == "Forest", None, names)).to_file(path)

@@ -17,6 +17,7 @@ from stcln_geo.model.checkpoint import load_model, read_metadata, save_checkpoin
 from stcln_geo.model.config import StclnConfig
 from stcln_geo.model.reference import MTLCC_BANDS, PASTIS_BANDS
 from stcln_geo.model.stcln import Encoder, MaskedPretrainer, Stcln
+from stcln_geo.storage import public_name
 from stcln_geo.train.config import PretrainConfig, load_config
 from stcln_geo.train.pretrain import _make_task, _prepare, plan_pretrain, pretrain
 from stcln_geo.train.ranks import Ranks
@@ -28,6 +29,7 @@ SIZES: dict[str, Any] = {"widths": (8, 16), "layers": 1, "heads": 2, "feedforwar
 BANDS = ("green", "red", "nir", "swir16")
 FIRST = "encoder.convolutions.blocks.0.convolution.weight"
 HEAD = ("reconstruction.weight", "reconstruction.bias")
+PUBLIC = ("model_card.md", "model_card.json", "report.html")
 
 
 def recipe(**options: Any) -> PretrainConfig:
@@ -159,14 +161,20 @@ def test_mode_and_positions_are_the_runs_own_and_that_is_said_everywhere(
     info = read_metadata(run)
     assert (info.config.mode, info.config.positions) == ("geo", "days")
     assert info.provenance["init"] == {
-        "path": str(source), "sha256": read_metadata(source).sha256, "kind": "pretrainer",
+        "path": public_name(source), "sha256": read_metadata(source).sha256, "kind": "pretrainer",
         "source": "stcln-geo", "mode": "reference", "positions": "index",
     }  # fmt: skip
     card = (run / "model_card.md").read_text()
     assert told in card
-    assert f">{source}<" in (run / "report.html").read_text()
+    assert f">{public_name(source)}<" in (run / "report.html").read_text()
     assert "reference mode, positions as index, stcln-geo)" in card
     assert "geo mode, positions as days" in card
+    # What is given away tells what things are called, not where they lie.
+    for path in (info.path, *(run / name for name in PUBLIC)):
+        content = path.read_bytes()
+        assert small_cube.name.encode() in content, path
+        for folder in (tmp_path, small_cube.parent.resolve()):
+            assert str(folder).encode() not in content, path
 
     # The same from a file of options; and the checkpoint's own settings, where they are asked for.
     for more in (["--config", str(tmp_path / "options.toml")], ["--set", f"init={source}"]):
