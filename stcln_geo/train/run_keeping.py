@@ -251,9 +251,10 @@ class RunMirror:
         """
         with self._lock:
             at_work = self._at_work
-        if at_work is not None:
-            at_work.result()
+        unforeseen = None if at_work is None else at_work.exception()
         self._pool.shutdown()
+        if unforeseen is not None and not failed:
+            raise unforeseen
         if not (self._folder / "run.json").is_file():
             # The run never began: what lies in the bucket stays.
             self.is_sent = True
