@@ -539,7 +539,7 @@ def test_addresses_of_a_catalog_file_that_cubes_keep_hold_no_secret(tmp_path: Pa
 )  # fmt: skip
 def test_a_location_holds_no_key(address: str, capsys: Any):
     for given in (address, Path(address)):
-        with pytest.raises(InputError, match="holds a password, key or signature") as error:
+        with pytest.raises(InputError, match="a password, key or signature in it") as error:
             location(given)
         assert SECRET not in str(error.value)
     assert invoke(["cube", "info", address]) == 2

@@ -416,7 +416,7 @@ def test_a_work_folder_that_is_named_stays(s3: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["s3://KEY:a-secret@bucket/x", "s3://KEY:a-se/cret@bucket/x"])
 def test_keys_in_an_address_are_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(InputError, match=r"address with keys in it.*AWS_PROFILE") as caught:
+    with pytest.raises(InputError, match=r"key or signature in it.*AWS_PROFILE") as caught:
         location(text)
     assert "secret" not in str(caught.value)
     assert "a-se" not in str(caught.value)
