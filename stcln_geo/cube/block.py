@@ -91,7 +91,9 @@ def build_block(task: BlockTask, *, model: SkyModel | None = None) -> BlockResul
         shard.shift(task.window.row, task.window.col)
         for shard in tiles(task.window.shape_yx, season.layout.shard)
     ]
-    prints = {shard: shard_fingerprint(plan, season_plan, shard) for shard in shards}
+    # Only once are all scenes of a large region looked at: others than these meet no shard.
+    near = season_plan.within(task.window.shift(plan.window.row, plan.window.col))
+    prints = {shard: shard_fingerprint(plan, near, shard) for shard in shards}
     build = _Shards(task, season, prints)
     missing = [shard for shard in shards if not build.is_done(shard)]
     kept = len(shards) - len(missing)

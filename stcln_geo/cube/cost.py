@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+
+import numpy as np
 
 from ..errors import InputError
 from ..grid import Window, tiles
@@ -205,17 +207,26 @@ def task_share(
 
 def waiting_bytes(plan: CubePlan, season: SeasonPlan, blocks: Sequence[Window]) -> int:
     """Return about how many bytes of pixels, as they were read, wait in one task, at most."""
-    areas = [block.shift(plan.window.row, plan.window.col) for block in blocks]
     resolution = plan.spec.resolution
     each = sum(2 * min(resolution / _native(band), 1) ** 2 for band in plan.bands)
-    total = [0.0] * len(areas)
+    # The scenes of a tile all lie at one place: a region has few, however many its dates.
+    at_place: dict[tuple[int, int, int, int], float] = {}
     for scene in (scene for date in season.dates for scene in date.scenes):
-        place = Window(*scene.place) if scene.place is not None else plan.window
+        place = scene.place if scene.place is not None else astuple(plan.window)
         # Scenes of another zone wait as they were warped.
         pixel = each if scene.crs == plan.crs else 2 * len(plan.bands)
-        for index, area in enumerate(areas):
-            total[index] += place.intersection(area).area * pixel
-    return round(max(total, default=0))
+        at_place[place] = at_place.get(place, 0.0) + pixel
+    corners = np.array([
+        (one.row, one.row + one.height, one.col, one.col + one.width)
+        for one in (block.shift(plan.window.row, plan.window.col) for block in blocks)
+    ]).reshape(-1, 4)  # fmt: skip
+    top, bottom, left, right = corners.T
+    total = np.zeros(len(blocks))
+    for (row, col, height, width), pixel in at_place.items():
+        rows = np.minimum(bottom, row + height) - np.maximum(top, row)
+        cols = np.minimum(right, col + width) - np.maximum(left, col)
+        total += np.maximum(rows, 0) * np.maximum(cols, 0) * pixel
+    return round(float(total.max(initial=0)))
 
 
 def _has_sky(plan: CubePlan) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,6 +155,14 @@ class SeasonPlan:
             (str(days[index]), str(days[index + 1]), int(steps[index]))
             for index in np.flatnonzero(steps > LONG_GAP_DAYS)
         ]
+
+    def within(self, area: Window) -> SeasonPlan:
+        """Return the season with those scenes alone that may have a pixel in an absolute area."""
+        dates = (
+            replace(date, scenes=tuple(scene for scene in date.scenes if scene.meets(area)))
+            for date in self.dates
+        )
+        return replace(self, dates=tuple(dates))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

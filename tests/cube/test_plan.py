@@ -22,10 +22,12 @@ from stcln_geo.cube.cost import (
     shard_bytes,
     task_bytes,
     task_share,
+    waiting_bytes,
 )
 from stcln_geo.cube.layout import Layout
 from stcln_geo.cube.plan import CubePlan, CubeSpec, crop_plan, plan_cube
 from stcln_geo.cube.search import search_items
+from stcln_geo.cube.stored import shard_fingerprint
 from stcln_geo.errors import InputError, SearchError
 from stcln_geo.grid import Lattice, Window, absolute_window
 from stcln_geo.region import Region
@@ -215,6 +217,46 @@ def test_blocks_are_whole_shards_within_memory(planted: Any):
     assert count_reads(plan, season, whole) == 3 * 4
     with pytest.raises(InputError, match="2 workers: season 2018-09-01 needs"):
         plan_blocks(plan, season, memory=2 * one - 1, workers=2)
+
+
+def test_waiting_pixels_are_those_of_the_scenes_in_each_block(planted: Any):
+    plan = plan_of(planted, layout=Layout(chunk=64, shard=512), bands=("red", "swir16"))
+    (season,) = plan.seasons
+    scene = season.dates[0].scenes[0]
+    rng = np.random.default_rng(3)
+    places = [None, *((int(r), int(c), 301, 203) for r, c in rng.integers(-300, 900, (5, 2)))]
+    scenes = tuple(
+        dataclasses.replace(
+            scene, item=f"{n}", place=places[n % 6], crs=plan.crs if n % 4 else "EPSG:32632"
+        )
+        for n in range(31)
+    )
+    dates = (dataclasses.replace(season.dates[0], scenes=scenes),)
+    large = dataclasses.replace(plan, window=Window(-100, 50, 1100, 1300))
+    large = dataclasses.replace(large, seasons=(dataclasses.replace(season, dates=dates),))
+    blocks = [Window(0, 0, 512, 512), Window(512, 0, 588, 512), Window(0, 512, 1100, 788)]
+
+    def waits(block: Window) -> float:
+        area, total = block.shift(-100, 50), 0.0
+        for one in scenes:
+            place = Window(*one.place) if one.place is not None else large.window
+            # 10 m and 20 m, as they were read; both at 10 m where they were warped.
+            pixel = 2 + 2 / 4 if one.crs == plan.crs else 4
+            total += place.intersection(area).area * pixel
+        return total
+
+    assert waiting_bytes(large, large.seasons[0], blocks) == round(max(map(waits, blocks)))
+    assert waiting_bytes(large, large.seasons[0], blocks[:1]) == round(waits(blocks[0]))
+    assert waiting_bytes(large, large.seasons[0], []) == 0
+
+    # The scenes around a block decide its shards, and no others.
+    for block in blocks:
+        near = large.seasons[0].within(block.shift(-100, 50))
+        assert len(near.dates) == 1
+        assert len(near.dates[0].scenes) < len(scenes)
+        for shard in (Window(block.row, block.col, 100, 90), block):
+            alone = shard_fingerprint(large, near, shard)
+            assert alone == shard_fingerprint(large, large.seasons[0], shard)
 
 
 def test_blocks_are_even_and_leave_no_worker_idle(planted: Any):
