@@ -45,6 +45,8 @@ LINES = ("#0f766e", "#c2410c", "#4f46e5", "#be185d", "#65a30d", "#0369a1", "#a16
 
 _NODATA_COLOR = "#eef1f4"
 _DPI = 144
+_WIDEST = 30.0
+"""Side of the cells of a confusion matrix together, at most (inches)."""
 _LARGEST = 1400
 
 
@@ -192,7 +194,10 @@ def plot_confusion(
         )
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    side = 1.9 + 0.52 * len(names)
+    # Of hundreds of classes the cells shrink: pixels in memory go by the square of the side.
+    cell = min(0.52, _WIDEST / len(names))
+    side = 1.9 + cell * len(names)
+    font = min(8.0, 8.0 * cell / 0.3)
     with figure(side, side - 0.3, out_png) as axes:
         axes.imshow(np.nan_to_num(shares), cmap=_sequential(), vmin=0, vmax=1)
         for row, col in np.ndindex(*counts.shape):
@@ -201,13 +206,14 @@ def plot_confusion(
             if not normalise:
                 text = f"{count:.0f}" if count else ""
             color = "white" if share > 0.5 else INK
-            axes.text(col, row, text, ha="center", va="center", fontsize=8, color=color)
+            if text:
+                axes.text(col, row, text, ha="center", va="center", fontsize=font, color=color)
         places = np.arange(len(names))
         axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(places, names)
         axes.set_xticks(places[1:] - 0.5, minor=True)
         axes.set_yticks(places[1:] - 0.5, minor=True)
-        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.grid(which="minor", color="white", linewidth=1.5 * cell / 0.52)
         axes.tick_params(which="both", length=0, labelsize=8, colors=INK)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("predicted", fontsize=9, color=INK)

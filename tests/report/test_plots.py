@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from stcln_geo.data.profiles import FieldProfiles
 from stcln_geo.errors import InputError, MissingFileError
 from stcln_geo.legend import Legend, LegendClass
+from stcln_geo.report import plots
 from stcln_geo.report.plots import (
     plot_areas,
     plot_class_map,
@@ -102,6 +103,21 @@ def test_true_colour_keeps_its_colours(tmp_path):
     rgb = np.zeros((21, 33, 3), dtype=np.uint8)
     rgb[..., 1] = 200
     assert _at(plot_rgb(rgb, tmp_path / "rgb.png"), y=0.5, x=0.5) == "#00c800"
+
+
+def test_confusion_of_many_classes_keeps_to_a_size(tmp_path, monkeypatch):
+    # Of 200 classes at the usual size of a cell, drawing would take 10 GB.
+    assert plots._WIDEST <= 30
+    monkeypatch.setattr(plots, "_WIDEST", 4.0)
+    sides = {}
+    for classes in (3, 7, 31):
+        names = [f"{number}" for number in range(classes)]
+        drawn = imread(plot_confusion(np.eye(classes), names, tmp_path / f"{classes}.png"))
+        sides[classes] = drawn.shape[1]
+    assert sides == {
+        classes: pytest.approx(144 * (1.9 + side), abs=2)
+        for classes, side in ((3, 3 * 0.52), (7, 7 * 0.52), (31, 4.0))
+    }
 
 
 @pytest.mark.parametrize("normalise", [True, False])
