@@ -238,7 +238,7 @@ def test_days_from_different_times_of_the_year_are_told(
     )
     notes = [note for note in prepared.notes if "different times of the year" in note]
     assert len(notes) == told
-    assert all("09-01 in" in note and f"{season[5:]} in {other}" in note for note in notes)
+    assert all("09-01 in" in note and f"{season[5:]} in {other.name}" in note for note in notes)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(
