@@ -381,7 +381,7 @@ def interrupt(*_: Any, **__: Any) -> None:
         (at_fourth_shard, 1),
         pytest.param(at_labels, 0, marks=pytest.mark.slow),
         pytest.param(between_the_names, 0, marks=pytest.mark.slow),
-        (before_the_manifests, 0),
+        pytest.param(before_the_manifests, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_append_goes_on_and_also_elsewhere(

@@ -149,6 +149,7 @@ class TestProgram:
 class TestReading:
     """What a file holds is read, never run."""
 
+    @pytest.mark.slow
     def test_pickles_in_a_program_are_not_touched(self, pt2, tmp_path):
         hostile, mark = tmp_path / "hostile.pt2", tmp_path / "was-run"
 
@@ -250,6 +251,7 @@ class TestItem:
         pystac = pytest.importorskip("pystac")
         return pystac.Item.from_file(str(item_path(exported)))
 
+    @pytest.mark.slow
     def test_it_is_a_valid_stac_item(self, pt2):
         item = self.read(pt2)
         extensions, item.stac_extensions = item.stac_extensions, []
@@ -257,6 +259,7 @@ class TestItem:
         assert item.validate()
         assert "https://stac-extensions.github.io/mlm/v1.4.0/schema.json" in extensions
 
+    @pytest.mark.slow
     def test_pystac_reads_the_extension(self, pt2):
         from pystac.extensions.classification import Classification
         from pystac.extensions.mlm import MLMExtension
@@ -283,6 +286,7 @@ class TestItem:
         assert classes[2].description == "céréale 2"
         assert classes[2].color_hint == "11AA33"
 
+    @pytest.mark.slow
     def test_what_the_extension_requires_is_there(self, pt2):
         """Version 1.4: named bands are described, and a model asset tells its artifact type."""
         item = json.loads(item_path(pt2).read_text())
@@ -303,6 +307,7 @@ class TestItem:
         assert model["file:checksum"] == "1220" + read_metadata(pt2, programs=True).sha256
         assert properties["stcln_geo:provenance"]["exported_from"]
 
+    @pytest.mark.slow
     def test_dates_are_those_of_training(self, pt2):
         properties = json.loads(item_path(pt2).read_text())["properties"]
         assert properties["datetime"] is None
@@ -330,6 +335,7 @@ class TestItem:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_info_of_a_program(self, pt2):
         told = CliRunner().invoke(app, ["checkpoint", "info", str(pt2)])
         assert told.exit_code == 0, told.output

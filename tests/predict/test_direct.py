@@ -399,6 +399,7 @@ def test_a_broken_asset_fails_its_shards_then_is_left_out(
     assert digest(mended.out) == digest(maps.reference.out)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_to_its_search(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = maps.folder / "changing"
     shutil.copytree(maps.source.archive, catalog)

@@ -102,6 +102,7 @@ def test_equals_the_map_on_the_fields_of_the_split(small_cube: Path, run: Path, 
     assert evaluation.fields.tolist() == counts.tolist()
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_judged_as_it_maps_and_by_the_splits_of_all_its_members(
     new_cube: Callable[..., Path], tmp_path: Path
 ) -> None:

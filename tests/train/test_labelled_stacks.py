@@ -83,6 +83,7 @@ def pixels_drawn(dataset: ChipDataset, *, classes: int) -> list[int]:
     return counts[:classes].tolist()
 
 
+@pytest.mark.slow
 def test_a_stack_is_judged_as_its_cube(pair: tuple[Path, Path], tmp_path: Path) -> None:
     cube, stack = pair
     run = tmp_path / "run"
