@@ -206,9 +206,10 @@ def ensemble(
 ) -> None:
     """Join fine-tuned networks into one that gives their mean.
 
-    Networks of one recipe that began from other random numbers err in different places, so that
-    their mean is often better than each, and surer where it should be. `predict` and `evaluate`
-    take the file as any checkpoint. Labelling takes as many times as long as there are networks.
+    Networks of one recipe that began from other random numbers err in different places. The mean of
+    their probabilities decides; where they disagree it is less sure than right, which `checkpoint
+    calibrate` mends. `predict` and `evaluate` take the file as any checkpoint. Labelling takes as
+    many times as long as there are networks.
     """
     from ..model import join_checkpoints
     from ..train.over_seeds import finished_runs_of
