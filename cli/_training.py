@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ._common import parse_memory, say
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..storage import Location
     from ..train.plan import RunResult
 
 __all__ = [
+    "OutOption",
+    "WorkOption",
     "common_options",
     "folds_from",
     "ranks_planned",
     "say_kept",
     "say_result",
     "trackers_from",
+]
+
+
+OutOption = Annotated[
+    Path, typer.Option(help="The run directory, or an address as s3://bucket/runs/x.")
+]
+WorkOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="For a bucket: folder below which it is written. Default: stcln-geo-work.",
+    ),
 ]
 
 

@@ -397,7 +397,9 @@ def _score_run(
                 say(f"by the published rule, {name}: mean {mean}, sd {deviation}")
         say(told["note"])
         if len(told["runs"]) > 1:
-            say_next("checkpoint", "ensemble", run, "--out", run / "ensemble.safetensors")
+            out = Path("ensemble.safetensors")
+            out = where / out if isinstance(where, Path) else out
+            say_next("checkpoint", "ensemble", where, "--out", out)
     else:
         for line in evaluation.lines():
             say(line)

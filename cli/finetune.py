@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ._common import progress_bar, say, say_next
+from ._training import OutOption, WorkOption
 
 
 def finetune(
@@ -16,9 +17,7 @@ def finetune(
     cube: Annotated[
         Path, typer.Argument(metavar="CUBE", help="A cube or stack with labels and a split.")
     ],
-    out: Annotated[
-        Path, typer.Option(help="The run directory, or an address as s3://bucket/runs/x.")
-    ],
+    out: OutOption,
     init: Annotated[
         Path | None,
         typer.Option(help="Checkpoint or run to begin from. Default: from scratch."),
@@ -94,13 +93,7 @@ def finetune(
     track: Annotated[
         str, typer.Option(help="Where figures also go: tensorboard, wandb, mlflow, or none.")
     ] = "tensorboard",
-    work: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="For a bucket: folder below which it is written. Default: stcln-geo-work.",
-        ),
-    ] = None,
+    work: WorkOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
     ] = False,

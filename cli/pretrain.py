@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ._common import progress_bar, say
+from ._training import OutOption, WorkOption
 
 
 def pretrain(
@@ -17,9 +18,7 @@ def pretrain(
         list[Path],
         typer.Argument(metavar="CUBE_OR_ARCHIVE...", help="Cubes, stacks and archives, mixed."),
     ],
-    out: Annotated[
-        Path, typer.Option(help="The run directory, or an address as s3://bucket/runs/x.")
-    ],
+    out: OutOption,
     init: Annotated[
         Path | None,
         typer.Option(help="Checkpoint or run to go on from. Default: random weights."),
@@ -97,13 +96,7 @@ def pretrain(
     track: Annotated[
         str, typer.Option(help="Where figures also go: tensorboard, wandb, mlflow, or none.")
     ] = "tensorboard",
-    work: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="For a bucket: folder below which it is written. Default: stcln-geo-work.",
-        ),
-    ] = None,
+    work: WorkOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where --out holds another run.")
     ] = False,

@@ -37,7 +37,7 @@ class Batch:
     samples: tuple[int, ...] = ()
     """Place of each chip in its stream (in training: epoch * 2**40 + place in the epoch), whatever
     the batch size; empty for blank chips and outside of streams."""
-    moved: tuple[int, ...] = ()
+    shifts: tuple[int, ...] = ()
     """Days that were added to those of each chip; empty where none were."""
 
     def __len__(self) -> int:
@@ -69,14 +69,14 @@ class Batch:
             target=None if self.target is None else self.target[chosen],
             sources=self.sources[chosen],
             samples=self.samples[chosen],
-            moved=self.moved[chosen],
+            shifts=self.shifts[chosen],
         )
 
     def describe(self, chip: int) -> str:
         """Name a chip for people: where it was cut from, and its dates."""
         source = self.sources[chip] if self.sources else None
         seen = self.valid[chip].flatten(1).any(1).cpu().numpy()
-        days = self.days[chip].cpu().numpy()[seen] - (self.moved[chip] if self.moved else 0)
+        days = self.days[chip].cpu().numpy()[seen] - (self.shifts[chip] if self.shifts else 0)
         if source is None:
             return f"chip {chip} of the batch, {len(days)} dates"
         if not len(days):
@@ -134,12 +134,12 @@ def augment(chip: Chip, generator: np.random.Generator, options: Augmentation) -
             _turn(array, turns, mirrored=mirrored) for array in (reflectance, valid)
         )
         target = None if target is None else _turn(target, turns, mirrored=mirrored)
-    moved = 0
+    shift = 0
     if options.shift_days:
-        moved = int(generator.integers(-options.shift_days, options.shift_days + 1))
-        days = days + days.dtype.type(moved)
+        shift = int(generator.integers(-options.shift_days, options.shift_days + 1))
+        days = days + days.dtype.type(shift)
     return replace(
-        chip, reflectance=reflectance, valid=valid, days=days, target=target, moved=moved
+        chip, reflectance=reflectance, valid=valid, days=days, target=target, shift=shift
     )
 
 
@@ -197,7 +197,7 @@ def collate(chips: Sequence[Chip], *, samples: Sequence[int] = ()) -> Batch:
         target=None if target is None else torch.from_numpy(target),
         sources=tuple(chip.source for chip in chips),
         samples=tuple(samples),
-        moved=tuple(chip.moved for chip in chips) if any(chip.moved for chip in chips) else (),
+        shifts=tuple(chip.shift for chip in chips) if any(chip.shift for chip in chips) else (),
     )
 
 

@@ -59,7 +59,7 @@ class Chip:
     """Where it was cut from."""
     problem: str | None = None
     """Why the chip is blank, where its stored bytes are damaged and such chunks are skipped."""
-    moved: int = 0
+    shift: int = 0
     """Days that augmentation has added to all of ``days``."""
 
     @property

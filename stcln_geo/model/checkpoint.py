@@ -185,9 +185,8 @@ def load_model(
     """Build the network of a checkpoint with its weights, on the CPU and in eval mode.
 
     Takes a .safetensors file of ours, a run directory or a published .tar file, also by an address
-    such as ``s3://bucket/runs/x``. A classifier is a
-    `Stcln`, several that answer together an `Ensemble`, a pre-trained network a
-    `MaskedPretrainer`, a bare encoder an `Encoder`.
+    such as ``s3://bucket/runs/x``. A classifier is a `Stcln`, several that answer together an
+    `Ensemble`, a pre-trained network a `MaskedPretrainer`, a bare encoder an `Encoder`.
     """
     info, state = read_checkpoint(find_checkpoint(path))
     module = make_module(info.kind, info.config, info.members)

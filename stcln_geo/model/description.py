@@ -20,7 +20,7 @@ import torch
 
 from ..errors import CheckpointError, InputError, OutputError
 from ..legend import Legend
-from ..storage import Location
+from ..storage import Location, location
 from .config import StclnConfig
 from .ensemble import Ensemble
 from .reference import Kind
@@ -82,8 +82,8 @@ class CheckpointInfo:
     format: FileFormat = "safetensors"
     """What the file is: weights, or a program that runs without this package."""
     members: int = 1
-    """Networks that answer together; above 1 it is an ensemble, and ``mean``, ``std`` and
-    ``temperature`` are of the first, and of what all say together."""
+    """Networks that answer together. Above 1 it is an ensemble: ``mean`` and ``std`` are then those
+    of the first, and ``temperature`` divides what all say together."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -331,6 +331,11 @@ def _as_temperature(value: Any) -> float | None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, then rename it: readers see all of it or nothing."""
+    if not isinstance(location(path), Path):
+        raise InputError(
+            f"Cannot write {location(path)}: checkpoints are read from a bucket, and written there "
+            "by training alone. Name a file of this machine, and copy it."
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -207,3 +207,17 @@ def test_the_command_joins_the_seeds_of_a_folder(saved: list[Path], tmp_path: Pa
     assert "2 networks of" in done.output
     shown = CliRunner().invoke(app, ["checkpoint", "info", str(out)]).output
     assert "classifier, an ensemble of 2, " in shown
+
+
+@pytest.mark.parametrize("command", ["ensemble", "export"])
+def test_a_bucket_is_not_taken_for_a_folder(
+    saved: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = "s3://bucket/x.safetensors"
+    words = [*map(str, saved), "--out", out] if command == "ensemble" else [str(saved[0]), out]
+    before = sorted(tmp_path.iterdir())
+    done = CliRunner().invoke(app, ["checkpoint", command, *words])
+    assert isinstance(done.exception, InputError)
+    assert f"Cannot write {out}" in str(done.exception)
+    assert sorted(tmp_path.iterdir()) == before

@@ -49,6 +49,12 @@ class Killed(BaseException):
     """Ends what runs, and runs none of what would follow."""
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work folders are made in the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def put(folder: Path, files: dict[str, bytes]) -> None:
     """Make a folder hold these files, written as a run writes them."""
     for name in list_files(folder) if folder.is_dir() else []:
@@ -284,10 +290,7 @@ def test_beginning_anew_replaces_all_of_a_run(s3: str, tmp_path: Path) -> None:
     assert saved(where, tmp_path) == SECOND
 
 
-def test_beginning_anew_in_vain_leaves_the_run(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_beginning_anew_in_vain_leaves_the_run(s3: str, tmp_path: Path) -> None:
     where = address(s3)
     send(where, tmp_path / "one", FIRST)
     with pytest.raises(InputError, match="no"), kept_run(where, Ranks(), overwrite=True):
@@ -327,7 +330,6 @@ def test_evaluating_disturbs_no_training(s3: str, tmp_path: Path) -> None:
 def test_a_server_that_is_away_is_waited_for(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bucket_module, "_RETRIES", 0)
     where = address(s3)
     server = os.environ["AWS_ENDPOINT_URL"]
@@ -354,7 +356,6 @@ def test_a_server_that_is_away_is_waited_for(
 def test_a_last_save_that_fails_is_an_error_and_is_brought_later(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bucket_module, "_RETRIES", 0)
     where = address(s3)
     server = os.environ["AWS_ENDPOINT_URL"]
@@ -378,7 +379,6 @@ def test_a_last_save_that_fails_is_an_error_and_is_brought_later(
 def test_a_failed_run_is_saved_and_its_error_told(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bucket_module, "_RETRIES", 0)
     where = address(s3)
 
@@ -434,10 +434,7 @@ def forge(where: S3Path, **changes: object) -> None:
     write_file(lock, json.dumps({**told, **changes}).encode())
 
 
-def test_a_machine_that_vanished_is_waited_out(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_machine_that_vanished_is_waited_out(s3: str) -> None:
     where = address(s3)
     forge(where, host="elsewhere", pid=1, beat=0.05)
     told = pytest.warns(StclnGeoWarning, match="process 1 on elsewhere: waiting up to")
@@ -446,10 +443,7 @@ def test_a_machine_that_vanished_is_waited_out(
     assert not lock_path(where).exists()
 
 
-def test_a_machine_that_lives_is_not_overruled(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_machine_that_lives_is_not_overruled(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "_OBJECT_BEAT_SECONDS", 0.1)
     where = address(s3)
     with kept_run(where, Ranks()):
