@@ -21,7 +21,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Counting lines slows the tests down, so it is a target of its own.
 coverage: $(VENV)/.installed

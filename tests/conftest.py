@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,15 @@ import pytest
 from .dask_cluster import Cluster
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests that take longest: no core waits for one at the end."""
+    minutes: Counter[Path] = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("slow"):
+            minutes[item.path] += mark.kwargs.get("minutes", 0.3)
+    items.sort(key=lambda item: -minutes[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def test_train_memory_compares_equal_losses(tmp_path):
     assert re.search(r"kept: [\d.]+ x as fast, peak [\d.]+ GB beside [\d.]+ GB", finished.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_predict_scale_counts_tasks_and_measures_memory(tmp_path):
     finished = subprocess.run(
         [sys.executable, BENCHMARKS / "predict_scale.py", "--dense", "60", "101", "--sparse",
@@ -162,13 +162,13 @@ def test_the_simulated_study_runs_from_its_file_to_its_tables(tmp_path):
 @pytest.mark.slow
 def test_few_dates_compares_equal_options(tmp_path):
     finished = subprocess.run(
-        [sys.executable, BENCHMARKS / "few_dates.py", "--size", "150x130", "--dates", "30", "--few",
-         "12", "--fields", "1", "--seeds", "2", "--pretrain-steps", "3", "--steps", "2", "--chip",
+        [sys.executable, BENCHMARKS / "few_dates.py", "--size", "120x110", "--dates", "14", "--few",
+         "6", "--fields", "1", "--seeds", "2", "--pretrain-steps", "3", "--steps", "2", "--chip",
          "16", "--min-fields", "3", "--scratch", tmp_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    assert "12 dates, 10 bands" in finished.stdout
+    assert "6 dates, 10 bands" in finished.stdout
     scores = [
         [float(value) for value in re.findall(rf"{name} (0\.\d+)", finished.stdout)]
         for name in ("from pre-training", "from scratch")

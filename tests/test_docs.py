@@ -430,7 +430,7 @@ def test_the_own_dataset_example_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert bool(cube["valid"].sel(y=images["y"], x=images["x"]).all())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1.5)
 def test_the_path_in_python_runs_and_goes_on(tmp_path: Path) -> None:
     """The blocks of the page, as one script: its areas are those of the map; again, all is kept."""
     import numpy as np

@@ -334,7 +334,7 @@ def replacement(years: Any, s3: str) -> tuple[S3Path, np.ndarray, np.ndarray]:
     return cube, old, new
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_a_swap_may_stop_anywhere(
     replacement: tuple[S3Path, np.ndarray, np.ndarray],
     monkeypatch: pytest.MonkeyPatch,

@@ -99,7 +99,7 @@ print(peak_memory("cpu"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is asked of /proc")
 def test_a_whole_pastis_patch_fits_in_memory():
     """128 x 128 pixels and 61 dates through `base`, in a process of its own, torch included.

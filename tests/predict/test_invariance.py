@@ -23,7 +23,7 @@ from stcln_geo.execution import Execution
 from stcln_geo.grid import snapped_geobox
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=1)
 
 CPU = {"device": "cpu", "precision": "float32", "min_clear": 1, "seam_audit": 0}
 LEFT, TOP, DATES = 500_170.0, 5_600_330.0, 4

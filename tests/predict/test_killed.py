@@ -20,7 +20,7 @@ import rasterio
 from ..dask_cluster import TESTS, Cluster, wait_for_workers
 from .test_run import PRODUCT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=5)
 
 SEED = int(os.environ.get("STCLN_GEO_KILL_SEED", "20181122"))
 KILLS = {"worker": 7, "scheduler": 6, "client": 7}

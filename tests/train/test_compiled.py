@@ -131,7 +131,7 @@ def test_a_compiled_run_is_killed_and_resumed(small_cube: Path, tmp_path: Path) 
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1.5)
 def test_two_compiled_ranks_take_the_steps_of_plain_ones(small_cube: Path, tmp_path: Path) -> None:
     """Without dropout, which draws other places in a compiled step."""
     two = ("--devices", "2", "--set", "model.dropout=0", "--max-dates", "4")  # one length

@@ -138,7 +138,7 @@ def test_continued_pretraining_is_killed_and_resumed(small_cube: Path, tmp_path:
     assert any("positions='index', this has 'days'" in note for note in told[0]["notes"])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1.5)
 @pytest.mark.parametrize("victim", ["the command", "a rank"])
 def test_two_ranks_killed_and_resumed(victim: str, small_cube: Path, tmp_path: Path) -> None:
     two = ("--devices", "2")
