@@ -26,7 +26,8 @@ from ..train.evaluate import evaluate_run
 from ..train.evaluation import folder_elsewhere
 from ..train.finetune import finetune
 from ..train.pretrain import pretrain
-from ..train.run_directory import fingerprints_of, read_summary
+from ..train.provenance import fingerprints_of
+from ..train.run_directory import read_summary
 from .design import View
 from .settings import Settings
 from .steps import FinetuneStep, PretrainStep, Steps

@@ -22,7 +22,8 @@ from .classes import ClassChoice
 from .config import FinetuneConfig, load_config
 from .evaluation import EvaluationPlan
 from .finetune_setup import training_fields
-from .run_directory import fingerprint_labels, fingerprint_season, read_environment
+from .provenance import fingerprint_labels, fingerprint_season
+from .run_directory import read_environment
 
 __all__ = [
     "Baseline",

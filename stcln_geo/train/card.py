@@ -11,7 +11,8 @@ from typing import Any
 from ..legend import Legend
 from ..model.checkpoint import read_metadata
 from ..storage import public_name
-from .run_directory import RunDirectory, public_cubes, write_text
+from .provenance import public_cubes
+from .run_directory import RunDirectory, write_text
 
 __all__ = ["describe_model", "write_model_card"]
 

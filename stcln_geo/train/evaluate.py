@@ -37,13 +37,9 @@ from .evaluation import Evaluation, EvaluationPlan, SplitName, folder_elsewhere,
 from .finetune_task import count_confusion, make_lookup, observed_target
 from .plan import figures_hold_for
 from .protocol import EvaluationSection, Protocol
+from .provenance import fingerprint_labels, fingerprint_season, fingerprints_of
 from .run_copy import run_copy
-from .run_directory import (
-    fingerprint_labels,
-    fingerprint_season,
-    fingerprints_of,
-    is_finished,
-)
+from .run_directory import is_finished
 
 __all__ = [
     "Evaluation",

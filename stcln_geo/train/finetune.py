@@ -20,8 +20,9 @@ from .plan import (
     finished_result,
     rehearse,
 )
+from .provenance import describe_environment, public_cubes
 from .ranks import Ranks, find_ranks, join
-from .run_directory import RunDirectory, describe_environment, public_cubes
+from .run_directory import RunDirectory
 from .run_keeping import kept_run
 from .start import check_apart, describe_init
 from .temperature import calibrate

@@ -32,8 +32,9 @@ from .plan import (
 )
 from .pretrain_page import write_pretrain_page
 from .pretrain_task import PretrainTask
+from .provenance import describe_environment, public_cubes
 from .ranks import Ranks, find_ranks, join
-from .run_directory import RunDirectory, describe_environment, public_cubes
+from .run_directory import RunDirectory
 from .run_keeping import kept_run
 from .sections import ModelSection
 from .start import check_apart, describe_init, give_first_weights, say_differences, say_starts

@@ -10,8 +10,9 @@ from ..report.pretraining import PretrainingReport, write_pretraining_report
 from ..report.strips import plot_strip
 from ..storage import public_name
 from .error_table import read_error_rows
+from .provenance import public_cubes
 from .reconstruction import ReconstructedChip, read_reconstructions
-from .run_directory import RunDirectory, public_cubes
+from .run_directory import RunDirectory
 
 __all__ = ["write_pretrain_page"]
 

@@ -28,7 +28,7 @@ from stcln_geo.experiments.table import Table, table_csv, table_markdown
 from stcln_geo.report.metrics import confusion_matrix, metrics_from_confusion
 from stcln_geo.report.published import published_metrics
 from stcln_geo.train.protocol import Protocol, list_protocols, load_protocol
-from stcln_geo.train.run_directory import fingerprint_labels
+from stcln_geo.train.provenance import fingerprint_labels
 
 from ..datasets.make_pastis import squares_of_folds, write_pastis
 
