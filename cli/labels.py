@@ -1,4 +1,4 @@
-"""``stcln-geo labels``: burn field labels into a cube; split and draw those of a cube or stack."""
+"""``stcln-geo labels``: choose fields to visit; burn, split and draw their labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Burn field labels into a cube; split and draw those of a cube or stack.",
+    help="Choose fields to visit; burn their labels into a cube, split and draw them.",
 )
 
 Season = Annotated[
@@ -23,6 +23,57 @@ Season = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
 ]
+
+
+@app.command()
+def choose(
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="The cube.")],
+    parcels: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Outlines of fields, in any CRS.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="To write: .gpkg, .parquet or .geoparquet.")
+    ],
+    count: Annotated[int, typer.Option(metavar="N", help="Fields to visit.")],
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the crops: fields with a value in it have been visited. Default: "
+            "none has, and a column `crop` is added to be filled in."
+        ),
+    ] = None,
+    min_pixels: Annotated[int, typer.Option(help="Pixels that a field to visit has at least.")] = 8,
+    seed: Annotated[int, typer.Option(help="Another seed may choose others.")] = 0,
+    season: Season = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of a file with several. Default: the first.")
+    ] = None,
+    dry_run: DryRun = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, filled in or not.")
+    ] = False,
+) -> None:
+    """Choose which fields to visit, before any label is known.
+
+    Fields are grouped by how green they are through the season, and of each group the most
+    typical one is visited. OUT holds all fields: those to visit are numbered in `visit`, the one
+    that stands for most others first. Fill in their crops, then run `stcln-geo labels burn`, or
+    this again with --column for more visits.
+    """
+    from ..report.visits import VisitSpec, choose_visits
+
+    spec = VisitSpec(count=count, column=column, min_pixels=min_pixels, seed=seed)
+    with progress_bar("fields") as progress:
+        report = choose_visits(
+            cube, parcels, out, spec,
+            season=season, layer=layer, overwrite=overwrite, dry_run=dry_run, progress=progress,
+        )  # fmt: skip
+    for line in report.lines():
+        say(line)
+    if dry_run:
+        say("Nothing was written (--dry-run).")
+        return
+    say(f"{out}: fill in {report.column!r} where `visit` has a number")
 
 
 @app.command()

@@ -380,3 +380,38 @@ def test_real_few_fields_says_which_data_are_absent(tmp_path):
     assert "france_2023_dekads.geoparquet and belgium_2021_monthly" in finished.stderr
     assert "--data" in finished.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_choose_fields_compares_equal_numbers_of_fields(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, BENCHMARKS / "choose_fields.py", "--size", "140x120", "--dates", "6",
+         "--count", "5", "--seeds", "2", "--regions", "1", "--pretrain-steps", "2", "--steps", "2",
+         "--scratch", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    scores = {
+        arm: [
+            float(value)
+            for value in re.findall(rf"5 fields {arm}: macro mIoU (\S+),", finished.stdout)
+        ]
+        for arm in ("random", "chosen")
+    }
+    assert [len(own) for own in scores.values()] == [2, 2]
+    told = re.search(r"macro mIoU: .* difference (\S+) \((\S+) to (\S+)\)", finished.stdout)
+    assert told is not None
+    mean, low, high = map(float, told.groups())
+    assert mean == pytest.approx(np.mean(scores["chosen"]) - np.mean(scores["random"]), abs=1.1e-3)
+    assert low <= mean <= high
+    assert not list(tmp_path.iterdir()), "it cleans up"
+
+
+def test_choose_fields_reads_real_series(shared, benchmark_module):
+    script = benchmark_module("choose_fields")
+    values, ndvi, code = script.read_france(shared / "data" / "france_2023_dekads.geoparquet")
+    assert len(values) == len(ndvi) == len(code) == 424
+    assert values.shape[1] == 9 * ndvi.shape[1] == 9 * 13
+    assert np.isfinite(values).all()
+    assert -0.5 < np.nanmin(ndvi) < 0.2 < 0.8 < np.nanmax(ndvi) <= 1
+    assert len(np.unique(code)) == 14

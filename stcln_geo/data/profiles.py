@@ -1,4 +1,4 @@
-"""How green the labelled fields are through a season: what shows labels that do not fit."""
+"""How green labelled fields and parcels without labels are through a season."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..cube.burnt import burn_fields
 from ..cube.contract import FILL, SCALE
+from ..cube.season import Season
 from ..errors import CubeError
 from ..execution import ProgressHook
+from ..grid import Window
 from ..legend import Legend
 from .chips import Chip, ChipDataset
 from .labelled import plan_labelled_chips
-from .source import Source
+from .source import Source, source_of
 from .split import check_labelled
 
-__all__ = ["ClassProfile", "FieldProfiles", "field_profiles"]
+__all__ = ["ClassProfile", "FieldProfiles", "ParcelProfiles", "field_profiles", "parcel_profiles"]
 
 STEP = 10
 """Days of a period, in which the clear dates of a field are averaged."""
+MONTH = 30
+"""Days of a period of parcels, of which every field should have clear dates."""
 _CHIP = 64
+_READ_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,18 @@ class FieldProfiles:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParcelProfiles:
+    """The mean NDVI of parcels in periods of thirty days of a season."""
+
+    first: np.ndarray
+    """(D,) datetime64[D], first day of each period."""
+    ndvi: np.ndarray
+    """(P, D) float32: mean of all clear pixels and dates; NaN where there is none."""
+    pixels: np.ndarray
+    """(P,) int64 pixels whose centre the parcel holds, clear or not."""
+
+
 def field_profiles(
     source: Source, *, most: int = 100, seed: int = 0, progress: ProgressHook | None = None
 ) -> FieldProfiles:
@@ -96,12 +114,7 @@ def field_profiles(
         If red or nir is missing.
     """
     fields, legend = check_labelled(source)
-    missing = [band for band in ("red", "nir") if band not in source.bands]
-    if missing:
-        raise CubeError(
-            f"Cannot tell how green the fields of {source} are: it lacks {' and '.join(missing)}, "
-            "and NDVI is of red and nir. Build the cube with these bands."
-        )
+    _ndvi_bands(source)
     order = np.random.default_rng(seed).permutation(len(fields))
     wanted = np.zeros(len(fields), dtype=bool)
     for code in range(len(legend)):
@@ -126,7 +139,7 @@ def field_profiles(
     sums, counts = np.zeros(len(rows) * periods), np.zeros(len(rows) * periods)
     for unit in range(len(dataset.units)):
         for chip in dataset.read(unit):
-            ndvi, seen = _ndvi(chip)
+            ndvi, seen = _ndvi(chip.reflectance, chip.valid)
             place = _rows(chip, source, by_number, by_class)
             seen &= place >= 0
             at = (place * periods)[None] + ((chip.days - first) // STEP)[:, None, None]
@@ -145,11 +158,87 @@ def field_profiles(
     )
 
 
-def _ndvi(chip: Chip) -> tuple[np.ndarray, np.ndarray]:
-    """Return the NDVI (T, H, W) float32, and where there is one."""
-    red, nir = (chip.reflectance[:, band].astype(np.float32) * SCALE for band in (0, 1))
+def parcel_profiles(
+    season: Season, polygons: np.ndarray, *, progress: ProgressHook | None = None
+) -> ParcelProfiles:
+    """Average the NDVI of parcels over their clear pixels, period by period.
+
+    Parameters
+    ----------
+    season
+        A season of a cube with the bands red and nir.
+    polygons
+        (P,) polygons in the season's CRS; where they overlap, the later one has the pixel.
+
+    Raises
+    ------
+    CubeError
+        If red or nir is missing.
+    """
+    source = source_of(season)
+    bands = _ndvi_bands(source)
+    burnt = burn_fields(polygons, season.geobox.affine, season.shape_yx, strip=season.layout.shard)
+    raster = burnt.through(np.arange(len(polygons) + 1, dtype=np.int32))
+    first, last = source.day_range
+    periods = (last - first) // MONTH + 1
+    sums, counts = np.zeros((2, len(polygons) + 1, periods))
+    tops = range(0, source.shape_yx[0], source.chunk)
+    for done, top in enumerate(tops):
+        rows = raster[top : top + source.chunk]
+        for window in _pieces(rows, top, source):
+            numbers = rows[:, window.cols]
+            block = source.read(window)
+            ndvi, seen = _ndvi(block.reflectance[:, bands], block.valid)
+            seen &= numbers > 0
+            near, row = np.unique(numbers, return_inverse=True)
+            period = (block.days - first) // MONTH
+            at = (row.reshape(numbers.shape) * periods)[None] + period[:, None, None]
+            for totals, weights in ((sums, ndvi[seen]), (counts, None)):
+                found = np.bincount(at[seen], weights=weights, minlength=len(near) * periods)
+                totals[near] += found.reshape(len(near), periods)
+        if progress is not None:
+            progress(done + 1, len(tops), "rows of chunks")
+    ndvi = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)[1:]
+    start = np.datetime64(source.season, "D") + np.timedelta64(first, "D")
+    return ParcelProfiles(
+        first=start + MONTH * np.arange(periods),
+        ndvi=ndvi.astype(np.float32),
+        pixels=burnt.pixels,
+    )
+
+
+def _pieces(rows: np.ndarray, top: int, source: Source) -> list[Window]:
+    """Cut a row of storage chunks into windows to read: those with a parcel, some at a time."""
+    side, width = source.chunk, rows.shape[1]
+    held = [bool(rows[:, left : left + side].any()) for left in range(0, width, side)]
+    most = max(_READ_BYTES // source.chunk_bytes, 1)
+    found: list[Window] = []
+    for index in np.flatnonzero(held).tolist():
+        left = index * side
+        part = Window(top, left, len(rows), min(side, width - left))
+        if found and found[-1].col + found[-1].width == left and found[-1].width < most * side:
+            last = found.pop()
+            part = Window(top, last.col, len(rows), last.width + part.width)
+        found.append(part)
+    return found
+
+
+def _ndvi_bands(source: Source) -> list[int]:
+    """Return the positions of red and nir."""
+    missing = [band for band in ("red", "nir") if band not in source.bands]
+    if missing:
+        raise CubeError(
+            f"Cannot tell how green the fields of {source} are: it lacks {' and '.join(missing)}, "
+            "and NDVI is of red and nir. Build the cube with these bands."
+        )
+    return [source.bands.index(band) for band in ("red", "nir")]
+
+
+def _ndvi(reflectance: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the NDVI (T, H, W) float32 of (T, 2, H, W) red and nir, and where there is one."""
+    red, nir = (reflectance[:, band].astype(np.float32) * SCALE for band in (0, 1))
     total = red + nir
-    seen = chip.valid & (chip.reflectance != FILL).all(axis=1) & (total > 0)
+    seen = valid & (reflectance != FILL).all(axis=1) & (total > 0)
     ndvi = np.divide(nir - red, total, out=np.zeros_like(total), where=seen)
     return np.clip(ndvi, -1.0, 1.0), seen
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio.features
+import shapely
 
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.stack import open_stack
 from stcln_geo.cube.store import open_season
 from stcln_geo.data import profiles
-from stcln_geo.data.profiles import field_profiles
+from stcln_geo.data.profiles import field_profiles, parcel_profiles
 from stcln_geo.data.source import open_source
 from stcln_geo.errors import CubeError
 
@@ -114,3 +116,43 @@ def test_the_command_draws_and_says_when_each_class_is_greenest(
     bare = new_cube(bands=("green", "swir16"))
     with pytest.raises(CubeError, match="lacks red and nir"):
         profiles.field_profiles(open_source(bare))
+
+
+@pytest.mark.parametrize("read_bytes", [1, 10**9])
+def test_profiles_of_parcels_equal_the_means_over_the_whole_cube(
+    cube: Path, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "_READ_BYTES", read_bytes)
+    season = open_season(cube)
+    left, bottom, right, top = season.geobox.boundingbox.bbox
+    rng = np.random.default_rng(6)
+    polygons = shapely.buffer(
+        shapely.points(rng.uniform(left - 40, right + 40, 19), rng.uniform(bottom, top, 19)),
+        rng.uniform(3, 120, 19),
+    )
+    # One that holds no pixel, one beyond the cube, one over all; of those that overlap the last.
+    polygons[3] = shapely.box(left + 6, top - 8, left + 8, top - 6)
+    polygons[4] = shapely.box(right + 100, top - 90, right + 300, top)
+    polygons[0] = shapely.box(left, bottom, right, top)
+    numbers = rasterio.features.rasterize(
+        zip(polygons, range(1, 20), strict=True), out_shape=season.shape_yx,
+        transform=season.geobox.affine, dtype="int32",
+    )  # fmt: skip
+    red, nir = (season.reflectance[:, season.bands.index(band)] * 1e-4 for band in ("red", "nir"))
+    ndvi = np.clip((nir - red) / (nir + red), -1, 1)
+    valid = season.valid[:] & (nir + red > 0)
+    period = (season.days - season.days.min()) // 30
+
+    told: list[tuple[object, ...]] = []
+    found = parcel_profiles(season, polygons, progress=lambda *one: told.append(one))
+
+    assert told == [(row + 1, 3, "rows of chunks") for row in range(3)]
+    assert found.ndvi.shape == (19, period.max() + 1) == (19, len(found.first))
+    assert found.pixels.tolist() == np.bincount(numbers.reshape(-1), minlength=20)[1:].tolist()
+    assert found.pixels[3] == found.pixels[4] == 0
+    for row in range(19):
+        inside = numbers == row + 1
+        for column in range(found.ndvi.shape[1]):
+            seen = valid[period == column] & inside
+            expected = ndvi[period == column][seen].mean() if seen.any() else np.nan
+            assert found.ndvi[row, column] == pytest.approx(expected, abs=1e-5, nan_ok=True)
