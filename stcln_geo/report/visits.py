@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from ..cube.labels import values_as_text
 from ..cube.store import Season, open_season
-from ..data.choice import Choice, choose_parcels, fill_gaps
-from ..data.profiles import parcel_profiles
 from ..errors import InputError
 from ..execution import ProgressHook
 from ..maps.parcels import placed, read_parcels
@@ -21,6 +19,8 @@ from ..storage import Location
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+
+    from ..data.choice import Choice
 
 __all__ = ["COLUMN", "VisitReport", "VisitSpec", "choose_visits"]
 
@@ -59,8 +59,6 @@ class VisitReport:
     """Parcels with fewer pixels than asked for."""
     unseen: int
     """Parcels that are clear in less than a third of the periods."""
-    compared: int
-    """Parcels that were grouped."""
     chosen: NDArray[np.intp]
     """(N,) rows of the parcels to visit, counted from 0."""
     stands_for: NDArray[np.intp]
@@ -68,23 +66,17 @@ class VisitReport:
 
     def lines(self) -> list[str]:
         """Return the report as lines of text for people."""
-        count = len(self.chosen)
-        said = [f"{count} of {self.parcels} parcels to visit."]
-        if count >= 4:
-            half = int(self.stands_for[: -(-count // 2)].sum())
-            said.append(
-                f"They stand for {int(self.stands_for.sum())} parcels, the first "
-                f"{-(-count // 2)} of them for {half}."
-            )
-        for parcels, what in (
-            (self.visited, f"have a value in {self.column!r}: they were visited before"),
-            (self.outside, "hold no pixel of the cube"),
-            (self.small, "are too small to visit (--min-pixels)"),
-            (self.unseen, "are clear too rarely to be compared"),
-        ):
-            if parcels:
-                said.append(f"{parcels} parcels {what}.")
-        return said
+        count, half = len(self.chosen), -(-len(self.chosen) // 2)
+        said = f"{count} of {self.parcels} parcels to visit. They stand for {self.stands_for.sum()}"
+        said += f", the first {half} for {self.stands_for[:half].sum()}." if count > 3 else "."
+        others = {
+            f"visited before (a value in {self.column!r})": self.visited,
+            "outside the cube": self.outside,
+            "too small (--min-pixels)": self.small,
+            "too rarely clear": self.unseen,
+        }
+        told = [f"{parcels} {what}" for what, parcels in others.items() if parcels]
+        return [said, f"Not to visit: {', '.join(told)}."] if told else [said]
 
 
 def choose_visits(
@@ -146,6 +138,9 @@ def _choose(
     progress: ProgressHook | None,
 ) -> tuple[VisitReport, Choice, NDArray[np.intp]]:
     """Return the report, the choice, and the rows of the parcels that it is about."""
+    from ..data.choice import choose_parcels, fill_gaps
+    from ..data.profiles import parcel_profiles
+
     shapes = placed(frame.geometry.to_crs(str(season.geobox.crs)).to_numpy())
     found = parcel_profiles(season, shapes, progress=progress)
     if not found.pixels.any():
@@ -171,7 +166,6 @@ def _choose(
         outside=int((~inside).sum()),
         small=int((inside & ~large & ~known).sum()),
         unseen=int((inside & (large | known) & ~clear).sum()),
-        compared=len(compared),
         chosen=compared[choice.chosen],
         stands_for=choice.stands_for,
     )

@@ -64,9 +64,8 @@ def test_each_crop_is_visited_and_every_field_has_a_row(
     out = tmp_path / f"visits.{suffix}"
     assert choose(cube, file, out, "--count", KINDS) == 0
     said = capsys.readouterr().out
-    assert "3 of 44 parcels to visit." in said
-    assert "1 parcels hold no pixel of the cube." in said
-    assert "1 parcels are too small to visit (--min-pixels)." in said
+    assert "3 of 44 parcels to visit. They stand for 42." in said
+    assert "Not to visit: 1 outside the cube, 1 too small (--min-pixels)." in said
     read = geopandas.read_parquet if suffix == "parquet" else geopandas.read_file
     found, given = read(out), geopandas.read_file(file)
     assert found.crs == given.crs
@@ -94,7 +93,9 @@ def test_what_was_filled_in_is_burnt_and_counts_as_visited(
     found.to_file(first)
 
     assert choose(cube, first, second, "--count", 5, "--column", "crop") == 0
-    assert "9 parcels have a value in 'crop': they were visited before." in capsys.readouterr().out
+    assert (
+        "Not to visit: 9 visited before (a value in 'crop'), 1 outside" in capsys.readouterr().out
+    )
     again = geopandas.read_file(second)
     assert again["crop"].notna().sum() == 9
     assert not (again["visit"].notna() & again["crop"].notna()).any()
