@@ -7,7 +7,6 @@ again to go on after an interruption.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator
@@ -24,9 +23,8 @@ from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import Window, tiles
 from ..lock import LockHolder, hold_lock
 from ..storage import Location
-from .fields import choose_crops, is_declared, make_parish, parishes_in
-from .noise import make_key
-from .phenology import BANDS, CROPS
+from .parcels import write_legend, write_parcels
+from .phenology import BANDS
 from .scene import Scene, render_scene
 from .sky import is_cloudy
 from .spec import RESOLUTION, SimulationSpec
@@ -50,9 +48,6 @@ _BESIDE = ("catalog.json", "collection.json", "parcels.gpkg", "legend.csv", "reg
 # Deflate keeps about this share of noisy 16-bit reflectance and of the classification.
 _PACKED = {"uint16": 0.72, "uint8": 0.12}
 _SMALL = 1024
-_PARISH_ROWS = 64
-# Square metres; less is left of a field that only touches the region.
-_SLIVER = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +186,8 @@ def simulate_archive(
             _write_date, tasks, execution=execution or Execution(), label="date", progress=progress
         )
 
-        _write_parcels(folder, spec)
-        _write_legend(folder / "legend.csv")
+        write_parcels(folder, spec)
+        write_legend(folder / "legend.csv")
         _write_json(folder / "region.geojson", _make_region(spec))
         items = [json.loads((folder / name / f"{name}.json").read_text()) for name in names]
         _write_json(folder / "collection.json", make_collection(spec, items))
@@ -322,72 +317,6 @@ def _blocks(spec: SimulationSpec) -> Iterator[Window]:
     even = (spec.height + spec.height % 2, spec.width + spec.width % 2)
     for tile in tiles(even, BLOCK):
         yield tile.shift(spec.window.row, spec.window.col)
-
-
-def _write_parcels(folder: Path, spec: SimulationSpec) -> None:
-    """Write the fields with a known crop, cut at the region's edge, in bounded memory."""
-    target = folder / "parcels.gpkg"
-    if target.exists():
-        return
-    partial = folder / ".parcels.gpkg"
-    partial.unlink(missing_ok=True)
-    try:
-        for number, frame in enumerate(_parcel_frames(spec)):
-            frame.to_file(partial, layer="parcels", driver="GPKG", mode="a" if number else "w")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _parcel_frames(spec: SimulationSpec) -> Iterator[Any]:
-    import geopandas
-    import shapely
-
-    region = shapely.box(*spec.bounds)
-    wanted = parishes_in(spec, spec.bounds)
-    rows = sorted({row for row, _ in wanted})
-    for start in range(0, len(rows), _PARISH_ROWS):
-        chosen = set(rows[start : start + _PARISH_ROWS])
-        shapes: list[Any] = []
-        columns: dict[str, list[str]] = {"field_id": [], "crop_code": [], "crop_name": []}
-        extra: dict[str, list[str]] = {
-            f"crop_code_{spec.start_year + season}": [] for season in range(spec.seasons)
-        }
-        for row, col in (index for index in wanted if index[0] in chosen):
-            parish = make_parish(spec, row, col)
-            if not len(parish.fields):
-                continue
-            keys = np.array(
-                [make_key(parish.key, 43, number + 1) for number in range(len(parish.fields))],
-                dtype=np.uint32,
-            )
-            cut = shapely.intersection(parish.fields, region)
-            kept = is_declared(keys) & (shapely.area(cut) > _SLIVER)
-            by_season = [
-                choose_crops(parish.ranks, keys, season=spec.start_year + season)
-                for season in range(spec.seasons)
-            ]
-            for number in np.flatnonzero(kept):
-                shapes.append(cut[number])
-                crop = CROPS[by_season[0][number]]
-                columns["field_id"].append(f"{row}-{col}-{number}")
-                columns["crop_code"].append(crop.code)
-                columns["crop_name"].append(crop.name)
-                for column, chosen_crops in zip(extra.values(), by_season, strict=True):
-                    column.append(CROPS[chosen_crops[number]].code)
-        if spec.seasons > 1:
-            columns.update(extra)
-        if shapes:
-            yield geopandas.GeoDataFrame(columns, geometry=shapes, crs=spec.crs)
-
-
-def _write_legend(path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("value", "name", "color"))
-        writer.writerows((crop.code, crop.name, crop.color) for crop in CROPS)
-    os.replace(partial, path)
 
 
 def _make_region(spec: SimulationSpec) -> dict[str, Any]:
