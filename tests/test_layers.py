@@ -11,6 +11,7 @@ import ast
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,9 @@ def imports_of(module: str, path: Path) -> list[Import]:
     return found
 
 
-IMPORTS = [item for module, path in FILES.items() for item in imports_of(module, path)]
+@cache
+def all_imports() -> list[Import]:
+    return [item for module, path in FILES.items() for item in imports_of(module, path)]
 
 
 def listed(broken: list[Import]) -> str:
@@ -181,7 +184,7 @@ def listed(broken: list[Import]) -> str:
 def edges() -> list[tuple[str, str, Import]]:
     """Return every import that leaves one of our units for another of ours."""
     pairs = []
-    for item in IMPORTS:
+    for item in all_imports():
         importer, imported = unit_of(item.importer), unit_of(item.name)
         if importer and imported and imported in LAYERS and importer != imported:
             pairs.append((importer, imported, item))
@@ -192,7 +195,7 @@ def test_the_walk_sees_the_code() -> None:
     """Guard the guard: known imports are found and resolved, so an empty walk cannot pass."""
     assert len(FILES) > 20
     assert len(edges()) > 20
-    assert any(i.importer == "stcln_geo.grid" and i.top == "odc" for i in IMPORTS)
+    assert any(i.importer == "stcln_geo.grid" and i.top == "odc" for i in all_imports())
     assert any(unit == "cli" for unit, _, _ in edges())
 
 
@@ -260,19 +263,23 @@ def test_units_form_no_cycle() -> None:
 
 
 def test_catalogs_hold_data_only() -> None:
-    broken = [i for i in IMPORTS if unit_of(i.importer) in DATA_ONLY and i.top != "__future__"]
+    broken = [
+        i for i in all_imports() if unit_of(i.importer) in DATA_ONLY and i.top != "__future__"
+    ]
     assert not broken, listed(broken)
 
 
 def test_model_knows_no_cubes() -> None:
-    broken = [i for i in IMPORTS if unit_of(i.importer) == "model" and i.top in HEAVY_FOR_MODEL]
+    broken = [
+        i for i in all_imports() if unit_of(i.importer) == "model" and i.top in HEAVY_FOR_MODEL
+    ]
     assert not broken, listed(broken)
 
 
 def test_torch_is_imported_late_elsewhere() -> None:
     broken = [
         i
-        for i in IMPORTS
+        for i in all_imports()
         if i.top in {"torch", "lightning", "torchmetrics"}
         and i.at_import_time
         and unit_of(i.importer) not in TORCH_UNITS
@@ -283,7 +290,7 @@ def test_torch_is_imported_late_elsewhere() -> None:
 def test_xarray_meets_torch_in_data_only() -> None:
     """Outside `data`, no module loads both libraries while it is imported."""
     tops: dict[str, set[str]] = {}
-    for item in IMPORTS:
+    for item in all_imports():
         if item.at_import_time:
             tops.setdefault(item.importer, set()).add(item.top)
     both = [
@@ -312,7 +319,7 @@ def test_only_the_command_line_knows_typer_and_rich() -> None:
     """But for the bar that Python users ask for, which is that of the commands."""
     broken = [
         i
-        for i in IMPORTS
+        for i in all_imports()
         if i.top in {"typer", "click", "rich"}
         and unit_of(i.importer) != "cli"
         and (i.top, unit_of(i.importer)) != ("rich", "progress")
