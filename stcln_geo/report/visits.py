@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..data.choice import Choice
 
-__all__ = ["COLUMN", "VisitReport", "VisitSpec", "choose_visits"]
+__all__ = ["COLUMN", "NotToVisit", "VisitReport", "VisitSpec", "choose_visits"]
 
 COLUMN = "crop"
 """Column to fill in where none is named."""
@@ -43,14 +43,10 @@ class VisitSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisitReport:
-    """Which parcels of a file to visit."""
+class NotToVisit:
+    """Numbers of parcels that are not to be visited, by reason."""
 
-    path: Path
     column: str
-    """Column to fill in."""
-    parcels: int
-    """Parcels of the file."""
     visited: int
     """Parcels with a value in the column, and a season to compare with."""
     outside: int
@@ -59,6 +55,28 @@ class VisitReport:
     """Parcels with fewer pixels than asked for."""
     unseen: int
     """Parcels that are clear in less than a third of the periods."""
+
+    def __str__(self) -> str:
+        """Name the reasons that there are."""
+        counts = {
+            f"visited before (a value in {self.column!r})": self.visited,
+            "outside the cube": self.outside,
+            "too small (--min-pixels)": self.small,
+            "too rarely clear": self.unseen,
+        }
+        return ", ".join(f"{parcels} {what}" for what, parcels in counts.items() if parcels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisitReport:
+    """Which parcels of a file to visit."""
+
+    path: Path
+    column: str
+    """Column to fill in."""
+    parcels: int
+    """Parcels of the file."""
+    others: NotToVisit
     chosen: NDArray[np.intp]
     """(N,) rows of the parcels to visit, counted from 0."""
     stands_for: NDArray[np.intp]
@@ -69,14 +87,8 @@ class VisitReport:
         count, half = len(self.chosen), -(-len(self.chosen) // 2)
         said = f"{count} of {self.parcels} parcels to visit. They stand for {self.stands_for.sum()}"
         said += f", the first {half} for {self.stands_for[:half].sum()}." if count > 3 else "."
-        others = {
-            f"visited before (a value in {self.column!r})": self.visited,
-            "outside the cube": self.outside,
-            "too small (--min-pixels)": self.small,
-            "too rarely clear": self.unseen,
-        }
-        told = [f"{parcels} {what}" for what, parcels in others.items() if parcels]
-        return [said, f"Not to visit: {', '.join(told)}."] if told else [said]
+        others = str(self.others)
+        return [said, f"Not to visit: {others}."] if others else [said]
 
 
 def choose_visits(
@@ -154,21 +166,27 @@ def _choose(
     inside, large = found.pixels > 0, found.pixels >= spec.min_pixels
     # A small parcel is not visited, but one that was tells what grows there.
     compared = np.flatnonzero(clear & inside & (large | known))
+    column = spec.column or COLUMN
+    others = NotToVisit(
+        column=column,
+        visited=int(known[compared].sum()),
+        outside=int((~inside).sum()),
+        small=int((inside & ~large & ~known).sum()),
+        unseen=int((inside & (large | known) & ~clear).sum()),
+    )
+    if known[compared].all():
+        raise InputError(
+            f"Cannot choose among {len(frame)} parcels: none is left to visit ({others}). Give "
+            "more parcels, or admit smaller ones with --min-pixels."
+        )
     choice = choose_parcels(
         fill_gaps(found.ndvi[compared][:, periods]), spec.count, visited=known[compared],
         seed=spec.seed,
     )  # fmt: skip
     report = VisitReport(
-        path=target,
-        column=spec.column or COLUMN,
-        parcels=len(frame),
-        visited=int(known[compared].sum()),
-        outside=int((~inside).sum()),
-        small=int((inside & ~large & ~known).sum()),
-        unseen=int((inside & (large | known) & ~clear).sum()),
-        chosen=compared[choice.chosen],
-        stands_for=choice.stands_for,
-    )
+        path=target, column=column, parcels=len(frame), others=others,
+        chosen=compared[choice.chosen], stands_for=choice.stands_for,
+    )  # fmt: skip
     return report, choice, compared
 
 

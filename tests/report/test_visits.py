@@ -133,7 +133,10 @@ def test_nothing_that_was_filled_in_is_lost(
     [
         (("--count", 43), "Cannot choose 43 parcels: it must be 1 to 42"),
         (("--count", 0), "Cannot choose 0 parcels"),
-        (("--count", 3, "--min-pixels", 122), "it must be 1 to 0"),
+        (
+            ("--count", 3, "--min-pixels", 122),
+            "none is left to visit (1 outside the cube, 43 too small (--min-pixels))",
+        ),
         (("--count", 3, "--column", "corp"), "it has no column 'corp' (columns: name, truth)"),
         (("--count", 3, "--season", "2019-09-01"), "2019-09-01"),
     ],
