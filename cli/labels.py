@@ -44,6 +44,10 @@ def choose(
     ] = None,
     min_pixels: Annotated[int, typer.Option(help="Pixels that a field to visit has at least.")] = 8,
     seed: Annotated[int, typer.Option(help="Another seed may choose others.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Also draw how green the first 24 groups are."),
+    ] = None,
     season: Season = None,
     layer: Annotated[
         str | None, typer.Option(help="Layer of a file with several. Default: the first.")
@@ -60,6 +64,7 @@ def choose(
     that stands for most others first. Fill in their crops, then run `stcln-geo labels burn`, or
     this again with --column for more visits.
     """
+    from ..report.profiles import plot_profiles
     from ..report.visits import VisitSpec, choose_visits
 
     spec = VisitSpec(count=count, column=column, min_pixels=min_pixels, seed=seed)
@@ -73,6 +78,8 @@ def choose(
     if dry_run:
         say("Nothing was written (--dry-run).")
         return
+    if plot is not None:
+        say(f"{plot_profiles(report.groups, plot, others='the other groups')}")
     say(f"{out}: fill in {report.column!r} where `visit` has a number")
 
 

@@ -50,7 +50,7 @@ class ClassProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldProfiles:
-    """The mean NDVI of fields in periods of ten days of a season."""
+    """The mean NDVI of fields in periods of a season."""
 
     season: str
     """First day of the season, ``YYYY-MM-DD``."""
@@ -61,6 +61,8 @@ class FieldProfiles:
     """(F,) uint8 class of each field."""
     ndvi: np.ndarray
     """(F, D) float32: mean of all clear pixels and dates; NaN where there is none."""
+    step: int = STEP
+    """Days of a period."""
 
     def of_class(self, code: int) -> ClassProfile:
         """Return the quartiles over the fields of a class."""

@@ -21,8 +21,13 @@ _COLUMNS = 4
 _OTHERS = "#d5dbe3"
 
 
-def plot_profiles(profiles: FieldProfiles, out_png: str | Path) -> Path:
-    """Draw the NDVI of each class by itself: median and quartiles of its fields, others in grey."""
+def plot_profiles(
+    profiles: FieldProfiles, out_png: str | Path, *, others: str = "the other classes"
+) -> Path:
+    """Draw the NDVI of each class by itself: median and quartiles of its fields, others in grey.
+
+    ``others`` is what the grey lines are called.
+    """
     from matplotlib import dates, rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,7 +35,7 @@ def plot_profiles(profiles: FieldProfiles, out_png: str | Path) -> Path:
     found = [profiles.of_class(entry.code) for entry in profiles.legend.classes]
     columns = min(_COLUMNS, len(found))
     lines = -(-len(found) // columns)
-    middle = profiles.first + np.timedelta64(5, "D")
+    middle = profiles.first + np.timedelta64(profiles.step // 2, "D")
     with rc_context(PLAIN_TEXT):
         figure = Figure(
             figsize=(2.6 * columns + 0.5, 1.9 * lines + 0.5), layout="constrained",
@@ -69,7 +74,7 @@ def plot_profiles(profiles: FieldProfiles, out_png: str | Path) -> Path:
             axes.xaxis.set_major_formatter(dates.DateFormatter("%b"))
         figure.supylabel("NDVI", fontsize=8, color=INK)
         figure.supxlabel(
-            f"season {profiles.season}: median and quartiles of fields; grey: the other classes",
+            f"season {profiles.season}: median and quartiles of fields; grey: {others}",
             fontsize=8, color=INK,
         )  # fmt: skip
         save_figure(figure, out_png)

@@ -13,6 +13,7 @@ from ..cube.labels import values_as_text
 from ..cube.store import Season, open_season
 from ..errors import InputError
 from ..execution import ProgressHook
+from ..legend import Legend
 from ..maps.parcels import placed, read_parcels
 from ..maps.vector import check_other_layers, check_target, write_vector
 from ..storage import Location
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
     from ..data.choice import Choice
+    from ..data.profiles import FieldProfiles
 
 __all__ = ["COLUMN", "NotToVisit", "VisitReport", "VisitSpec", "choose_visits"]
 
 COLUMN = "crop"
 """Column to fill in where none is named."""
 _LEAST_SEEN = 1 / 3
+_MOST_DRAWN = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,8 @@ class VisitReport:
     """(N,) rows of the parcels to visit, counted from 0."""
     stands_for: NDArray[np.intp]
     """(N,) parcels that each of them stands for."""
+    groups: FieldProfiles
+    """The NDVI of the parcels in periods of thirty days; the first 24 visits are the classes."""
 
     def lines(self) -> list[str]:
         """Return the report as lines of text for people."""
@@ -151,7 +156,7 @@ def _choose(
 ) -> tuple[VisitReport, Choice, NDArray[np.intp]]:
     """Return the report, the choice, and the rows of the parcels that it is about."""
     from ..data.choice import choose_parcels, fill_gaps
-    from ..data.profiles import parcel_profiles
+    from ..data.profiles import MONTH, FieldProfiles, parcel_profiles
 
     shapes = placed(frame.geometry.to_crs(str(season.geobox.crs)).to_numpy())
     found = parcel_profiles(season, shapes, progress=progress)
@@ -183,10 +188,25 @@ def _choose(
         fill_gaps(found.ndvi[compared][:, periods]), spec.count, visited=known[compared],
         seed=spec.seed,
     )  # fmt: skip
+    drawn = (choice.group >= 0) & (choice.group < _MOST_DRAWN)
     report = VisitReport(
-        path=target, column=column, parcels=len(frame), others=others,
-        chosen=compared[choice.chosen], stands_for=choice.stands_for,
-    )  # fmt: skip
+        path=target,
+        column=column,
+        parcels=len(frame),
+        others=others,
+        chosen=compared[choice.chosen],
+        stands_for=choice.stands_for,
+        groups=FieldProfiles(
+            season=season.name,
+            legend=Legend.from_values(
+                [f"visit {visit + 1}" for visit in range(min(spec.count, _MOST_DRAWN))]
+            ),
+            first=found.first,
+            code=choice.group[drawn].astype(np.uint8),
+            ndvi=found.ndvi[compared[drawn]],
+            step=MONTH,
+        ),
+    )
     return report, choice, compared
 
 

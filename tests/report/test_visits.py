@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import geopandas
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import shapely
 
 from stcln_geo.cli.main import invoke
 from stcln_geo.cube.store import open_season
+from stcln_geo.report.visits import VisitSpec, choose_visits
 
 from ..train.conftest import make_cube
 
@@ -61,8 +63,9 @@ def choose(*arguments: object) -> int:
 def test_each_crop_is_visited_and_every_field_has_a_row(
     suffix: str, cube: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / f"visits.{suffix}"
-    assert choose(cube, file, out, "--count", KINDS) == 0
+    out, plot = tmp_path / f"visits.{suffix}", tmp_path / "groups.png"
+    assert choose(cube, file, out, "--count", KINDS, "--plot", plot) == 0
+    assert plt.imread(plot).std() > 0.05, "a picture"
     said = capsys.readouterr().out
     assert "3 of 44 parcels to visit. They stand for 42." in said
     assert "Not to visit: 1 outside the cube, 1 too small (--min-pixels)." in said
@@ -184,3 +187,10 @@ def test_groups_of_real_fields_are_grass_winter_and_summer_crops(
     most = kind.groupby(found["visit_group"]).transform(lambda own: own.mode()[0])
     assert len(kind) == 17
     assert (kind == most).sum() >= 15
+
+
+def test_a_picture_has_room_for_the_largest_groups(cube: Path, file: Path, tmp_path: Path) -> None:
+    report = choose_visits(cube, file, tmp_path / "visits.gpkg", VisitSpec(count=30))
+    assert report.groups.legend.names == tuple(f"visit {visit}" for visit in range(1, 25))
+    drawn = np.bincount(report.groups.code)
+    np.testing.assert_array_equal(drawn, report.stands_for[:24])
