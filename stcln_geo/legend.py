@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import LabelError, MissingFileError
+from .spreadsheet import from_cell
 
 __all__ = ["CLASS_NODATA", "PALETTE", "UNLABELLED", "Legend", "LegendClass"]
 
@@ -252,7 +253,11 @@ def _table(text: str) -> list[dict[str, object]]:
     """Read a table whose columns part at commas, or else at what its first line has."""
     header = next(iter(text.splitlines()), "")
     parted = next((sign for sign in ",;\t" if sign in header), ",")
-    return list(csv.DictReader(text.splitlines(), delimiter=parted, skipinitialspace=True))
+    rows = csv.DictReader(text.splitlines(), delimiter=parted, skipinitialspace=True)
+    return [
+        {key: from_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
+        for row in rows
+    ]
 
 
 def _grouped(rows: list[dict[str, object]], *, source: str) -> list[dict[str, object]]:

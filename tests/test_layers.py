@@ -25,6 +25,7 @@ LAYERS = {
     "errors": 0,
     "grid": 0,
     "heap": 0,
+    "spreadsheet": 0,
     "web": 0,
     "documents": 1,
     "catalog": 1,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from ..spreadsheet import csv_text
 from .design import Design
 from .scores import PUBLISHED, STRICT, Score
 from .statistics import Estimate, estimate, estimate_difference
@@ -166,7 +165,7 @@ def table_csv(table: Table) -> str:
             if table.kind == "averaged":
                 cells += [row.folds[figure].count, _number(row.folds[figure].deviation)]
         lines.append(cells)
-    return _csv([head, *lines])
+    return csv_text([head, *lines])
 
 
 def scores_csv(scores: Sequence[Score]) -> str:
@@ -187,7 +186,7 @@ def scores_csv(scores: Sequence[Score]) -> str:
         ]
         for score in scores
     ]  # fmt: skip
-    return _csv([head, *lines])
+    return csv_text([head, *lines])
 
 
 def table_markdown(table: Table, *, differences: bool) -> str:
@@ -239,12 +238,6 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
-
-
-def _csv(lines: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
 
 
 def by_seed(scores: Sequence[Score], arm: str, view: str) -> Mapping[int, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from ..cube.store import writing
 from ..legend import Legend
+from ..spreadsheet import csv_text
 from .qa import QA_LEGEND
 
 if TYPE_CHECKING:
@@ -44,11 +43,9 @@ _INK = (31, 42, 55, 255)
 def write_legend(folder: Path, legend: Legend) -> None:
     """Write ``legend.json`` and ``legend.csv`` (code, value, name, color)."""
     _write_text(folder / "legend.json", legend.to_json() + "\n")
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["code", "value", "name", "color"])
-    table.writerows([entry.code, entry.value, entry.name, entry.color] for entry in legend.classes)
-    _write_text(folder / "legend.csv", text.getvalue())
+    head = ("code", "value", "name", "color")
+    rows = ((entry.code, entry.value, entry.name, entry.color) for entry in legend.classes)
+    _write_text(folder / "legend.csv", csv_text([head, *rows]))
 
 
 def write_style(path: Path, legend: Legend) -> None:

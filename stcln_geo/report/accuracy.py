@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from ..cube.store import write_json, writing
 from ..errors import InputError
 from ..legend import CLASS_NODATA, Legend
 from ..maps.classmap import ClassMap, open_class_map
+from ..spreadsheet import csv_text
 from ..storage import public_name
 from .area import AreaAccuracy, Estimate, estimate_accuracy, normal_quantile
 from .caveats import notes_of_sample, notes_of_unused_design, with_none_of_these
@@ -301,12 +300,10 @@ def write_accuracy(accuracy: MapAccuracy, folder: str | Path) -> Path:
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["reference \\ map", *accuracy.legend.names])
-        for name, row in zip(accuracy.legend.names, accuracy.metrics.confusion, strict=True):
-            writer.writerow([name, *row.tolist()])
-        write_text(folder / "confusion.csv", table.getvalue())
+        names = accuracy.legend.names
+        counts = zip(names, accuracy.metrics.confusion.tolist(), strict=True)
+        table = csv_text([["reference \\ map", *names], *([name, *row] for name, row in counts)])
+        write_text(folder / "confusion.csv", table)
         write_json(folder / "accuracy.json", accuracy.to_json())
         return write_accuracy_page(accuracy, folder)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..spreadsheet import csv_text
 from .html import write_text
 from .plots import INK, PLAIN_TEXT, save_figure
 
@@ -83,14 +82,14 @@ def plot_profiles(
 
 def write_profiles(profiles: FieldProfiles, out_csv: str | Path) -> Path:
     """Write the quartiles of each class and period as a table; empty where there is none."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["class", "first_day", "fields", "lower_quartile", "median", "upper_quartile"])
+    rows: list[list[object]] = [
+        ["class", "first_day", "fields", "lower_quartile", "median", "upper_quartile"]
+    ]
     for entry in profiles.legend.classes:
         own = profiles.of_class(entry.code)
         seen = np.isfinite(profiles.ndvi[profiles.code == entry.code]).sum(axis=0)
         for period, day in enumerate(profiles.first):
             figures = (own.lower[period], own.median[period], own.upper[period])
             cells = ["" if np.isnan(value) else f"{value:.4f}" for value in figures]
-            writer.writerow([entry.name, str(day), int(seen[period]), *cells])
-    return write_text(out_csv, table.getvalue())
+            rows.append([entry.name, str(day), int(seen[period]), *cells])
+    return write_text(out_csv, csv_text(rows))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from ..model.checkpoint import CheckpointInfo
 from ..report.calibration import Calibration, plot_reliability
 from ..report.metrics import Metrics
 from ..report.published import PublishedMetrics, PublishedRule
+from ..spreadsheet import csv_text
 from ..storage import Location, location
 from .classes import ClassChoice
 from .run_directory import write_text
@@ -271,12 +270,10 @@ def folder_elsewhere(
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, pictures: bool = True) -> None:
     """Write figures, confusion matrix and, if wanted, pictures into a folder."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["truth \\ prediction", *evaluation.names])
-    for name, row in zip(evaluation.names, evaluation.metrics.confusion, strict=True):
-        writer.writerow([name, *row.tolist()])
-    write_text(folder / "confusion.csv", table.getvalue())
+    names = evaluation.names
+    counts = zip(names, evaluation.metrics.confusion.tolist(), strict=True)
+    table = csv_text([["truth \\ prediction", *names], *([name, *row] for name, row in counts)])
+    write_text(folder / "confusion.csv", table)
     if pictures:
         _draw(evaluation, folder)
     write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=1) + "\n")
