@@ -6,6 +6,7 @@ Made of what the run directory holds, and made anew after each evaluation.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ..legend import Legend
@@ -131,7 +132,7 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
     begun = training["begun_from"]
     network = card["network"]
     lines = [
-        f"# {name}",
+        f"# {_plain(name)}",
         "",
         f"STCLN {card['kind']}, {card['parameters']:,} parameters, `{card['checkpoint']}` "
         f"(sha256 `{card['sha256'][:16]}`).",
@@ -150,9 +151,9 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         f"{card['trained_days'][1]}",
     ]
     if card["legend"]:
-        lines.append(f"- classes: {', '.join(card['legend'])}")
+        lines.append(f"- classes: {_listed(card['legend'])}")
         if card["ignored_classes"]:
-            lines.append(f"- ignored, never an output: {', '.join(card['ignored_classes'])}")
+            lines.append(f"- ignored, never an output: {_listed(card['ignored_classes'])}")
         lines.append("- land without a label is no class: nothing was learnt from it")
         lines.append(_calibration_row(card))
     lines += [
@@ -162,8 +163,8 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
         "| cube | season | dates | CRS | fingerprint |",
         "|---|---|---|---|---|",
         *(
-            f"| {cube['cube']}{_sites(cube)} | {cube['season']} | {cube['dates']} | {_crs(cube)} | "
-            f"`{cube['fingerprint'][:16]}` |"
+            f"| {_plain(cube['cube'])}{_sites(cube)} | {cube['season']} | {cube['dates']} | "
+            f"{_crs(cube)} | `{cube['fingerprint'][:16]}` |"
             for cube in card["data"]
         ),
     ]
@@ -207,12 +208,25 @@ def _to_markdown(card: dict[str, Any], name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _listed(names: list[str]) -> str:
+    """Join names by commas, or by semicolons where one of them has a comma."""
+    sign = "; " if any("," in name for name in names) else ", "
+    return sign.join(map(_plain, names))
+
+
+def _plain(text: str) -> str:
+    """Write a name so that Markdown shows it as it is, in tables as well."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    # Underscores between letters are no emphasis, and file names are full of them.
+    return re.sub(r"[\\`*\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
 def _say_begun(begun: dict[str, Any]) -> str:
     """Name the checkpoint begun from; those of earlier versions tell less of it."""
     told = [begun["kind"], f"sha256 `{begun['sha256'][:16]}`"]
     if "positions" in begun:
         told += [f"{begun['mode']} mode", f"positions as {begun['positions']}", begun["source"]]
-    return f"{begun['path']} ({', '.join(told)})"
+    return f"{_plain(begun['path'])} ({', '.join(told)})"
 
 
 def _masking_line(masking: dict[str, Any]) -> tuple[str]:
@@ -246,6 +260,6 @@ def _figure_row(figure: dict[str, Any]) -> str:
         f"{name} {value:.4f}" for name, value in figure["values"].items() if value is not None
     )
     counts = [f"{figure[key]} {key}" for key in ("fields", "pixels", "chips") if figure.get(key)]
-    place = f" of {figure['cube']}, {figure['season']}" if "cube" in figure else ""
+    place = f" of {_plain(figure['cube'])}, {figure['season']}" if "cube" in figure else ""
     place += f", {figure['dates']}" if figure.get("dates") else ""
     return f"| {figure['split']}{place} | {', '.join(counts)} | {values} |"
