@@ -34,6 +34,7 @@ __all__ = [
     "NO_DAY",
     "OVERVIEW_STEP",
     "SCALE",
+    "SCENE_CLASSES",
     "SCL_CLEAR",
     "SCL_CLOUD",
     "SCL_SHADOW",
@@ -42,6 +43,7 @@ __all__ = [
     "check_cube",
     "check_variables",
     "days_since",
+    "flag_attributes",
     "parse_season_start",
     "season_name",
     "validate_cube",
@@ -76,6 +78,13 @@ SCL_CLOUD = (8, 9, 10)
 
 SCL_SHADOW = (3,)
 """Scene classes of cloud shadow."""
+
+SCENE_CLASSES = (
+    "no data", "saturated or defective", "dark area", "cloud shadow", "vegetation", "bare soil",
+    "water", "unclassified", "cloud, medium probability", "cloud, high probability", "thin cirrus",
+    "snow or ice",
+)  # fmt: skip
+"""Names of the scene classes of Sentinel-2, by their codes in ``scl``."""
 
 SPLITS = {"unused": 0, "train": 1, "validation": 2, "test": 3}
 """Codes of ``field_split``."""
@@ -152,6 +161,24 @@ def validate_cube(dataset: xr.Dataset) -> tuple[list[str], list[str]]:
     if not errors:
         _check_content(dataset, errors, warnings)
     return errors, warnings
+
+
+def flag_attributes(names: Mapping[int, str]) -> dict[str, Any]:
+    """Return the attributes by which the CF conventions say what codes mean.
+
+    Parameters
+    ----------
+    names
+        Name of each code; what stands between its words becomes an underscore.
+
+    Examples
+    --------
+    >>> flag_attributes({0: "winter wheat", 255: "no label"})
+    {'flag_values': [0, 255], 'flag_meanings': 'winter_wheat no_label'}
+    """
+    words = (re.sub(r"[^\w.+@-]+", "_", name).strip("_") for name in names.values())
+    meanings = [word or f"code_{code}" for code, word in zip(names, words, strict=True)]
+    return {"flag_values": list(names), "flag_meanings": " ".join(meanings)}
 
 
 _VARIABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

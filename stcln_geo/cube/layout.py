@@ -10,7 +10,15 @@ import numpy as np
 from zarr.codecs import BloscCodec
 
 from ..errors import InputError
-from .contract import FILL, NO_DAY, OVERVIEW_STEP, SCALE, days_since
+from .contract import (
+    FILL,
+    NO_DAY,
+    OVERVIEW_STEP,
+    SCALE,
+    SCENE_CLASSES,
+    days_since,
+    flag_attributes,
+)
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -162,13 +170,14 @@ def create_arrays(
         attrs={**grid, "scale_factor": SCALE, "add_offset": 0.0, "_FillValue": FILL,
                "standard_name": STANDARD_NAMES[level], "units": "1"},
     )  # fmt: skip
+    scenes = flag_attributes(dict(enumerate(SCENE_CLASSES)))
     optional = {"scl": with_scl, "observations": with_observations}
     pixel_arrays = {name: "uint8" for name, wanted in optional.items() if wanted}
     for name, dtype in {"valid": "bool", **pixel_arrays}.items():
         create_array(
             group, name, (dates, height, width), layout.chunks((dates,), image_dims),
             layout.shards((dates,), image_dims), dtype=dtype, fill=0, dims=("time", "y", "x"),
-            attrs=grid, codec=layout.codec,
+            attrs={**grid, **scenes} if name == "scl" else grid, codec=layout.codec,
         )  # fmt: skip
     if with_observations:
         create_array(

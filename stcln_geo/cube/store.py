@@ -14,7 +14,7 @@ import zarr
 from .. import __version__
 from ..errors import CubeError, InputError
 from ..grid import Lattice, Window, absolute_window
-from ..legend import Legend
+from ..legend import UNLABELLED, Legend
 from ..storage import (
     Location,
     S3Path,
@@ -24,7 +24,7 @@ from ..storage import (
     write_file,
     writing,
 )
-from .contract import OVERVIEW_STEP, check_bands
+from .contract import OVERVIEW_STEP, check_bands, flag_attributes
 from .layout import (
     Layout,
     block_sum,
@@ -283,6 +283,9 @@ def write_fields(
         # The legend is the mark of whole labels: taken away first, put back last.
         if "legend" in group.attrs:
             del group.attrs["legend"]
+        every = (*legend.classes, *legend.ignored)
+        meanings = {entry.code: entry.name for entry in every} | {UNLABELLED: "unlabelled"}
+        flags = {"labels": flag_attributes(meanings)}
         for name, values, fill in (("labels", labels, 255), ("parcels", parcels, 0)):
             array = create_array(
                 group,
@@ -293,7 +296,7 @@ def write_fields(
                 dtype=values.dtype.name,
                 fill=fill,
                 dims=("y", "x"),
-                attrs={"grid_mapping": "spatial_ref"},
+                attrs={"grid_mapping": "spatial_ref", **flags.get(name, {})},
             )
             for row in range(0, season.shape_yx[0], season.layout.shard):
                 rows = slice(row, min(row + season.layout.shard, season.shape_yx[0]))

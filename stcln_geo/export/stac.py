@@ -1,20 +1,21 @@
 """Describe an export as a small static STAC collection with one item per date.
 
-STAC 1.1 with the projection, raster and electro-optical extensions; hrefs are relative, so the
-folder can be moved, served or opened as it is.
+STAC 1.1 with the projection, raster, electro-optical and classification extensions; hrefs are
+relative, so the folder can be moved, served or opened as it is.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cube.contract import FILL, SCALE
+from ..cube.contract import FILL, SCALE, SCENE_CLASSES
 from ..cube.store import write_json
 from ..legend import UNLABELLED
 from ..region import Region
@@ -29,6 +30,7 @@ _EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
     "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 ]
 _COMMON_NAMES = {"rededge1": "rededge071", "rededge2": "rededge075", "rededge3": "rededge078"}
 """Names of the electro-optical extension 2.0 where they are not the cube's own."""
@@ -159,6 +161,8 @@ def _asset(plan: ExportPlan, name: str, entry: Mapping[str, Any]) -> Any:
         ]
     elif what in {"scl", "labels"}:
         fields["nodata"] = 0 if what == "scl" else UNLABELLED
+    if what != "reflectance":
+        fields["classification:classes"] = _classes(plan, what)
     return Asset(
         href=f"./{name}",
         media_type=MediaType.COG,
@@ -166,6 +170,28 @@ def _asset(plan: ExportPlan, name: str, entry: Mapping[str, Any]) -> Any:
         roles=["data"] if what in {"reflectance", "labels"} else ["data-mask"],
         extra_fields=fields,
     )
+
+
+def _classes(plan: ExportPlan, what: str) -> list[dict[str, Any]]:
+    """Return what the codes of an asset mean."""
+    legend = plan.season.legend
+    if what == "labels" and legend is not None:
+        names = dict(enumerate(legend.names)) | {UNLABELLED: "unlabelled"}
+        colors = {entry.code: entry.color[1:].upper() for entry in legend.classes}
+    else:
+        names = dict(enumerate(("not usable", "usable") if what == "valid" else SCENE_CLASSES))
+        colors = {}
+    nodata = {"scl": 0, "labels": UNLABELLED}.get(what)
+    return [
+        {
+            "value": code,
+            "name": re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-") or f"class-{code}",
+            "title": name,
+        }
+        | ({"color_hint": colors[code]} if code in colors else {})
+        | ({"nodata": True} if code == nodata else {})
+        for code, name in names.items()
+    ]
 
 
 def _title(plan: ExportPlan, what: str) -> str:

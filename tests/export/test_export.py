@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import xarray as xr
 from rio_cogeo.cogeo import cog_validate
 from shapely.geometry import box
 
@@ -237,6 +238,39 @@ def test_the_folder_is_a_stac_collection(folder: Path, season: Season):
     assert item.properties["stcln_geo:clear_percent"] == pytest.approx(100 * clear, abs=0.006)
     for text in (path.read_text() for path in folder.glob("*.json")):
         assert str(folder) not in text
+
+
+def test_stac_says_what_codes_mean(folder: Path):
+    import pystac
+    from pystac.extensions.classification import ClassificationExtension
+
+    def classes(item: str, key: str) -> list[tuple[Any, ...]]:
+        asset = pystac.Item.from_file(str(folder / f"{item}.json")).assets[key]
+        found = ClassificationExtension.ext(asset).classes
+        return [(one.value, one.name, one.color_hint, bool(one.nodata)) for one in found]
+
+    assert classes("labels_2018-09-01", "labels") == [
+        (0, "wheat", "E3B505", False), (1, "maize", "2F7D4F", False),
+        (255, "unlabelled", None, True),
+    ]  # fmt: skip
+    scenes = classes("2018-09-08", "scl")
+    assert [value for value, *_ in scenes] == list(range(12))
+    assert scenes[0] == (0, "no-data", None, True)
+    assert scenes[8] == (8, "cloud-medium-probability", None, False)
+    assert [name for _, name, *_ in classes("2018-09-08", "valid")] == ["not-usable", "usable"]
+
+
+def test_xarray_finds_in_the_cube_what_codes_mean(cube: Path):
+    stored = xr.open_zarr(cube / "2018-09-01")
+    meanings = {
+        name: dict(
+            zip(array.attrs["flag_values"], array.attrs["flag_meanings"].split(), strict=True)
+        )
+        for name, array in stored[["labels", "scl"]].items()
+    }
+    assert meanings["labels"] == {0: "wheat", 1: "maize", 255: "unlabelled"}
+    assert set(np.unique(stored["scl"])) <= set(meanings["scl"])
+    assert (meanings["scl"][3], meanings["scl"][11]) == ("cloud_shadow", "snow_or_ice")
 
 
 def test_a_second_run_writes_nothing_and_a_changed_date_only_itself(cube: Path, tmp_path: Path):
