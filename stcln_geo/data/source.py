@@ -115,6 +115,8 @@ class Source:
     """(Y, X) or (S, Y, X) uint8 zarr array of class codes, 255 = unlabelled, if there are any."""
     parcels: Any | None = None
     """(Y, X) or (S, Y, X) int32 zarr array of field numbers, 0 = none, if there are any."""
+    folder: Location | None = None
+    """Where the arrays lie, for labels to be read past Zarr; None where it does all reading."""
     fields: FieldTable | None = None
     """The labelled fields of all sites, if there are any."""
     legend: Legend | None = None
@@ -261,22 +263,42 @@ class Source:
         shards = None if self.labels is None or self.kind == "cube" else self.labels.shards
         most = max(_LABEL_TILE**2 // (self.shape_yx[0] * self.shape_yx[1]), 1)
         step = min(shards[0], most) if shards else 1
+        # Opened for each sweep: these keep where chunks lie, and labels may be burnt anew between.
+        readers = self._label_readers()
         for first in range(0, self.sites, step):
             for window in tiles(self.shape_yx, _LABEL_TILE):
-                yield self._labels_of(slice(first, min(first + step, self.sites)), window)
+                yield self._labels_of(slice(first, min(first + step, self.sites)), window, readers)
 
-    def _labels_of(self, sites: slice, window: Window) -> LabelTile:
+    def _label_readers(self) -> tuple[BlockReader | None, BlockReader | None]:
+        """Open labels and field numbers for many reads."""
+        if self.folder is None:
+            return None, None
+        labels, parcels = (
+            None if array is None else open_reader(array, self.folder / name)
+            for array, name in ((self.labels, "labels"), (self.parcels, "parcels"))
+        )
+        return labels, parcels
+
+    def _labels_of(
+        self,
+        sites: slice,
+        window: Window,
+        readers: tuple[BlockReader | None, BlockReader | None] = (None, None),
+    ) -> LabelTile:
         """Read the labels of a rectangle of some sites, which lies in them."""
         place: tuple[slice, ...] = (sites, window.rows, window.cols)
         shape = (sites.stop - sites.start, *window.shape_yx)
         found = []
-        for array, fill, dtype in (
-            (self.labels, UNLABELLED, np.uint8), (self.parcels, 0, np.int32),
-        ):  # fmt: skip
+        for array, reader, fill, dtype in (
+            (self.labels, readers[0], UNLABELLED, np.uint8),
+            (self.parcels, readers[1], 0, np.int32),
+        ):
             if array is None or window.is_empty:
                 found.append(np.full(shape, fill, dtype=dtype))
             else:
-                found.append(array[place] if self.kind == "stack" else array[place[1:]][None])
+                inner = place if self.kind == "stack" else place[1:]
+                values = array[inner] if reader is None else reader.read(inner)
+                found.append(values if self.kind == "stack" else values[None])
         return LabelTile(sites=sites, window=window, labels=found[0], parcels=found[1])
 
     def name_chip(self, window: Window, site: int) -> ChipSource:
@@ -333,7 +355,7 @@ def source_of(season: Season | Stack | Source) -> Source:
             transform=np.asarray(season.transform),
             reflectance=open_reader(season.reflectance, folder / "reflectance"),
             valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
-            labels=season.labels, parcels=season.parcels, fields=season.fields,
+            labels=season.labels, parcels=season.parcels, folder=folder, fields=season.fields,
             legend=season.legend, fold=season.fold, weight=season.weight,
             level=season.level, built=season.attrs.get("fingerprint"),
         )  # fmt: skip
@@ -354,7 +376,7 @@ def source_of(season: Season | Stack | Source) -> Source:
         reflectance=open_reader(season.reflectance, folder / "reflectance"),
         valid=open_reader(season.valid, folder / "valid"), coverage=season.coverage,
         origin_yx=(whole.row, whole.col), labels=season.labels, parcels=season.parcels,
-        fields=season.fields, legend=season.legend, level=season.level,
+        folder=folder, fields=season.fields, legend=season.legend, level=season.level,
         built=season.attrs.get("fingerprint"),
     )  # fmt: skip
 

@@ -470,3 +470,32 @@ def test_the_example_of_the_manual_writes_a_stack_that_splits(
         assert report.legend.names[code] == name
         for split in (TRAIN, VALIDATION, TEST):
             assert ((report.fields.code == code) & (report.fields.split == split)).sum() == 2
+
+
+@pytest.mark.parametrize("kind", ["cube", "stack"])
+def test_planning_reads_labels_past_zarr_and_as_they_are_now(
+    kind: str, cube: Path, own: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cube if kind == "cube" else own(background=True)
+    source = open_source(path)
+    whole = {name: np.asarray(getattr(source, name)[:]) for name in ("labels", "parcels")}
+
+    def swept() -> dict[str, np.ndarray]:
+        found = {name: np.zeros_like(values) for name, values in whole.items()}
+        for tile in source.label_tiles():
+            place = (tile.sites, tile.window.rows, tile.window.cols)[kind == "cube" :]
+            for name, values in found.items():
+                read = getattr(tile, name)
+                values[place] = read[0] if kind == "cube" else read
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__getitem__", lambda *_: pytest.fail("read through Zarr"))
+        first = swept()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(first[name], values)
+    if kind == "stack":
+        turned = np.where(whole["labels"] == 0, 1, whole["labels"])
+        assert (turned != whole["labels"]).any()
+        zarr.open_array(f"{source.folder}/labels", mode="r+")[:] = turned
+        np.testing.assert_array_equal(swept()["labels"], turned)
