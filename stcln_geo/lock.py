@@ -54,6 +54,9 @@ _SILENT_BEATS = 6
 _UNWRITTEN_SECONDS = 2.0
 """A lock file still empty after this long was left by a process that died creating it."""
 
+_PROCESSES = 2**31
+"""Numbers of processes are below this."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockHolder:
@@ -304,10 +307,19 @@ def _read(lock: Location) -> LockHolder | None:
 
 
 def _parse(content: bytes) -> LockHolder | None:
+    """Return the holder, or None where no writer wrote this: a part of a lock, or other values."""
     try:
-        return LockHolder(**json.loads(content))
-    except (ValueError, TypeError):
+        holder = LockHolder(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):
         return None
+    words = (holder.host, holder.born, holder.time, holder.job)
+    numbers = (holder.pid, holder.restart, holder.sign)
+    plain = (
+        all(type(word) is str for word in words)
+        and all(type(number) is int for number in numbers)
+        and type(holder.beat) in (int, float)
+    )
+    return holder if plain and 0 < holder.pid < _PROCESSES else None
 
 
 def _process(pid: int) -> tuple[str, str]:

@@ -70,6 +70,27 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path):
     assert not lock_path(cube).exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": "x"}, {"pid": 10**30}, {"pid": 0}, {"pid": None}, {"host": "other", "beat": "x"}],
+    ids=str,
+)
+def test_a_lock_that_no_writer_wrote_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+):
+    monkeypatch.setattr("stcln_geo.lock._UNWRITTEN_SECONDS", 0.05)
+    forge(tmp_path / "c.zarr", **changes)
+    with cube_lock(tmp_path / "c.zarr"):
+        assert json.loads(lock_path(tmp_path / "c.zarr").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_of_deep_brackets_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stcln_geo.lock._UNWRITTEN_SECONDS", 0.05)
+    lock_path(tmp_path / "c.zarr").write_text("[" * 100_000)
+    with cube_lock(tmp_path / "c.zarr"):
+        assert json.loads(lock_path(tmp_path / "c.zarr").read_text())["pid"] == os.getpid()
+
+
 def test_a_reused_process_number_is_no_holder(tmp_path: Path):
     forge(tmp_path / "c.zarr", born="1")
     with cube_lock(tmp_path / "c.zarr"):
