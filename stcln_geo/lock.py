@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,6 +95,9 @@ class LockHolder:
         state, born = _process(self.pid)
         # A zombie has ended; nobody has asked how, as in containers without an init.
         return state in ("Z", "X") or (bool(self.born) and born != self.born)
+
+
+_TOLD = tuple(field.name for field in fields(LockHolder))
 
 
 def lock_path(folder: str | Location) -> Location:
@@ -309,7 +312,9 @@ def _read(lock: Location) -> LockHolder | None:
 def _parse(content: bytes) -> LockHolder | None:
     """Return the holder, or None where no writer wrote this: a part of a lock, or other values."""
     try:
-        holder = LockHolder(**json.loads(content))
+        told = json.loads(content)
+        # A later version may tell more, and its lock must not be taken for a part of one.
+        holder = LockHolder(**{name: told[name] for name in _TOLD if name in told})
     except (ValueError, TypeError, RecursionError):
         return None
     words = (holder.host, holder.born, holder.time, holder.job)

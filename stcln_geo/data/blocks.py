@@ -301,8 +301,11 @@ def _read_end(file: Location, length: int) -> tuple[int, bytes] | None:
 def _damaged(place: Location, chunk: Sequence[int], reason: str) -> ChunkError:
     """Return the error that names a chunk: cube, season, array, place."""
     season = place.parent
+    others = "build the cube again, or leave such chunks out with --bad-chunks skip"
+    if place.name in {"labels", "parcels"}:
+        others = "or burn the labels again"
     return ChunkError(
         f"Cannot read chunk {'.'.join(map(str, chunk))} of {place.name} in {season.parent}, season "
         f"{season.name}: {reason}. The stored bytes are damaged. Restore the file from a copy, "
-        "build the cube again, or leave such chunks out with --bad-chunks skip."
+        f"{others}."
     )

@@ -84,6 +84,15 @@ def test_a_lock_that_no_writer_wrote_is_taken_over(
         assert json.loads(lock_path(tmp_path / "c.zarr").read_text())["pid"] == os.getpid()
 
 
+def test_a_lock_of_a_later_version_which_tells_more_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stcln_geo.lock._UNWRITTEN_SECONDS", 0.05)
+    forge(tmp_path / "c.zarr", rack="west", sockets=[1, 2])
+    with pytest.raises(CubeError, match="one writer"), cube_lock(tmp_path / "c.zarr"):
+        pass
+
+
 def test_a_lock_of_deep_brackets_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("stcln_geo.lock._UNWRITTEN_SECONDS", 0.05)
     lock_path(tmp_path / "c.zarr").write_text("[" * 100_000)

@@ -15,6 +15,7 @@ import zarr
 from stcln_geo.cube.store import open_season
 from stcln_geo.data.blocks import ShardReader, ZarrReader, open_reader
 from stcln_geo.data.chips import ChipDataset, plan_chips
+from stcln_geo.data.source import open_source
 from stcln_geo.data.stream import OrderedStream, ProblemLog, TrainingStream
 from stcln_geo.errors import ChunkError, InputError
 
@@ -96,6 +97,13 @@ def damaged(cube: Path, tmp_path: Path) -> Path:
 def dataset_of(path: Path, **options: object) -> ChipDataset:
     season = open_season(path)
     return ChipDataset([season], plan_chips(season, chip=16), bands=season.bands, **options)
+
+
+def test_damaged_labels_are_named_with_what_mends_them(cube: Path, tmp_path: Path) -> None:
+    shutil.copytree(cube, tmp_path / "damaged.zarr")
+    damage(tmp_path / "damaged.zarr", "parcels")
+    with pytest.raises(ChunkError, match=r"of parcels in .*, or burn the labels again\.$"):
+        list(open_source(tmp_path / "damaged.zarr").label_tiles())
 
 
 @pytest.mark.parametrize("index", [False, True])
