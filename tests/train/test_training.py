@@ -584,6 +584,10 @@ def test_begins_from_a_pretrained_encoder(small_cube: Path, tmp_path: Path) -> N
     assert info.provenance["init"]["sha256"] == read_metadata(tmp_path / "pre").sha256
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available(),
+    reason="a CUDA build of torch wants a driver where it is told of GPUs",
+)
 def test_seeds_outside_are_left_alone_and_other_gpus_too(
     small_cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
