@@ -6,13 +6,15 @@ import csv
 import json
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import LabelError, MissingFileError
 from .spreadsheet import from_cell
 
-__all__ = ["CLASS_NODATA", "PALETTE", "UNLABELLED", "Legend", "LegendClass"]
+__all__ = ["CLASS_NODATA", "PALETTE", "UNLABELLED", "Legend", "LegendClass", "plain_names"]
 
 UNLABELLED = 255
 """Code of a pixel without a label, in a cube's ``labels``."""
@@ -247,6 +249,22 @@ class Legend:
                 "value,name,color, or a .json list of such records."
             ) from error
         return cls.from_rows(_grouped(rows, source=str(path)), source=str(path))
+
+
+def plain_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Return a name of each code in the letters that STAC's classification extension admits.
+
+    Names that come out as one get their codes behind.
+
+    >>> plain_names({0: "wheat, winter", 1: "wheat (winter)", 2: "maïs", 3: "..."})
+    {0: 'wheat-winter-0', 1: 'wheat-winter-1', 2: 'ma-s', 3: 'class-3'}
+    """
+    plain = {
+        code: re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-") or f"class-{code}"
+        for code, name in names.items()
+    }
+    used = Counter(plain.values())
+    return {code: f"{name}-{code}" if used[name] > 1 else name for code, name in plain.items()}
 
 
 def _table(text: str) -> list[dict[str, object]]:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
 
 from stcln_geo.cog.names import names_xml
 from stcln_geo.errors import LabelError, MissingFileError
-from stcln_geo.legend import Legend
+from stcln_geo.legend import Legend, plain_names
 from stcln_geo.predict.style import write_legend, write_style
 
 
@@ -150,3 +151,12 @@ def test_ignored_classes_come_last_and_are_no_classes(tmp_path):
         Legend.from_rows([{"value": 1, "ignored": True}], source="t")
     with pytest.raises(LabelError, match="those of ignored classes last"):
         Legend(legend.classes, legend.classes)
+
+
+def test_plain_names_are_of_admitted_letters_and_each_of_one_code():
+    names = dict(enumerate(["wheat, winter", "wheat (winter)", "maïs", "...", "озимая", "Oats_2"]))
+    found = plain_names(names)
+    assert list(found) == list(names)
+    assert all(re.fullmatch(r"[0-9A-Za-z_-]+", name) for name in found.values())
+    assert len(set(found.values())) == len(names)
+    assert found[5] == "Oats_2"

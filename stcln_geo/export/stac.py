@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from ..cube.contract import FILL, SCALE, SCENE_CLASSES
 from ..cube.store import write_json
-from ..legend import UNLABELLED
+from ..legend import UNLABELLED, plain_names
 from ..region import Region
 from .plan import COLLECTION_FILE
 
@@ -181,11 +180,11 @@ def _classes(plan: ExportPlan, what: str) -> list[dict[str, Any]]:
     else:
         names = dict(enumerate(("not usable", "usable") if what == "valid" else SCENE_CLASSES))
         colors = {}
-    nodata = {"scl": 0, "labels": UNLABELLED}.get(what)
+    plain, nodata = plain_names(names), {"scl": 0, "labels": UNLABELLED}.get(what)
     return [
         {
             "value": code,
-            "name": re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-") or f"class-{code}",
+            "name": plain[code],
             "title": name,
         }
         | ({"color_hint": colors[code]} if code in colors else {})

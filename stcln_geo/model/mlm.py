@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..legend import Legend
+from ..legend import Legend, plain_names
 from .description import CheckpointInfo, FileFormat
 
 __all__ = ["item_bytes", "item_path", "make_item"]
@@ -198,14 +198,16 @@ def _classes(info: CheckpointInfo) -> list[dict[str, Any]]:
             {"value": code, "name": f"class-{code}", "description": f"Class {code}"}
             for code in range(info.config.classes)
         ]
+    classes = Legend.from_json(info.legend).classes
+    plain = plain_names({entry.code: entry.name for entry in classes})
     return [
         {
             "value": entry.code,
-            "name": re.sub(r"[^0-9A-Za-z_-]+", "-", entry.name).strip("-") or f"class-{entry.code}",
+            "name": plain[entry.code],
             "description": entry.name,
             "color_hint": entry.color[1:].upper(),
         }
-        for entry in Legend.from_json(info.legend).classes
+        for entry in classes
     ]
 
 

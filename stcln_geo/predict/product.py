@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..cube.store import write_json
 from ..cube.stored import ITEMS_FILE
-from ..legend import CLASS_NODATA, Legend
+from ..legend import CLASS_NODATA, Legend, plain_names
 from ..region import Region
 from .assemble import EMBEDDING_STORE
 from .outputs import EMBEDDINGS, Layer, layers_for
@@ -174,11 +173,12 @@ def _classes(legend: Legend, counts: dict[str, int], *, nodata: bool) -> list[An
     from pystac.extensions.classification import Classification
 
     numbers = {int(value): count for value, count in counts.items()}
+    plain = plain_names({entry.code: entry.name for entry in legend.classes})
     total = max(sum(count for value, count in numbers.items() if value != CLASS_NODATA), 1)
     classes = [
         Classification.create(
             value=entry.code,
-            name=re.sub(r"[^0-9A-Za-z_-]+", "-", entry.name).strip("-") or f"class-{entry.code}",
+            name=plain[entry.code],
             title=entry.name,
             color_hint=entry.color[1:].upper(),
             count=numbers.get(entry.code, 0),
