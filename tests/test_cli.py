@@ -146,6 +146,7 @@ def test_the_layer_that_is_read_is_told_in_words(cube, archive, tmp_path):
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_what_comes_next_can_be_run_as_it_is_printed(capsys, archive, tmp_path):
     """Of two seasons in a folder whose name has a space."""
     import shlex

@@ -185,6 +185,7 @@ def test_what_the_manifests_count_is_kept(cube: Path, tmp_path: Path):
         assert manifest["valid_fraction"] == pytest.approx(valid[:, rows, cols].mean())
 
 
+@pytest.mark.slow
 def test_append_goes_on_in_the_new_layout(cube: Path, planted_once: Any, tmp_path: Path):
     """Append after rechunk equals rechunk after append; what is unchanged is not read again."""
     moved, appended, both = (tmp_path / f"{name}.zarr" for name in ("moved", "appended", "both"))

@@ -97,6 +97,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 0.92 <= held / 400 <= 0.98
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_judged_on_the_pixels_of_the_network(small_cube: Path, run: Path) -> None:
     evaluation = evaluate_run(run, small_cube, forest=True)
     found = evaluation.baseline

@@ -79,6 +79,7 @@ def test_frozen_weights_and_statistics_stay_and_the_others_move(
                for note in result.notes)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_frozen_for_the_first_steps_then_free_also_when_resumed(
     small_cube: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_published_pretrained_weights_begin_a_run(
     assert any(said in note for note in result.notes) == (positions == "days")
 
 
+@pytest.mark.slow
 def test_a_window_is_judged_without_the_dates_of_others(imported: Path, tmp_path: Path) -> None:
     """The published network has no mask for dates that a batch mate brings; the test had none."""
     finetune(imported, tmp_path / "run", recipe(steps=1))

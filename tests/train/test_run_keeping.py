@@ -115,6 +115,7 @@ def kill_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: count
 
 
+@pytest.mark.slow
 def test_a_kill_between_objects_leaves_one_save_or_the_other(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
