@@ -98,7 +98,7 @@ def make_network(options: argparse.Namespace) -> Any:
         module.attention.gate.fill_(0.5)
     return Network(
         module, device=options.device,
-        precision=choose_precision(options.precision, options.device),
+        precision=choose_precision(options.precision, options.device, width=module.config.dim),
     )  # fmt: skip
 
 

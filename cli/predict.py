@@ -88,7 +88,7 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto, float32 or bf16; auto: bf16 where the hardware has it.")
+        str, typer.Option(help="auto, float32 or bf16; auto: bf16 where it is faster.")
     ] = "auto",
     min_clear: Annotated[
         int, typer.Option(metavar="N", help="Pixels with fewer clear dates get no class.")

@@ -43,17 +43,33 @@ def choose_device(device: Device) -> str:
     return device
 
 
-def choose_precision(precision: Precision, device: str) -> Literal["float32", "bf16"]:
-    """Return the precision; ``auto`` takes bfloat16 where the hardware multiplies it fast.
+def choose_precision(
+    precision: Precision, device: str, *, width: int
+) -> Literal["float32", "bf16"]:
+    """Return the precision; ``auto`` takes bfloat16 where the hardware is faster at it.
 
-    That is on GPUs that support it and on CPUs with AMX.
+    That is on GPUs that support it, on CPUs with AMX, and on CPUs with AVX512-BF16 where the
+    features are `_WIDE` or wider: narrower products are no faster there than the casts are slow.
+
+    Parameters
+    ----------
+    width
+        Length of the network's features, as ``StclnConfig.dim`` has it.
     """
     if precision != "auto":
         return precision
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if has_amx() else "float32"
+    fast = _has("_is_amx_tile_supported") or (_has("_is_avx512_bf16_supported") and width >= _WIDE)
+    return "bf16" if fast else "float32"
+
+
+_WIDE = 64
+
+
+def _has(instructions: str) -> bool:
+    """Ask torch about this CPU; versions that cannot tell are taken for no."""
+    return bool(getattr(torch.cpu, instructions, bool)())
 
 
 def autocast_for(precision: str, device: str) -> AbstractContextManager[object]:

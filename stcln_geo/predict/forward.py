@@ -374,8 +374,7 @@ def load_network(
         What the checkpoint must be; a file changed since the plan is refused.
     """
     where = choose_device(device)
-    how = choose_precision(precision, where)
-    key = (sha256, where, how)
+    key = (sha256, where, precision)
     with _LOCK:
         if key not in _LOADED:
             info = read_metadata(checkpoint)
@@ -392,7 +391,10 @@ def load_network(
                     f"Cannot label with {checkpoint}: it knows no classes. Fine-tune it first."
                 )
             _LOADED[key] = Network(
-                module, device=where, precision=how, temperature=info.temperature
+                module,
+                device=where,
+                precision=choose_precision(precision, where, width=info.config.dim),
+                temperature=info.temperature,
             )
         return _LOADED[key]
 

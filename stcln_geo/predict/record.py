@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def describe_run(
             "shards": _shard_seconds(fresh),
         },
         "km2_per_second": round(fresh_km2 / label_seconds, 6) if label_seconds > 0 else None,
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *_mixed(manifests)],
         "notes": list(plan.notes),
         **({} if plan.source is None else {"source": plan.source.describe(manifests)}),
         "versions": _versions(),
@@ -122,6 +123,19 @@ def _versions() -> dict[str, str]:
     names = ("torch", "numpy", "zarr", "rasterio", "odc-geo", "rio-cogeo")
     found = {name: version(name) for name in names}
     return {"stcln-geo": __version__, "python": platform.python_version(), **found}
+
+
+def _mixed(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say it where shards were not all labelled by one kind of device at one precision."""
+    shards = Counter(f"{one['precision']} on {one['device']}" for one in manifests)
+    if len(shards) < 2:
+        return []
+    found = ", ".join(f"{count} of {len(manifests)} in {how}" for how, count in shards.items())
+    return [
+        f"Shards were not all labelled alike ({found}), so classes that are almost equally likely "
+        "may change from one shard to the next. Name --device and --precision for one way "
+        "everywhere."
+    ]
 
 
 def _plain(histogram: Mapping[int, int]) -> dict[str, int]:

@@ -239,6 +239,8 @@ def _run(
         label_seconds=labelled - started,
         assemble_seconds=time.monotonic() - audited,
     )
+    for text in run["warnings"][len(plan.warnings) :]:
+        warnings.warn(text, StclnGeoWarning, stacklevel=3)
     run["seconds"]["seam_audit"] = round(audited - labelled, 3)
     run["maps"] = {name: file_checksum(out / name) for name in _maps(plan)}
     remove_leftovers(out)  # of workers that died while this process lived

@@ -62,7 +62,7 @@ class PredictSpec:
         Side of the squares that are labelled and kept on their own (pixels); None = 4096, less
         for small regions.
     device, precision
-        "auto" takes a GPU if there is one, and bf16 where the hardware multiplies it fast.
+        "auto" takes a GPU if there is one, and bf16 where the hardware is faster at it.
     batch_size
         Windows per batch on a GPU; None = as many as fit, at most 64.
     memory

@@ -72,7 +72,7 @@ class TrainConfig(Section):
     ranks: int | None = Field(default=None, ge=1)
     """Processes that share a step, one a device; settled by how the run is started."""
     precision: Precision = "auto"
-    """``auto`` takes ``bf16`` on GPUs that have it and on CPUs with AMX, else ``float32``."""
+    """``auto`` takes ``bf16`` where the hardware is faster at it, else ``float32``."""
     deterministic: bool = False
     """Use only operations that repeat bit for bit; slower on GPUs."""
     recompute: bool = False

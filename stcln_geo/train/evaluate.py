@@ -304,7 +304,7 @@ def label_windows(
     lookup = make_lookup(plan.classes)
     done = 0
     network.to(device).eval()
-    precision = choose_precision("auto", device)
+    precision = choose_precision("auto", device, width=network.config.dim)
     for batch in stream:
         moved = batch.to(device)
         with torch.inference_mode(), autocast_for(precision, device):

@@ -151,7 +151,7 @@ def prepare_finetune(
             "cube with `stcln-geo cube info`."
         )
     where = choose_device(device)
-    precision = choose_precision(config.precision, where)
+    precision = choose_precision(config.precision, where, width=network.dim)
     if config.compile:
         check_compiler(where)
     chips = sum(len(unit.chips) for unit in trained)

@@ -256,7 +256,7 @@ def _prepare(
     if init is not None:
         check_sizes(init, network)
     where = choose_device(device)
-    precision = choose_precision(config.precision, where)
+    precision = choose_precision(config.precision, where, width=network.dim)
     if config.compile:
         check_compiler(where)
     settled = settle(

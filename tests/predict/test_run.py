@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,17 @@ from PIL import Image
 from stcln_geo import open_cube
 from stcln_geo.cog import validate_cog
 from stcln_geo.cube.store import open_season
-from stcln_geo.errors import CheckpointError, CubeError, InputError, OutputError
+from stcln_geo.errors import (
+    CheckpointError,
+    CubeError,
+    InputError,
+    OutputError,
+    StclnGeoWarning,
+)
 from stcln_geo.execution import Execution
 from stcln_geo.grid import Window
 from stcln_geo.model.checkpoint import load_model, read_metadata
-from stcln_geo.predict import Prediction, PredictSpec, plan_prediction, predict_region
+from stcln_geo.predict import Prediction, PredictSpec, forward, plan_prediction, predict_region
 from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
 from stcln_geo.predict import windows as windows_module
@@ -328,6 +335,28 @@ def test_damaged_shards_are_labelled_again_and_others_kept(
     assert second.resumed_shards == 1
     assert np.array_equal(layers(second), by_hand)
     assert second.windows == first.windows
+
+
+def test_a_map_of_two_precisions_is_told(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by workers of two kinds of processor, or where a run goes on elsewhere."""
+    spec = PredictSpec(shard_size=40, keep_shards=True, device="cpu", seam_audit=0)
+
+    def on_a_processor(precision: str) -> Prediction:
+        monkeypatch.setattr(forward, "_LOADED", OrderedDict())
+        monkeypatch.setattr(forward, "choose_precision", lambda *_, **__: precision)
+        return predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+
+    on_a_processor("float32")
+    for name in [*sorted((tmp_path / "shards").glob("*.json"))[:2], tmp_path / "classes.tif"]:
+        name.unlink()
+    with pytest.warns(StclnGeoWarning, match=r"2 of 6 in bf16 on cpu.*--precision") as told:
+        second = on_a_processor("bf16")
+    assert second.resumed_shards == 4
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["warnings"] == [str(one.message) for one in told]
+    assert run["precisions"] == ["bf16", "float32"]
 
 
 def test_an_interrupted_run_continues_and_leaves_no_litter(
