@@ -131,7 +131,7 @@ def assemble_cog(
     _check_places(segments, shape, codec.size << levels)
     shapes = level_shapes(shape, codec.size)
     resampling: Resampling = "average" if legend is None else "mode"
-    bands = (bands or Bands()) if legend is None else CLASS_BANDS
+    bands = bands or (Bands() if legend is None else CLASS_BANDS)
     fields = map_fields(
         geobox, codec, legend=legend, tags=map_tags(legend, bands, tags), bands=bands
     )

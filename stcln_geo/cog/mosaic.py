@@ -72,7 +72,7 @@ def write_mosaic(
     main = maps[0][1]
     grid = mosaic_grid([geobox for _, geobox in maps])
     whole = absolute_window(grid)
-    told = (bands or Bands()) if legend is None else CLASS_BANDS
+    told = bands or (Bands() if legend is None else CLASS_BANDS)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with removed(part):

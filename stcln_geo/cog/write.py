@@ -101,7 +101,7 @@ def write_cog(
     vrt = path.with_name(f".{path.name}.{os.getpid()}.vrt")
     part = path.with_name(f".{path.name}.{os.getpid()}.part.tif")
     table = None if legend is None else table_item(legend)
-    bands = (bands or Bands()) if legend is None else CLASS_BANDS
+    bands = bands or (Bands() if legend is None else CLASS_BANDS)
     all_tags = map_tags(legend, bands, tags)
     codec = TileCodec(compression=compression, predictor=legend is None)
     options = {

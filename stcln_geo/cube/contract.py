@@ -35,6 +35,7 @@ __all__ = [
     "OVERVIEW_STEP",
     "SCALE",
     "SCENE_CLASSES",
+    "SCENE_COLORS",
     "SCL_CLEAR",
     "SCL_CLOUD",
     "SCL_SHADOW",
@@ -85,6 +86,12 @@ SCENE_CLASSES = (
     "snow or ice",
 )  # fmt: skip
 """Names of the scene classes of Sentinel-2, by their codes in ``scl``."""
+
+SCENE_COLORS = (
+    "#000000", "#ff0000", "#2f2f2f", "#643200", "#00a000", "#ffe65a",
+    "#0000ff", "#808080", "#c0c0c0", "#ffffff", "#64c8ff", "#ff96ff",
+)  # fmt: skip
+"""The colours in which ESA's tools show them."""
 
 SPLITS = {"unused": 0, "train": 1, "validation": 2, "test": 3}
 """Codes of ``field_split``."""

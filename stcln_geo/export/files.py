@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import __version__
 from ..cog import OverviewResampling, Source, write_cog, write_image_cog
-from ..cube.contract import FILL, SCALE
+from ..cube.contract import FILL, SCALE, SCENE_COLORS
 from ..cube.lock import cube_lock
 from ..cube.store import Season, write_json, writing
 from ..errors import OutputError
@@ -292,6 +292,9 @@ def _create(plan: ExportPlan, file: ExportFile, path: Path, side: int) -> Any:
         target.scales = (SCALE,) * len(names)
         target.offsets = (0.0,) * len(names)
         target.units = ("reflectance",) * len(names)
+    if file.what == "scl":
+        colors = {code: bytes.fromhex(color[1:]) for code, color in enumerate(SCENE_COLORS)}
+        target.write_colormap(1, {code: (*color, 255) for code, color in colors.items()})
     target.update_tags(**_tags(plan, file))
     return target
 

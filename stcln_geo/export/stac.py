@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cube.contract import FILL, SCALE, SCENE_CLASSES
+from ..cube.contract import FILL, SCALE, SCENE_CLASSES, SCENE_COLORS
 from ..cube.store import write_json
 from ..legend import UNLABELLED, plain_names
 from ..region import Region
@@ -179,7 +179,8 @@ def _classes(plan: ExportPlan, what: str) -> list[dict[str, Any]]:
         colors = {entry.code: entry.color[1:].upper() for entry in legend.classes}
     else:
         names = dict(enumerate(("not usable", "usable") if what == "valid" else SCENE_CLASSES))
-        colors = {}
+        shown = SCENE_COLORS if what == "scl" else ()
+        colors = {code: color[1:].upper() for code, color in enumerate(shown)}
     plain, nodata = plain_names(names), {"scl": 0, "labels": UNLABELLED}.get(what)
     return [
         {

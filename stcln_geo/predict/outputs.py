@@ -56,8 +56,8 @@ class Layer:
     """Value of pixels that no shard holds."""
 
     def bands(self, legend: Legend) -> Bands | None:
-        """Return how its bands are described in the file; None for categories."""
-        if self.kind == "classes":
+        """Return how its bands are described in the file; None for the class map, as usual."""
+        if self.name == "classes":
             return None
         return Bands(
             kind=self.kind,

@@ -255,8 +255,11 @@ def test_stac_says_what_codes_mean(folder: Path):
     ]  # fmt: skip
     scenes = classes("2018-09-08", "scl")
     assert [value for value, *_ in scenes] == list(range(12))
-    assert scenes[0] == (0, "no-data", None, True)
-    assert scenes[8] == (8, "cloud-medium-probability", None, False)
+    assert scenes[0] == (0, "no-data", "000000", True)
+    assert scenes[8] == (8, "cloud-medium-probability", "C0C0C0", False)
+    with rasterio.open(folder / "2018-09-08_scl.tif") as source:
+        palette = {code: bytes(c[:3]).hex().upper() for code, c in source.colormap(1).items()}
+    assert all(palette[value] == color for value, _, color, _ in scenes)
     assert [name for _, name, *_ in classes("2018-09-08", "valid")] == ["not-usable", "usable"]
 
 

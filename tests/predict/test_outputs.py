@@ -106,6 +106,8 @@ def test_the_files_explain_themselves(product: Prediction, world: Any) -> None:
     with rasterio.open(product.out / "qa.tif") as source:
         palette = source.colormap(1)
         assert all(palette[code] == color for code, color in QA_LEGEND.colormap().items())
+        assert source.descriptions == ("qa",)
+        assert source.tags()["TIFFTAG_IMAGEDESCRIPTION"] == "quality codes"
 
 
 @pytest.mark.parametrize("name", ["classes", "qa"])
