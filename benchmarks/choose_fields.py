@@ -79,10 +79,10 @@ def tell(found: dict[tuple[str, int], list[tuple[float, float, int]]], count: in
 def of_regions(
     options: argparse.Namespace,
 ) -> Iterator[tuple[str, int, str, tuple[float, float, int]]]:
+    from stcln_geo import evaluate_run, finetune, pretrain
     from stcln_geo.cube.contract import SPLITS
     from stcln_geo.cube.store import open_season, write_split
     from stcln_geo.data.choice import choose_parcels, fill_gaps
-    from stcln_geo.train import evaluate_run, finetune, pretrain
     from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 
     for region in range(options.regions):

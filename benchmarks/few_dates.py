@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
-    from stcln_geo.train import evaluate_run, finetune, pretrain
+    from stcln_geo import evaluate_run, finetune, pretrain
     from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 
     begun = time.perf_counter()

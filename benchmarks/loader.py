@@ -121,8 +121,9 @@ def compare_loaders(cube: Path, ready: Path, options: argparse.Namespace) -> Non
     import torch
 
     from stcln_geo.cube.store import open_season
-    from stcln_geo.data import ChipDataset, TrainingStream, plan_chips
     from stcln_geo.data.batch import Augmentation
+    from stcln_geo.data.chips import ChipDataset, plan_chips
+    from stcln_geo.data.stream import TrainingStream
 
     season = open_season(cube)
     dataset = ChipDataset([season], plan_chips(season, chip=options.chip), bands=BANDS)

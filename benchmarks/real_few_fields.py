@@ -301,7 +301,7 @@ def training_options(options: argparse.Namespace, study: Study) -> dict[str, Any
 
 
 def pretrain_study(options: argparse.Namespace, name: str, study: Study) -> str:
-    from stcln_geo.train import pretrain
+    from stcln_geo import pretrain
     from stcln_geo.train.config import PretrainConfig, load_config
 
     overrides = {
@@ -336,7 +336,7 @@ def carry_out_run(options: argparse.Namespace, study: Study, run: Run) -> str:
 
 
 def network(options: argparse.Namespace, study: Study, run: Run, path: Path) -> dict[str, Any]:
-    from stcln_geo.train import evaluate_run, finetune
+    from stcln_geo import evaluate_run, finetune
     from stcln_geo.train.config import FinetuneConfig, load_config
 
     pretrained = run.arm == "pretrained"

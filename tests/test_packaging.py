@@ -141,6 +141,24 @@ def test_import_of_the_package_is_light() -> None:
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("stcln_geo.data.split_labels", ("torch", "lightning", "dask")),
+        ("stcln_geo.train.protocol", ("lightning", "dask")),
+        ("stcln_geo.train.evaluate", ("lightning", "dask")),
+        ("stcln_geo.predict", ("lightning",)),
+    ],
+)
+def test_commands_that_do_not_train_begin_without_what_training_takes(
+    module: str, absent: tuple[str, ...]
+) -> None:
+    """Torch and Lightning take seconds to load."""
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
 def test_help_loads_no_heavy_library() -> None:
     """`stcln-geo --help` answers from typer alone: every verb is listed, nothing heavy loads."""
     code = (

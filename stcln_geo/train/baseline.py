@@ -21,7 +21,6 @@ from ..storage import location
 from .classes import ClassChoice
 from .config import FinetuneConfig, load_config
 from .evaluation import EvaluationPlan
-from .finetune_setup import training_fields
 from .provenance import fingerprint_labels, fingerprint_season
 from .run_directory import read_environment
 
@@ -191,6 +190,8 @@ def forest_baseline(
         If the cube that the run was trained on is gone or has changed.
     """
     from sklearn.ensemble import RandomForestClassifier
+
+    from .finetune_setup import training_fields  # and Lightning, which takes seconds
 
     config = load_config(FinetuneConfig, file=plan.info.path.parent.parent / "config.toml")
     source = _trained_source(plan)

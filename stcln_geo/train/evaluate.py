@@ -34,12 +34,12 @@ from .baseline import check_forest, forest_baseline
 from .card import write_model_card
 from .classes import ClassChoice, choose_classes
 from .evaluation import Evaluation, EvaluationPlan, SplitName, folder_elsewhere, write_evaluation
-from .finetune_task import count_confusion, make_lookup, observed_target
-from .plan import figures_hold_for
+from .evidence import figures_hold_for
 from .protocol import EvaluationSection, Protocol
 from .provenance import fingerprint_labels, fingerprint_season, fingerprints_of
 from .run_copy import run_copy
 from .run_directory import is_finished
+from .scoring import count_confusion, make_lookup, observed_target
 
 __all__ = [
     "Evaluation",

@@ -11,12 +11,12 @@ from ..legend import Legend
 from ..model.device import Device, choose_device
 from ..storage import Location
 from .config import FinetuneConfig, to_toml
+from .evidence import figures_hold_for
 from .finetune_setup import count_fields, make_finetune_task, prepare_finetune, say_counts
 from .plan import (
     RunResult,
     TrainingPlan,
     carry_out,
-    figures_hold_for,
     finished_result,
     rehearse,
 )

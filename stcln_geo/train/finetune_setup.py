@@ -27,10 +27,11 @@ from ..model.transfer import check_sizes
 from .classes import ClassChoice, choose_classes
 from .compiled import check_compiler
 from .config import FinetuneConfig, settle
-from .finetune_task import FinetuneTask, make_lookup
+from .finetune_task import FinetuneTask
 from .plan import check_shift, choose_batch_size, network_config
 from .ranks import Ranks
 from .run_directory import RunDirectory
+from .scoring import make_lookup
 from .sections import LabelsSection
 from .start import check_freeze, choose_bands, give_first_weights, say_differences
 from .task import step_seed

@@ -8,18 +8,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..data.batch import IGNORE_INDEX, Batch
+from ..data.batch import Batch
 from ..data.stream import OrderedStream, TrainingStream
-from ..errors import InputError
 from ..model.stcln import Encoder, Stcln, positions_for
 from ..report.metrics import metrics_from_confusion
-from .classes import ClassChoice
 from .config import FinetuneConfig
 from .losses import classification_error, make_class_weights, weight_of
 from .ranks import Ranks, sum_over_ranks
+from .scoring import count_confusion, observed_target
 from .task import TrainingTask
 
-__all__ = ["FinetuneTask", "count_confusion", "make_lookup", "observed_target"]
+__all__ = ["FinetuneTask"]
 
 
 class FinetuneTask(TrainingTask):
@@ -30,7 +29,7 @@ class FinetuneTask(TrainingTask):
     class_pixels : (K,) training pixels of each output, as often as an epoch shows them, for the
         weights.
     lookup : (L,) int64, the output of each code of the cube's legend, -100 where it has none; None
-        where codes and outputs are the same. See `make_lookup`.
+        where codes and outputs are the same. See `scoring.make_lookup`.
     """
 
     larger_is_better = True
@@ -162,35 +161,3 @@ def _depths(encoder: Encoder) -> list[list[nn.Parameter]]:
     layers = [list(layer.parameters()) for layer in encoder.temporal.layers]
     layers[0] = [*encoder.temporal.norm.parameters(), *layers[0]]
     return [*convolutions, *layers]
-
-
-def make_lookup(classes: ClassChoice) -> Tensor:
-    """Return the output of each code of a cube's legend: (L,) int64, -100 where it has none."""
-    lookup = torch.full((classes.total,), IGNORE_INDEX)
-    lookup[list(classes.codes)] = torch.tensor(classes.outputs)
-    return lookup
-
-
-def observed_target(batch: Batch, lookup: Tensor) -> Tensor:
-    """Return the target (B, H, W) int64 in classes, -100 also where no date is valid."""
-    if batch.target is None:
-        raise InputError(
-            "Cannot judge chips without targets: the dataset was made without fields. "
-            "Pass wanted= to ChipDataset."
-        )
-    labelled = (batch.target != IGNORE_INDEX) & batch.valid.any(dim=1)
-    return torch.where(labelled, lookup[batch.target.clamp(min=0)], IGNORE_INDEX)
-
-
-def count_confusion(logits: Tensor, target: Tensor) -> Tensor:
-    """Count pixels by true (rows) and predicted class: (K, K) int64.
-
-    Parameters
-    ----------
-    logits : (B, K, H, W) float.
-    target : (B, H, W) int64, -100 = not judged.
-    """
-    classes = logits.shape[1]
-    counted = target != IGNORE_INDEX
-    pairs = target[counted] * classes + logits.argmax(dim=1)[counted]
-    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)

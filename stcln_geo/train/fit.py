@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -20,7 +21,7 @@ from ..execution import ProgressHook
 from ..model.device import rng_kept, without_tf32
 from .journal import Journal, read_resumable
 from .memory import memory_kept
-from .ranks import environment_of, lost_ranks_told
+from .ranks import Ranks, lost_ranks_told
 from .run_directory import RunDirectory
 from .task import TrainingTask, step_seed
 from .trackers import TrackerName, Trackers, open_trackers
@@ -116,7 +117,7 @@ def _train(
     strategy: Any = "auto"
     if ranks.size > 1:
         strategy = DDPStrategy(
-            cluster_environment=environment_of(ranks),
+            cluster_environment=_RankEnvironment(ranks),
             process_group_backend="nccl" if device == "cuda" else "gloo",
             # Statistics are those of all ranks, so buffers agree without being sent.
             broadcast_buffers=False,
@@ -136,7 +137,7 @@ def _train(
             num_nodes=ranks.nodes,
             strategy=strategy,
             # Else Lightning looks for a cluster: in a job of SLURM it would take signals.
-            plugins=None if ranks.size > 1 else [environment_of(ranks)],
+            plugins=None if ranks.size > 1 else [_RankEnvironment(ranks)],
             precision=_LIGHTNING_PRECISION[precision],
             max_epochs=task.rounds,
             limit_val_batches=None if task.validation is not None else 0,
@@ -222,3 +223,45 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+class _RankEnvironment(ClusterEnvironment):
+    """Tell Lightning what `Ranks` knows; the processes were started by others."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self._ranks = ranks
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self._ranks.address
+
+    @property
+    def main_port(self) -> int:
+        return self._ranks.port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self._ranks.size
+
+    def set_world_size(self, size: int) -> None:
+        pass
+
+    def global_rank(self) -> int:
+        return self._ranks.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        pass
+
+    def local_rank(self) -> int:
+        return self._ranks.local_rank
+
+    def node_rank(self) -> int:
+        return self._ranks.rank // self._ranks.local_size

@@ -8,12 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..cube.contract import SPLITS
-from ..cube.season import FieldTable
-from ..data.split import sites_apart
 from ..errors import InputError
 from ..execution import ProgressHook
 from ..model.config import PresetName, StclnConfig
@@ -31,35 +27,14 @@ from .task import TrainingTask
 from .trackers import TrackerName
 
 __all__ = [
-    "SITES_APART",
-    "TRANSDUCTIVE",
     "RunResult",
     "TrainingPlan",
     "carry_out",
     "check_shift",
     "choose_batch_size",
-    "figures_hold_for",
     "network_config",
     "rehearse",
 ]
-
-TRANSDUCTIVE = (
-    "Pre-training on this cube, the bands' mean and deviation, and the network's attention see the "
-    "pixels of validation and test fields, never their labels. The figures hold for mapping this "
-    "region and season from few labels, not for other regions or seasons."
-)
-
-SITES_APART = (
-    "Sites that hold training fields hold none to judge by: the network did not see the pixels "
-    "that the figures are of, unless pre-training did. The figures hold for other sites of the "
-    "same regions and seasons."
-)
-
-
-def figures_hold_for(fields: FieldTable, *splits: str) -> str:
-    """Say what figures of one or more splits are evidence of, by where their fields lie."""
-    judged = np.isin(fields.split, [SPLITS[name] for name in splits])
-    return SITES_APART if sites_apart(fields, judged) else TRANSDUCTIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

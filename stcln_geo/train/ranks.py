@@ -14,15 +14,12 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor, distributed
 
 from ..errors import InputError, StclnGeoError, TaskError
 
 __all__ = [
     "Ranks",
-    "environment_of",
     "find_ranks",
     "join",
     "lost_ranks_told",
@@ -132,6 +129,8 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
             )
         elif int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
             # Of the job step that srun began; the job's own variables are also set without srun.
+            from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
             size = int(found["SLURM_STEP_NUM_TASKS"])
             nodes = found.get("SLURM_STEP_NODELIST") or found["SLURM_NODELIST"]
             ranks = Ranks(
@@ -243,53 +242,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         return values
     total: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
     return total
-
-
-def environment_of(ranks: Ranks) -> ClusterEnvironment:
-    """Return what Lightning asks for the place of a process."""
-    return _Environment(ranks)
-
-
-class _Environment(ClusterEnvironment):
-    """Tell Lightning what `Ranks` knows; the processes were started by others."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        super().__init__()
-        self._ranks = ranks
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        return self._ranks.address
-
-    @property
-    def main_port(self) -> int:
-        return self._ranks.port
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self._ranks.size
-
-    def set_world_size(self, size: int) -> None:
-        pass
-
-    def global_rank(self) -> int:
-        return self._ranks.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        pass
-
-    def local_rank(self) -> int:
-        return self._ranks.local_rank
-
-    def node_rank(self) -> int:
-        return self._ranks.rank // self._ranks.local_size
 
 
 def _joined() -> bool:

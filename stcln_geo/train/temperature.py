@@ -19,8 +19,9 @@ from ..model.checkpoint import load_model, set_temperature
 from ..model.device import autocast_for
 from ..model.stcln import Stcln, probabilities
 from ..report.calibration import Calibration
-from .finetune_task import FinetuneTask, observed_target
+from .finetune_task import FinetuneTask
 from .ranks import sum_over_ranks
+from .scoring import observed_target
 
 __all__ = [
     "LARGEST",

@@ -25,8 +25,8 @@ from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
 from stcln_geo.train.finetune import finetune, plan_finetune
 from stcln_geo.train.finetune_setup import make_finetune_task, prepare_finetune
-from stcln_geo.train.finetune_task import make_lookup
 from stcln_geo.train.ranks import Ranks
+from stcln_geo.train.scoring import make_lookup
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",

@@ -24,10 +24,10 @@ from stcln_geo.grid import Window
 from stcln_geo.model.checkpoint import read_metadata
 from stcln_geo.train.config import FinetuneConfig, load_config, to_toml
 from stcln_geo.train.evaluate import evaluate_run
+from stcln_geo.train.evidence import SITES_APART, TRANSDUCTIVE, figures_hold_for
 from stcln_geo.train.finetune import finetune, plan_finetune
 from stcln_geo.train.finetune_setup import make_finetune_task, prepare_finetune
 from stcln_geo.train.losses import make_class_weights
-from stcln_geo.train.plan import SITES_APART, TRANSDUCTIVE, figures_hold_for
 from stcln_geo.train.ranks import Ranks
 
 from ..labelled_stacks import cut_stack, whole_fields

@@ -28,9 +28,9 @@ from stcln_geo.model.checkpoint import load_model, read_metadata
 from stcln_geo.train import journal as journal_module
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.finetune import finetune, plan_finetune
-from stcln_geo.train.finetune_task import count_confusion
 from stcln_geo.train.loading import hold_out
 from stcln_geo.train.pretrain import plan_pretrain, pretrain
+from stcln_geo.train.scoring import count_confusion
 from stcln_geo.train.seeds import finetune_seeds
 from stcln_geo.train.task import rate_factor
 
