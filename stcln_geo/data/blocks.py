@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,8 +27,17 @@ from ..storage import Location, S3Path, clear_errors
 __all__ = ["BlockReader", "ShardReader", "ZarrReader", "open_reader"]
 
 _ABSENT = np.uint64(2**64 - 1)
-_INDICES = 4096
-"""Indices of shards that are kept, of each array; most take a kilobyte."""
+_INDEX_BYTES = 256_000_000
+"""Memory for the indices of shards, of all arrays together: an archive has very many."""
+
+_INDEX_OVERHEAD = 512
+"""What the objects around an index take (bytes); most indices have a kilobyte."""
+
+_RUN_BYTES = 4_000_000
+"""Most bytes that are read at once for several chunks, such as those of labels, which are small."""
+
+_GAP_BYTES = 32_000
+"""Bytes between two chunks that are read for nothing sooner than the file is asked twice."""
 
 
 class BlockReader(Protocol):
@@ -104,8 +113,66 @@ class _Form:
         return math.prod(self.chunk) * int(self.dtype.itemsize)
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Where the chunks of a shard lie in its file."""
+
+    size: int
+    """Of the file (bytes)."""
+    table: np.ndarray
+    """(..., 2) uint64: offset and length of each chunk."""
+
+
+class _Indices:
+    """The indices that were asked for last, of all readers of the process together.
+
+    Parameters
+    ----------
+    most
+        Bytes that they may take.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._kept: OrderedDict[tuple[int, tuple[int, ...]], _Index | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, tuple[int, ...]]) -> tuple[bool, _Index | None]:
+        """Return whether an index is kept, and the index: None where a shard has no file."""
+        with self._lock:
+            if key not in self._kept:
+                return False, None
+            self._kept.move_to_end(key)
+            return True, self._kept[key]
+
+    def put(self, key: tuple[int, tuple[int, ...]], index: _Index | None) -> None:
+        """Keep an index, in place of those that were not asked for of late."""
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = index
+            self.held += self._bytes(index)
+            while self.held > self.most:
+                self.held -= self._bytes(self._kept.popitem(last=False)[1])
+
+    def forget(self) -> None:
+        """Begin anew in a forked process, where the lock may be held for ever."""
+        self.__init__(self.most)  # type: ignore[misc]
+
+    @staticmethod
+    def _bytes(index: _Index | None) -> int:
+        return _INDEX_OVERHEAD + (0 if index is None else index.table.nbytes)
+
+
+_indices = _Indices(_INDEX_BYTES)
+_readers = itertools.count()
+os.register_at_fork(after_in_child=_indices.forget)
+
+
 class ShardReader:
-    """Reads chunks of a sharded array by the shards' indices, which it keeps.
+    """Reads chunks of a sharded array by the shards' indices, which are kept.
+
+    Chunks that lie together in a file are read together.
 
     Parameters
     ----------
@@ -115,8 +182,7 @@ class ShardReader:
 
     def __init__(self, form: _Form, place: Location) -> None:
         self._form, self._place = form, place
-        self._indices: OrderedDict[tuple[int, ...], tuple[int, np.ndarray] | None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._number = next(_readers)
 
     @classmethod
     def open(cls, array: Any, place: Location) -> ShardReader | None:
@@ -139,19 +205,15 @@ class ShardReader:
             for (low, high), side in zip(bounds, form.chunk, strict=True)
         ]
         if math.prod(len(chunks) for chunks in touched) == 1:
-            chunk = tuple(chunks[0] for chunks in touched)
-            decoded = self._decode(chunk)
-            within = tuple(
-                slice(low - at * side, high - at * side)
-                for (low, high), at, side in zip(bounds, chunk, form.chunk, strict=True)
-            )
-            if decoded is not None:
-                return decoded[within]
+            alone = next(self._decoded(touched), None)
+            if alone is not None:
+                within = tuple(
+                    slice(low - at * side, high - at * side)
+                    for (low, high), at, side in zip(bounds, alone[0], form.chunk, strict=True)
+                )
+                return alone[1][within]
         out = np.full([max(high - low, 0) for low, high in bounds], form.fill, dtype=form.dtype)
-        for chunk in itertools.product(*touched):
-            decoded = self._decode(chunk)
-            if decoded is None:
-                continue
+        for chunk, decoded in self._decoded(touched):
             target, source = [], []
             for (low, high), at, side in zip(bounds, chunk, form.chunk, strict=True):
                 begin, end = max(low, at * side), min(high, (at + 1) * side)
@@ -160,23 +222,44 @@ class ShardReader:
             out[tuple(target)] = decoded[tuple(source)]
         return out
 
-    def _decode(self, chunk: tuple[int, ...]) -> np.ndarray | None:
-        """Return a whole chunk, or None where it was never written."""
+    def _decoded(self, touched: Sequence[range]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """Yield the chunks of a rectangle that were ever written, shard by shard."""
+        for shard, chunks in _by_shard(touched, self._form.per_shard):
+            index = self._index(shard, chunks[0])
+            if index is None:
+                continue
+            for chunk, stored in self._stored(shard, index, chunks):
+                yield chunk, self._decode(chunk, stored)
+
+    def _stored(
+        self, shard: tuple[int, ...], index: _Index, chunks: Iterable[tuple[int, ...]]
+    ) -> Iterator[tuple[tuple[int, ...], memoryview]]:
+        """Yield the bytes of some chunks of a shard; those that lie together are read at once."""
         form = self._form
-        shard = tuple(at // per for at, per in zip(chunk, form.per_shard, strict=True))
-        index = self._index(shard, chunk)
-        if index is None:
-            return None
-        size, table = index
-        place = table[tuple(at % per for at, per in zip(chunk, form.per_shard, strict=True))]
-        if (place == _ABSENT).all():
-            return None
-        offset, length = int(place[0]), int(place[1])
-        if length == 0 or offset + length > size - form.index_bytes:
-            raise _damaged(self._place, chunk, "its place lies outside of its file")
-        stored = _read_range(self._file(shard), offset, length)
-        if len(stored) != length:
-            raise _damaged(self._place, chunk, "its file is cut short")
+        places = []
+        for chunk in chunks:
+            place = index.table[
+                tuple(at % per for at, per in zip(chunk, form.per_shard, strict=True))
+            ]
+            if (place == _ABSENT).all():
+                continue
+            offset, length = int(place[0]), int(place[1])
+            if length == 0 or offset + length > index.size - form.index_bytes:
+                raise _damaged(self._place, chunk, "its place lies outside of its file")
+            places.append((offset, length, chunk))
+        for run in _runs(sorted(places)):
+            begin = run[0][0]
+            end = max(offset + length for offset, length, _ in run)
+            stored = memoryview(_read_range(self._file(shard), begin, end - begin))
+            for offset, length, chunk in run:
+                part = stored[offset - begin : offset - begin + length]
+                if len(part) != length:
+                    raise _damaged(self._place, chunk, "its file is cut short")
+                yield chunk, part
+
+    def _decode(self, chunk: tuple[int, ...], stored: memoryview) -> np.ndarray:
+        """Return a whole chunk from its bytes."""
+        form = self._form
         decoded = np.empty(form.chunk, dtype=form.dtype)
         try:
             # The header tells the size: a damaged one must not write beyond the array.
@@ -187,24 +270,16 @@ class ShardReader:
             raise _damaged(self._place, chunk, str(error)) from error
         return decoded
 
-    def _index(
-        self, shard: tuple[int, ...], chunk: tuple[int, ...]
-    ) -> tuple[int, np.ndarray] | None:
-        """Return the size of a shard's file and its index, or None where there is no file."""
-        with self._lock:
-            if shard in self._indices:
-                self._indices.move_to_end(shard)
-                return self._indices[shard]
-        found = self._read_index(shard, chunk)
-        with self._lock:
-            self._indices[shard] = found
-            while len(self._indices) > _INDICES:
-                self._indices.popitem(last=False)
+    def _index(self, shard: tuple[int, ...], chunk: tuple[int, ...]) -> _Index | None:
+        """Return a shard's index, or None where there is no file."""
+        key = (self._number, shard)
+        kept, found = _indices.get(key)
+        if not kept:
+            found = self._read_index(shard, chunk)
+            _indices.put(key, found)
         return found
 
-    def _read_index(
-        self, shard: tuple[int, ...], chunk: tuple[int, ...]
-    ) -> tuple[int, np.ndarray] | None:
+    def _read_index(self, shard: tuple[int, ...], chunk: tuple[int, ...]) -> _Index | None:
         from google_crc32c import value as crc32c
 
         form = self._form
@@ -215,10 +290,44 @@ class ShardReader:
         if len(end) != form.index_bytes or crc32c(end[:-4]) != int.from_bytes(end[-4:], "little"):
             raise _damaged(self._place, chunk, "the index of its file does not fit its checksum")
         table = np.frombuffer(end[:-4], dtype="<u8").reshape(*form.per_shard, 2)
-        return size, table
+        return _Index(size, table)
 
     def _file(self, shard: tuple[int, ...]) -> Location:
         return self._place / "/".join(["c", *map(str, shard)])
+
+
+def _by_shard(
+    touched: Sequence[range], per_shard: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Yield each shard that some chunks along the axes lie in, and its chunks of them."""
+    axes = [
+        [
+            (shard, range(max(chunks.start, shard * per), min(chunks.stop, (shard + 1) * per)))
+            for shard in range(chunks.start // per, -(-chunks.stop // per))
+        ]
+        for chunks, per in zip(touched, per_shard, strict=True)
+    ]
+    for parts in itertools.product(*axes):
+        chunks = list(itertools.product(*(part for _, part in parts)))
+        if chunks:
+            yield tuple(shard for shard, _ in parts), chunks
+
+
+def _runs(
+    places: Sequence[tuple[int, int, tuple[int, ...]]],
+) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
+    """Yield chunks, (offset, length, chunk) by their offset, that are read at once."""
+    run: list[tuple[int, int, tuple[int, ...]]] = []
+    for place in places:
+        if run and (
+            place[0] - (run[-1][0] + run[-1][1]) > _GAP_BYTES
+            or place[0] + place[1] - run[0][0] > _RUN_BYTES
+        ):
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run
 
 
 def _form_of(array: Any) -> _Form | None:

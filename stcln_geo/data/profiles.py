@@ -15,7 +15,7 @@ from ..grid import Window
 from ..legend import Legend
 from .chips import Chip, ChipDataset
 from .labelled import plan_labelled_chips
-from .source import Source, source_of
+from .source import LabelReader, Source, source_of
 from .split import check_labelled
 
 __all__ = ["ClassProfile", "FieldProfiles", "ParcelProfiles", "field_profiles", "parcel_profiles"]
@@ -138,11 +138,12 @@ def field_profiles(
         bands=("red", "nir"),
         wanted=[wanted],
     )
+    labels = LabelReader(source)
     sums, counts = np.zeros(len(rows) * periods), np.zeros(len(rows) * periods)
     for unit in range(len(dataset.units)):
         for chip in dataset.read(unit):
             ndvi, seen = _ndvi(chip.reflectance, chip.valid)
-            place = _rows(chip, source, by_number, by_class)
+            place = _rows(chip, labels, by_number, by_class)
             seen &= place >= 0
             at = (place * periods)[None] + ((chip.days - first) // STEP)[:, None, None]
             sums += np.bincount(at[seen], weights=ndvi[seen], minlength=len(sums))
@@ -245,12 +246,14 @@ def _ndvi(reflectance: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.clip(ndvi, -1.0, 1.0), seen
 
 
-def _rows(chip: Chip, source: Source, by_number: np.ndarray, by_class: np.ndarray) -> np.ndarray:
+def _rows(
+    chip: Chip, labels: LabelReader, by_number: np.ndarray, by_class: np.ndarray
+) -> np.ndarray:
     """Return which of the chosen fields each pixel lies in: (H, W), -1 for none."""
     assert chip.source is not None
     assert chip.target is not None
-    site = source.site_of(chip.source)
-    _, number = source.read_labels(chip.source.window, site=site)
+    site = labels.source.site_of(chip.source)
+    _, number = labels.read(chip.source.window, site=site)
     # Numbers beyond are of fields without a row.
     known = (number > 0) & (number < len(by_number))
     apart = np.where(number == 0, by_class[site][chip.target], -1)

@@ -29,7 +29,15 @@ from ..storage import Location, location
 from .blocks import BlockReader, open_reader
 from .reader import Block
 
-__all__ = ["ChipSource", "ClearCounts", "LabelTile", "Source", "open_source", "source_of"]
+__all__ = [
+    "ChipSource",
+    "ClearCounts",
+    "LabelReader",
+    "LabelTile",
+    "Source",
+    "open_source",
+    "source_of",
+]
 
 _LABEL_TILE = 1024
 """Side of the squares by which labels are read for planning; of small sites as many as fill one."""
@@ -250,56 +258,11 @@ class Source:
         -------
         (H, W) uint8 class codes and (H, W) int32 field numbers; 255 and 0 beyond the site.
         """
-        inside = window.intersection(Window(0, 0, *self.shape_yx))
-        tile = self._labels_of(slice(site, site + 1), inside)
-        labels, parcels = tile.labels[0], tile.parcels[0]
-        if inside != window:
-            labels = _pad(labels, inside, window, UNLABELLED)
-            parcels = _pad(parcels, inside, window, 0)
-        return labels, parcels
+        return LabelReader(self).read(window, site=site)
 
     def label_tiles(self) -> Iterator[LabelTile]:
         """Yield all labels, in pieces that fit into memory."""
-        shards = None if self.labels is None or self.kind == "cube" else self.labels.shards
-        most = max(_LABEL_TILE**2 // (self.shape_yx[0] * self.shape_yx[1]), 1)
-        step = min(shards[0], most) if shards else 1
-        # Opened for each sweep: these keep where chunks lie, and labels may be burnt anew between.
-        readers = self._label_readers()
-        for first in range(0, self.sites, step):
-            for window in tiles(self.shape_yx, _LABEL_TILE):
-                yield self._labels_of(slice(first, min(first + step, self.sites)), window, readers)
-
-    def _label_readers(self) -> tuple[BlockReader | None, BlockReader | None]:
-        """Open labels and field numbers for many reads."""
-        if self.folder is None:
-            return None, None
-        labels, parcels = (
-            None if array is None else open_reader(array, self.folder / name)
-            for array, name in ((self.labels, "labels"), (self.parcels, "parcels"))
-        )
-        return labels, parcels
-
-    def _labels_of(
-        self,
-        sites: slice,
-        window: Window,
-        readers: tuple[BlockReader | None, BlockReader | None] = (None, None),
-    ) -> LabelTile:
-        """Read the labels of a rectangle of some sites, which lies in them."""
-        place: tuple[slice, ...] = (sites, window.rows, window.cols)
-        shape = (sites.stop - sites.start, *window.shape_yx)
-        found = []
-        for array, reader, fill, dtype in (
-            (self.labels, readers[0], UNLABELLED, np.uint8),
-            (self.parcels, readers[1], 0, np.int32),
-        ):
-            if array is None or window.is_empty:
-                found.append(np.full(shape, fill, dtype=dtype))
-            else:
-                inner = place if self.kind == "stack" else place[1:]
-                values = array[inner] if reader is None else reader.read(inner)
-                found.append(values if self.kind == "stack" else values[None])
-        return LabelTile(sites=sites, window=window, labels=found[0], parcels=found[1])
+        return LabelReader(self).tiles()
 
     def name_chip(self, window: Window, site: int) -> ChipSource:
         """Return where a chip lies."""
@@ -312,13 +275,72 @@ class Source:
 
     def site_of(self, chip: ChipSource) -> int:
         """Return the position of the site that a chip was cut from; 0 of a cube."""
-        return 0 if chip.site is None else self.site_id.index(chip.site)
+        return 0 if chip.site is None else self._places[chip.site]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Position of each site by its name."""
+        return {name: place for place, name in enumerate(self.site_id)}
 
     def _read(self, reader: BlockReader, place: tuple[slice, ...], site: int) -> np.ndarray:
         if self.kind == "cube":
             return reader.read(place)
         values: np.ndarray = reader.read((slice(site, site + 1), *place))[0]
         return values
+
+
+class LabelReader:
+    """Reads the labels of a source many times; safe to call from several threads.
+
+    It keeps where their chunks lie, so that labels that are burnt anew need another one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._readers = tuple(
+            None
+            if array is None or source.folder is None
+            else open_reader(array, source.folder / name)
+            for array, name in ((source.labels, "labels"), (source.parcels, "parcels"))
+        )
+
+    def read(self, window: Window, *, site: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Read the labels and field numbers of a rectangle, as ``Source.read_labels`` does."""
+        inside = window.intersection(Window(0, 0, *self.source.shape_yx))
+        tile = self._tile(slice(site, site + 1), inside)
+        labels, parcels = tile.labels[0], tile.parcels[0]
+        if inside != window:
+            labels = _pad(labels, inside, window, UNLABELLED)
+            parcels = _pad(parcels, inside, window, 0)
+        return labels, parcels
+
+    def tiles(self) -> Iterator[LabelTile]:
+        """Yield all labels, in pieces that fit into memory."""
+        source = self.source
+        shards = None if source.labels is None or source.kind == "cube" else source.labels.shards
+        most = max(_LABEL_TILE**2 // (source.shape_yx[0] * source.shape_yx[1]), 1)
+        step = min(shards[0], most) if shards else 1
+        for first in range(0, source.sites, step):
+            for window in tiles(source.shape_yx, _LABEL_TILE):
+                yield self._tile(slice(first, min(first + step, source.sites)), window)
+
+    def _tile(self, sites: slice, window: Window) -> LabelTile:
+        """Read the labels of a rectangle of some sites, which lies in them."""
+        source = self.source
+        place: tuple[slice, ...] = (sites, window.rows, window.cols)
+        shape = (sites.stop - sites.start, *window.shape_yx)
+        found = []
+        for array, reader, fill, dtype in (
+            (source.labels, self._readers[0], UNLABELLED, np.uint8),
+            (source.parcels, self._readers[1], 0, np.int32),
+        ):
+            if array is None or window.is_empty:
+                found.append(np.full(shape, fill, dtype=dtype))
+            else:
+                inner = place if source.kind == "stack" else place[1:]
+                values = array[inner] if reader is None else reader.read(inner)
+                found.append(values if source.kind == "stack" else values[None])
+        return LabelTile(sites=sites, window=window, labels=found[0], parcels=found[1])
 
 
 def open_source(path: str | Path | Location | Source, season: str | None = None) -> Source:

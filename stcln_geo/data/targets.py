@@ -18,7 +18,7 @@ from ..cube.stack import Stack
 from ..errors import InputError, LabelError
 from ..grid import Window
 from ..legend import UNLABELLED
-from .source import LabelTile, Source, source_of
+from .source import LabelReader, LabelTile, Source, source_of
 from .split import check_labelled
 
 __all__ = ["ChipChoice", "Targets", "fields_within"]
@@ -111,10 +111,12 @@ class Targets:
         self._by_class = np.zeros((self.source.sites, 256), dtype=bool)
         self._by_class[fields.site[~inside], fields.code[~inside]] = wanted[~inside]
         self._learnt = np.arange(256) < len(legend)
+        # Of the time of the fields, which they must fit.
+        self._labels = LabelReader(self.source)
 
     def read(self, window: Window, *, site: int = 0) -> np.ndarray:
         """Return the target of a window of a site: (H, W) uint8 class codes, 255 = none."""
-        labels, parcels = self.source.read_labels(window, site=site)
+        labels, parcels = self._labels.read(window, site=site)
         tile = LabelTile(
             sites=slice(site, site + 1), window=window, labels=labels[None], parcels=parcels[None]
         )

@@ -12,7 +12,7 @@ import numpy as np
 from ..cube.contract import FILL, SCALE
 from ..data.batch import IGNORE_INDEX
 from ..data.chips import Chip, ChipDataset, plan_windows
-from ..data.source import Source, open_source
+from ..data.source import LabelReader, Source, open_source
 from ..errors import CheckpointError, InputError
 from ..execution import ProgressHook
 from ..grid import Lattice
@@ -343,10 +343,10 @@ def _read(
     """
     generator = np.random.default_rng(seed)
     held: list[_Pixels] = []
+    labels = LabelReader(dataset.sources[0])
     for unit in range(len(dataset.units)):
         held += [
-            _pixels_of(chip, dataset.sources[0], classes, days, share, generator)
-            for chip in dataset.read(unit)
+            _pixels_of(chip, labels, classes, days, share, generator) for chip in dataset.read(unit)
         ]
         if sum(len(part.target) for part in held) >= _AT_ONCE:
             yield _Pixels.join(held)
@@ -359,7 +359,7 @@ def _read(
 
 def _pixels_of(
     chip: Chip,
-    source: Source,
+    labels: LabelReader,
     classes: ClassChoice,
     days: np.ndarray,
     share: float,
@@ -376,8 +376,8 @@ def _pixels_of(
     values = np.moveaxis(chip.reflectance, (2, 3), (0, 1))[used].astype(np.float32)
     values[values == FILL] = 0.0  # as the network sees a band without a value
     valid = np.moveaxis(chip.valid, 0, -1)[used]
-    site = source.site_of(chip.source)
-    _, field = source.read_labels(chip.source.window, site=site)
+    site = labels.source.site_of(chip.source)
+    _, field = labels.read(chip.source.window, site=site)
     # Pixels in no field count as one of their class and site.
     apart = -1 - (site * 256 + chip.target.astype(np.int64))
     filled = fill_gaps(values * np.float32(SCALE), valid, chip.days, days)

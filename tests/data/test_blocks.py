@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ import pytest
 import zarr
 
 from stcln_geo.cube.store import open_season
+from stcln_geo.data import blocks
 from stcln_geo.data.blocks import ShardReader, ZarrReader, open_reader
 from stcln_geo.data.chips import ChipDataset, plan_chips
 from stcln_geo.data.source import open_source
@@ -53,6 +55,94 @@ def test_what_was_never_written_is_the_fill_value(tmp_path: Path) -> None:
 
     assert np.array_equal(whole, array[:])
     assert (whole == -7).mean() == 1 - 3 * 256 / whole.size
+
+
+@pytest.fixture
+def holed(tmp_path: Path) -> zarr.Array:
+    """3 x 4 shards of 3 x 3 chunks, ragged at the edges: a shard and some chunks have nothing."""
+    array = zarr.create_array(
+        tmp_path / "holed", shape=(100, 130), chunks=(12, 12), shards=(36, 36), dtype="int32",
+        fill_value=0, compressors=zarr.codecs.BloscCodec(cname="lz4"),
+    )  # fmt: skip
+    values = np.random.default_rng(3).integers(1, 1 << 30, (100, 130))
+    values[36:72, 36:72] = 0
+    values[12:36, 84:96] = 0
+    array[:] = values
+    return array
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int]]:
+    """Each read of a part of a file: the file, and the bytes asked for."""
+    reads: list[tuple[Path, int]] = []
+    read = blocks._read_range
+
+    def counted(file: Path, offset: int, length: int) -> bytes:
+        reads.append((file, length))
+        return read(file, offset, length)
+
+    monkeypatch.setattr(blocks, "_read_range", counted)
+    return reads
+
+
+def test_a_rectangle_asks_each_file_once(
+    holed: zarr.Array, tmp_path: Path, asked: list[tuple[Path, int]]
+) -> None:
+    reader = open_reader(holed, tmp_path / "holed")
+    whole = (slice(0, 100), slice(0, 130))
+    files = sorted(path for path in (tmp_path / "holed" / "c").rglob("*") if path.is_file())
+    assert len(files) == 11
+
+    for index_reads in (len(files), 0):
+        asked.clear()
+        assert np.array_equal(reader.read(whole), holed[:])
+        assert len(asked) == len(files) + index_reads
+        assert sorted({file for file, _ in asked}) == files
+
+
+def test_no_more_is_read_at_once_than_may_be_and_little_for_nothing(
+    holed: zarr.Array, tmp_path: Path, asked: list[tuple[Path, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    reader = open_reader(holed, tmp_path / "holed")
+    part = (slice(5, 95), slice(20, 119))  # chunks at the edge are padded, and so smaller
+    reader.read(part)
+    # Noise does not get smaller, so that a chunk has its bytes and a header.
+    least, most = 12 * 12 * 4, 12 * 12 * 4 + 32
+    monkeypatch.setattr(blocks, "_RUN_BYTES", 3 * most)
+    monkeypatch.setattr(blocks, "_GAP_BYTES", 0)
+    asked.clear()
+
+    assert np.array_equal(reader.read(part), holed[part])
+
+    touched = math.prod(-(-one.stop // 12) - one.start // 12 for one in part)
+    empty = 9 + 2  # the shard without a file, and the chunks of the second hole
+    assert max(length for _, length in asked) <= 3 * most
+    assert max(length for _, length in asked) > 2 * least
+    assert least <= sum(length for _, length in asked) / (touched - empty) <= most
+
+
+def test_the_indices_of_all_arrays_have_one_bound(
+    holed: zarr.Array, tmp_path: Path, asked: list[tuple[Path, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    index = 9 * 16 + 4
+    kept = blocks._Indices(5 * (9 * 16 + blocks._INDEX_OVERHEAD))
+    monkeypatch.setattr(blocks, "_indices", kept)
+    readers = [open_reader(holed, tmp_path / "holed") for _ in range(3)]
+    corners = [(slice(row, row + 1), slice(0, 1)) for row in (0, 40, 80)]
+
+    for reader in readers:
+        for corner in corners:
+            assert np.array_equal(reader.read(corner), holed[corner])
+            assert kept.held <= kept.most
+    assert [length for _, length in asked].count(index) == 9
+    asked.clear()
+    for reader, again in ((readers[2], 0), (readers[0], 3)):
+        for corner in corners:
+            reader.read(corner)
+        assert [length for _, length in asked].count(index) == again
+        asked.clear()
 
 
 @pytest.mark.parametrize(

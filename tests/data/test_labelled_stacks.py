@@ -499,3 +499,25 @@ def test_planning_reads_labels_past_zarr_and_as_they_are_now(
         assert (turned != whole["labels"]).any()
         zarr.open_array(f"{source.folder}/labels", mode="r+")[:] = turned
         np.testing.assert_array_equal(swept()["labels"], turned)
+
+
+@pytest.mark.parametrize("kind", ["cube", "stack"])
+def test_targets_of_chips_are_read_past_zarr(
+    kind: str, cube: Path, own: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(cube if kind == "cube" else own(background=True))
+    labels = np.asarray(source.labels[:]).reshape(source.sites, *source.shape_yx)
+    chosen = np.ones(len(source.fields), dtype=bool)
+    units = plan_labelled_chips(source, chosen, chip=16)
+    dataset = ChipDataset([source], units, bands=source.bands, wanted=[chosen])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__getitem__", lambda *_: pytest.fail("read through Zarr"))
+        chips = [chip for unit in range(len(units)) for chip in dataset.read(unit)]
+
+    padded = np.pad(labels, ((0, 0), (0, 16), (0, 16)), constant_values=255)
+    assert len(chips) > 3
+    for chip in chips:
+        part = chip.source.window
+        expected = padded[source.site_of(chip.source), part.rows, part.cols]
+        np.testing.assert_array_equal(chip.target, expected)
