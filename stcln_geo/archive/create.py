@@ -25,7 +25,7 @@ from ..errors import InputError, TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..progress import duration_text
 from ..storage import Location, writing
-from .index import write_index
+from .index import IndexRows
 from .plan import ARCHIVE_FILE, ArchivePlan, StackPlan, check_folder, size_text
 from .tasks import (
     CubeTask,
@@ -116,7 +116,7 @@ def create_archive(
                 suspects |= doubtful
             results += run.build_cubes()
         finally:
-            index = write_index(plan.path)
+            index = IndexRows(plan.path).write()
     problems += [result.problem for result in results if result.problem]
     if problems:
         raise TaskError(
@@ -163,6 +163,10 @@ class _Run:
         self.archive = str(plan.path.resolve())
         self.skip = plan.spec.cube.on_error == "skip"
         self.missing_stacks = [stack for stack in plan.stacks if not self._is_done(stack)]
+        self._cube_prints: dict[str, list[str]] = {}
+        for group in plan.groups:
+            for name in group.sites:
+                self._cube_prints.setdefault(name, []).append(group.fingerprint)
         cubes = {site.id for site in plan.cubes}
         self.missing_cubes = [
             number
@@ -173,6 +177,7 @@ class _Run:
         self._total += len(self.missing_cubes)
         self._before = 0
         self._progress = progress
+        self._index = IndexRows(plan.path)
 
     def _is_done(self, stack: StackPlan) -> bool:
         path = self.plan.path / stack.folder
@@ -186,14 +191,11 @@ class _Run:
             for site in manifest["sites"]
         )
 
-    def _cube_print(self, name: str) -> list[str]:
-        return [group.fingerprint for group in self.plan.groups if name in group.sites]
-
     def _cube_is_done(self, name: str) -> bool:
         marker = read_manifest(self._marker(name))
         whole = (self.plan.path / cube_folder(name) / "zarr.json").is_file()
         lacking = marker.get("left_out") and not self.skip
-        return whole and marker.get("fingerprint") == self._cube_print(name) and not lacking
+        return whole and marker.get("fingerprint") == self._cube_prints[name] and not lacking
 
     def _marker(self, name: str) -> Location:
         cube = self.plan.path / cube_folder(name)
@@ -236,7 +238,8 @@ class _Run:
             return results, problem, set()
         suspects = _mark_suspects(path, opened)
         finish_stack(path, stack.season)
-        write_index(self.plan.path)
+        self._index.forget(stack.folder, stack.season)
+        self._index.write()
         return results, None, suspects
 
     def _reopen(self, path: Location, stack: StackPlan) -> Stack | None:
@@ -344,7 +347,7 @@ class _Run:
             if not result.problem:
                 write_json(
                     self._marker(name),
-                    {"fingerprint": self._cube_print(name), "left_out": result.failures},
+                    {"fingerprint": self._cube_prints[name], "left_out": result.failures},
                 )
         return results
 

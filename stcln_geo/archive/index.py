@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ __all__ = [
     "INDEX_FILE",
     "MEMBERS_FILE",
     "Archive",
-    "index_rows",
+    "IndexRows",
     "list_members",
     "member_location",
     "member_sha",
@@ -36,7 +35,6 @@ __all__ = [
     "read_index",
     "season_rows",
     "unfinished_seasons",
-    "write_index",
 ]
 
 INDEX_FILE = "index.parquet"
@@ -114,47 +112,69 @@ def list_members(path: Location) -> list[str]:
     return [*own, *(text for text in added if text not in own)]
 
 
-def write_index(path: Location, *, anew: bool = False) -> int:
-    """Make the index from the members, and return its number of rows.
+@dataclass(slots=True)
+class IndexRows:
+    """The rows of an archive's members, whose seasons are looked at once, when first asked for.
 
     Parameters
     ----------
+    path
+        The archive.
     anew
-        Take over no row of the old index.
+        Take over no row of the index that is there.
     """
-    import geopandas
-    import pandas
 
-    old: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    if not anew and (path / INDEX_FILE).is_file():
-        for row in read_index(path).to_dict("records"):
-            old.setdefault((row["path"], row["season"], row["manifest_sha"]), []).append(row)
-    rows = list(index_rows(path, old))
-    if not rows:
-        with writing(path):
-            (path / INDEX_FILE).unlink(missing_ok=True)
-        return 0
-    table = geopandas.GeoDataFrame(rows, geometry="geometry", crs=_CRS84)
-    for name in ("time_start", "time_end"):
-        table[name] = pandas.to_datetime(table[name], utc=True).astype("datetime64[ms, UTC]")
-    content = io.BytesIO()
-    table.to_parquet(content, index=False)
-    write_file(path / INDEX_FILE, content.getvalue())
-    return len(rows)
+    path: Location
+    anew: bool = False
+    _seasons: dict[str, list[str]] = field(default_factory=dict)
+    _rows: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    _old: dict[tuple[str, str, str], list[dict[str, Any]]] | None = None
 
+    def of(self, member: str) -> list[dict[str, Any]]:
+        """Return the rows of all finished seasons of a member; none where it is not there."""
+        place = member_location(self.path, member)
+        if member not in self._seasons:
+            there = (place / "zarr.json").is_file()
+            self._seasons[member] = list_seasons(place) if there else []
+        for season in self._seasons[member]:
+            if (member, season) not in self._rows:
+                sha = member_sha(place, season)
+                known = self._known().get((member, season, sha))
+                self._rows[member, season] = known or season_rows(place, member, season, sha)
+        return [row for season in self._seasons[member] for row in self._rows[member, season]]
 
-def index_rows(
-    path: Location, old: dict[tuple[str, str, str], list[dict[str, Any]]] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of all finished seasons of all members that are there."""
-    for member in list_members(path):
-        place = member_location(path, member)
-        if not (place / "zarr.json").is_file():
-            continue
-        for season in list_seasons(place):
-            sha = member_sha(place, season)
-            known = (old or {}).get((member, season, sha))
-            yield from known or season_rows(place, member, season, sha)
+    def forget(self, member: str, season: str) -> None:
+        """Look at a season again: it was written."""
+        self._seasons.pop(member, None)
+        self._rows.pop((member, season), None)
+
+    def write(self) -> int:
+        """Write the index, with a row for what each member has, and return its number of rows."""
+        import geopandas
+        import pandas
+
+        rows = [row for member in list_members(self.path) for row in self.of(member)]
+        if not rows:
+            with writing(self.path):
+                (self.path / INDEX_FILE).unlink(missing_ok=True)
+            return 0
+        table = geopandas.GeoDataFrame(rows, geometry="geometry", crs=_CRS84)
+        for name in ("time_start", "time_end"):
+            table[name] = pandas.to_datetime(table[name], utc=True).astype("datetime64[ms, UTC]")
+        content = io.BytesIO()
+        table.to_parquet(content, index=False)
+        write_file(self.path / INDEX_FILE, content.getvalue())
+        return len(rows)
+
+    def _known(self) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+        """Return the rows of the index that is there, by what they were made from."""
+        if self._old is None:
+            self._old = {}
+            if not self.anew and (self.path / INDEX_FILE).is_file():
+                for row in read_index(self.path).to_dict("records"):
+                    key = (row["path"], row["season"], row["manifest_sha"])
+                    self._old.setdefault(key, []).append(row)
+        return self._old
 
 
 def unfinished_seasons(place: Location) -> list[str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..cube.lock import cube_lock
-from ..cube.stack import is_stack, open_stack
-from ..cube.store import list_seasons, open_season, write_json
+from ..cube.store import list_seasons, write_json
 from ..cube.stored import read_manifest
 from ..errors import CubeError, InputError, MissingFileError
 from ..storage import Location, S3Path, location
-from .index import INDEX_FILE, MEMBERS_FILE, list_members, member_location, write_index
+from .index import INDEX_FILE, MEMBERS_FILE, IndexRows, list_members, member_location
 
 __all__ = ["AddReport", "add_members"]
 
@@ -74,23 +73,26 @@ def add_members(path: str | Location, members: Sequence[str | Location]) -> AddR
     known: list[str] = []
     notes: list[str] = []
     with cube_lock(path):
-        present = list_members(path)
-        forms = [form for text in present for form in _forms_of(member_location(path, text))]
+        rows = IndexRows(path, anew=not members)
+        present = dict.fromkeys(list_members(path))
+        # Members are many and alike: each form counts once.
+        forms = dict.fromkeys(form for text in present for form in _forms_of(rows.of(text)))
         for member in members:
             place = location(member)
-            forms_of = _forms_of(place, strict=True)
+            _check_whole(place)
             text = _reference(path, place)
             if text in present:
                 known.append(text)
                 continue
-            notes += _compare(place, forms_of, forms)
+            forms_of = _forms_of(rows.of(text))
+            notes += _compare(place, forms_of, list(forms))
             if isinstance(path, S3Path) and not isinstance(place, S3Path):
                 notes.append(
                     f"{place} lies on this machine alone: on others, the archive lacks it. Copy it "
                     "into the bucket to share it."
                 )
-            forms += forms_of
-            present.append(text)
+            forms |= dict.fromkeys(forms_of)
+            present[text] = None
             added.append(text)
         notes += [
             f"{text} is not there: its rows leave the index until it is back and 'archive add' "
@@ -101,9 +103,9 @@ def add_members(path: str | Location, members: Sequence[str | Location]) -> AddR
         before = read_manifest(path / MEMBERS_FILE).get("members", [])
         if added:
             write_json(path / MEMBERS_FILE, {"members": [*before, *added]})
-        rows = write_index(path, anew=not members)
+        count = rows.write()
     return AddReport(
-        path=path, added=tuple(added), known=tuple(known), notes=tuple(notes), rows=rows
+        path=path, added=tuple(added), known=tuple(known), notes=tuple(notes), rows=count
     )
 
 
@@ -121,26 +123,19 @@ def _reference(archive: Location, member: Location) -> str:
     return place.as_posix()
 
 
-def _forms_of(place: Location, *, strict: bool = False) -> list[_Form]:
-    """Return bands and pixel size of a member's seasons."""
-    if not strict and not (place / "zarr.json").is_file():
-        return []
-    names = list_seasons(place)
-    if strict and not names:
+def _check_whole(place: Location) -> None:
+    """Refuse a member that is not there, or has nothing finished."""
+    if not list_seasons(place):
         raise CubeError(
             f"Cannot add {place}: it has no complete season. Finish it by running its 'cube "
             "build' or 'archive create' command again, then add it."
         )
-    return [_form(place, name) for name in names]
 
 
-def _form(place: Location, season: str) -> _Form:
-    opened: Any
-    if is_stack(place, season):
-        opened = open_stack(place, season)
-        return _Form(opened.bands, float(opened.transform[0, 0]))
-    opened = open_season(place, season)
-    return _Form(opened.bands, opened.resolution)
+def _forms_of(rows: Iterable[Mapping[str, Any]]) -> list[_Form]:
+    """Return bands and pixel size of a member's seasons, from its rows of the index."""
+    found = {row["season"]: _Form(tuple(row["bands"]), float(row["resolution"])) for row in rows}
+    return list(found.values())
 
 
 def _compare(place: Location, new: Sequence[_Form], others: Sequence[_Form]) -> list[str]:

@@ -98,6 +98,7 @@ class StoredArchive:
 
     path: Location
     sites: tuple[Site, ...]
+    by_id: Mapping[str, Site]
     groups: Mapping[tuple[str, str, str], tuple[str, str]]
     """Name and fingerprint of a group's plan by CRS, cell and season."""
 
@@ -116,11 +117,11 @@ def stored_archive(path: str, fingerprint: str) -> StoredArchive:
             f"Cannot go on with the archive {path}: another run has replaced its plan. Run one "
             "'archive create' per path at a time."
         )
+    sites = tuple(Site(**{**site, "window": Window(**site["window"])}) for site in content["sites"])
     return StoredArchive(
         path=location(path),
-        sites=tuple(
-            Site(**{**site, "window": Window(**site["window"])}) for site in content["sites"]
-        ),
+        sites=sites,
+        by_id={site.id: site for site in sites},
         groups={
             (group["crs"], group["cell"], group["season"]): (group["name"], group["fingerprint"])
             for group in content["groups"]
@@ -148,9 +149,8 @@ def build_shard(task: ShardTask) -> TaskResult:
             f"Cannot build a shard of {path / stack_folder(task.crs)}: it has no season "
             f"{task.season} under construction. Run 'archive create' again."
         )
-    by_id = {site.id: site for site in archive.sites}
     names = stack.site_id[task.first : task.first + stack.layout.sites]
-    plans = [_part(archive, by_id[name], task.season) for name in names]
+    plans = [_part(archive, archive.by_id[name], task.season) for name in names]
     prints = [
         shard_fingerprint(plan, plan.season(task.season), Window(0, 0, *plan.window.shape_yx))
         for plan in plans

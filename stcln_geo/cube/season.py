@@ -248,8 +248,9 @@ def open_folder(path: Location, name: str, folder: str, *, mode: str) -> Season:
 
     # Consolidated metadata is for readers over a network; here it could be older than the arrays.
     group: Any = zarr.open_group(
-        zarr_store(path / folder), mode="r" if mode == "r" else "r+", use_consolidated=False
-    )
+        zarr_store(path / folder), mode="r" if mode == "r" else "r+", zarr_format=3,
+        use_consolidated=False,
+    )  # fmt: skip
     attrs = dict(group.attrs)
     if attrs.get("kind") == "stack":
         raise CubeError(

@@ -225,8 +225,9 @@ def open_stack_folder(path: Location, name: str, folder: str, *, mode: str) -> S
     # Consolidated metadata is for readers over a network; here it could be older than the arrays.
     with quiet_zarr():
         group: Any = zarr.open_group(
-            zarr_store(path / folder), mode="r" if mode == "r" else "r+", use_consolidated=False
-        )
+            zarr_store(path / folder), mode="r" if mode == "r" else "r+", zarr_format=3,
+            use_consolidated=False,
+        )  # fmt: skip
     attrs = dict(group.attrs)
     if attrs.get("kind") != "stack":
         raise CubeError(

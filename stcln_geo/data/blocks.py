@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import zarr
 from numcodecs import blosc
 
 from ..errors import ChunkError, StorageError
@@ -332,6 +333,8 @@ def _runs(
 
 def _form_of(array: Any) -> _Form | None:
     """Return how an array is laid out, or None where `ShardReader` cannot read it."""
+    if not isinstance(array, zarr.Array):
+        return None
     told = array.metadata.to_dict()
     if told.get("zarr_format") != 3 or told.get("storage_transformers"):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from pyproj import Transformer
 from shapely.geometry import Polygon, box
 
+from stcln_geo.archive import index
 from stcln_geo.archive.create import create_archive
 from stcln_geo.archive.index import open_archive
 from stcln_geo.archive.plan import ArchivePlan, plan_archive
@@ -182,6 +184,46 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(
     assert 0 < report.windows_read < plan.windows
     assert_equal(plan, whole_plan)
     assert validate_archive(plan.path)[0] == []
+
+
+def test_a_stack_enters_the_index_without_a_look_at_the_others(
+    planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    looks: Counter[tuple[str, str, str]] = Counter()
+    lengths: list[int] = []
+
+    def spy(name: str) -> None:
+        function = getattr(index, name)
+
+        def counted(place: Any, *rest: Any) -> Any:
+            season = rest[0] if name == "member_sha" else rest[1]
+            looks[name, place.name, season] += 1
+            return function(place, *rest)
+
+        monkeypatch.setattr(index, name, counted)
+
+    def told(path: Path, content: bytes) -> None:
+        write_file(path, content)
+        lengths.append(len(geopandas.read_parquet(path)))
+
+    write_file = index.write_file
+    monkeypatch.setattr(index, "write_file", told)
+    spy("member_sha")
+    spy("season_rows")
+    plan = plan_archive(make_sites(names=("w1", "w2", "e1")), make_spec(planted.location),
+                        tmp_path / "a")  # fmt: skip
+    stacks = {(Path(stack.folder).name, stack.season) for stack in plan.stacks}
+    assert len(stacks) == 4
+
+    create_archive(plan)
+
+    # There when it is whole, and once more at the end.
+    assert lengths == [2, 3, 5, 6, 6]
+    assert looks == {
+        (name, *stack): times
+        for name, times in (("member_sha", 2), ("season_rows", 1))
+        for stack in stacks
+    }
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from shapely.geometry import box
 
-from stcln_geo.archive.index import list_members, open_archive, write_index
+from stcln_geo.archive.index import IndexRows, list_members, open_archive
 from stcln_geo.archive.members import add_members
 from stcln_geo.archive.plan import ArchivePlan
 from stcln_geo.archive.summary import describe_archive
@@ -70,6 +70,37 @@ def test_members_are_added_once_and_by_reference(copied: Path, planted: Any, tmp
     assert "14 site-seasons of 8 sites in 2 cubes, 2 stacks" in text
 
 
+def test_new_members_are_opened_once_and_known_ones_not(
+    copied: Path, planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    new = [
+        cube_of(planted.location, tmp_path / f"{name}.zarr", bands=("red",)) for name in ("a", "b")
+    ]
+    before = geopandas.read_parquet(copied / "index.parquet")
+    opened: list[str] = []
+    open_group = zarr.open_group
+
+    def counted(store: Any, **options: Any) -> Any:
+        opened.append(str(store))
+        return open_group(store, **options)
+
+    monkeypatch.setattr(zarr, "open_group", counted)
+
+    report = add_members(copied, new)
+
+    assert report.rows == len(before) + 2
+    assert sorted(opened) == [str(path / SEASONS[0]) for path in new]
+    after = geopandas.read_parquet(copied / "index.parquet")
+    assert after[: len(before)].equals(before)
+    opened.clear()
+    assert add_members(copied, new[:1]).known == (new[0].as_posix(),)
+    assert opened == []
+    # Without a member all are looked at.
+    add_members(copied, [])
+    assert len(opened) == len(before.groupby(["path", "season"])) + 2
+    assert geopandas.read_parquet(copied / "index.parquet").equals(after)
+
+
 def test_an_archive_of_a_stack_alone(whole_plan: ArchivePlan, tmp_path: Path):
     stack = whole_plan.path / whole_plan.stacks[0].folder
     report = add_members(tmp_path / "new", [stack])
@@ -101,7 +132,7 @@ def test_what_does_not_fit_is_refused(copied: Path, planted: Any, tmp_path: Path
 def test_the_index_is_made_anew_from_the_members(copied: Path):
     before = geopandas.read_parquet(copied / "index.parquet")
     (copied / "index.parquet").unlink()
-    assert write_index(copied) == len(before)
+    assert IndexRows(copied).write() == len(before)
     assert geopandas.read_parquet(copied / "index.parquet").equals(before)
 
 
@@ -169,7 +200,7 @@ def test_fields_are_counted_by_season(copied: Path, planted: Any, tmp_path: Path
 def test_what_is_unfinished_is_said(copied: Path):
     member = list_members(copied)[0]
     (copied / member / SEASONS[1]).rename(copied / member / f"{SEASONS[1]}.building")
-    write_index(copied)
+    IndexRows(copied).write()
     errors, warnings = validate_archive(copied)
     assert errors == []
     assert any("unfinished" in text for text in warnings)
