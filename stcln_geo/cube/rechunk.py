@@ -44,8 +44,7 @@ from .stored import (
     LEDGER_FILE,
     PLAN_FILE,
     manifest_path,
-    manifest_paths,
-    read_manifest,
+    read_manifests,
     read_plan_file,
     season_fingerprint,
     shard_fingerprint,
@@ -353,15 +352,30 @@ def _cells(window: Window, step: int) -> tuple[slice, slice]:
     )
 
 
+def _corners_under(window: Window, side: int) -> list[tuple[int, int]]:
+    """Return row and column of the squares of a grid that a window meets."""
+    last_row, last_col = window.row + window.height, window.col + window.width
+    return [
+        (row, col)
+        for row in range(window.row // side * side, last_row, side)
+        for col in range(window.col // side * side, last_col, side)
+    ]
+
+
 def _carry_manifests(
     plan: RechunkPlan, season: Season, moved: CubePlan, season_plan: SeasonPlan
 ) -> None:
     """Write manifests of the new shards from those of the old ones."""
-    old = [read_manifest(path) for path in manifest_paths(plan.source, season.name)]
+    old = {
+        (one["window"]["row"], one["window"]["col"]): one
+        for one in read_manifests(plan.source, season.name)
+    }
+    place = {corner: number for number, corner in enumerate(old)}
     building = open_building(plan.out, season.name)
     coverage = np.zeros((1, 1, 1)) if building is None else building.coverage[:]
     for shard in tiles(season.shape_yx, plan.layout.shard):
-        met = [one for one in old if not Window(**one["window"]).intersection(shard).is_empty]
+        under = [corner for corner in _corners_under(shard, season.layout.shard) if corner in old]
+        met = [old[corner] for corner in sorted(under, key=place.__getitem__)]
         # What was counted in an old shard goes to the one that holds its first pixel: sums stay.
         first = [
             one

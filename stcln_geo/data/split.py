@@ -8,7 +8,7 @@ by `site_split`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..cube.season import FieldTable, Season
 from ..cube.stack import Stack
 from ..errors import InputError, LabelError
 from ..grid import tiles
+from .blocks import open_reader
 
 if TYPE_CHECKING:
     from ..legend import Legend
@@ -36,8 +37,8 @@ __all__ = [
 SplitUnit = Literal["field", "block"]
 
 _BLOCK_TRIALS = 200
-_ORDERS = 1 << 23
-"""Places in the orders that are walked at once; one takes 17 bytes."""
+_ORDERS = 1 << 25
+"""Places in the orders that are walked at once; one takes 5 bytes."""
 
 
 def check_labelled(season: Season | Stack | Source) -> tuple[FieldTable, Legend]:
@@ -219,12 +220,12 @@ def field_positions(season: Season) -> np.ndarray:
     (F, 2) float64, mean row and mean column (pixels from the cube's corner).
     """
     fields, _ = check_labelled(season)
-    parcel_array: Any = season.parcels
+    reader = open_reader(season.parcels, season.cube / season.folder / "parcels")
     number = np.asarray(fields.number)
     size = int(number.max(initial=0)) + 1
     sums = np.zeros((3, size))
     for tile in tiles(season.shape_yx, 1024):
-        parcels = np.asarray(parcel_array[tile.rows, tile.cols])
+        parcels = reader.read((tile.rows, tile.cols))
         row, col = np.nonzero((parcels > 0) & (parcels < size))
         which = parcels[row, col]
         # At their places: a tile holds few of the fields, and whole numbers add up in any order.
@@ -319,15 +320,19 @@ def deal_groups(
     # Many orders are walked side by side: a step of each costs little more than a step of one.
     together = max(min(trials, _ORDERS // len(members)), 1)
     for first in range(0, trials, together):
-        orders = np.stack([
-            generator.permutation(len(members)) for _ in range(min(together, trials - first))
-        ])  # fmt: skip
-        for dealt, choice in zip(*_walk(orders, members, target, total), strict=True):
+        orders = np.empty((min(together, trials - first), len(members)), dtype=np.int32)
+        for order in orders:
+            order[:] = generator.permutation(len(members))
+        for order, dealt, choice in zip(
+            orders, *_walk(orders, members, target, total), strict=True
+        ):
             missing = int((dealt[[0, 2]] == 0).sum())
             lacking = int(((dealt[1] == 0) & (total >= 3)).sum()) if validation else 0
             cost = 1e6 * missing + 1e3 * lacking + float((((dealt - target) / total) ** 2).sum())
             if cost < best[0]:
-                best = (cost, missing, choice)
+                of_group = np.empty_like(choice)
+                of_group[order] = choice
+                best = (cost, missing, of_group)
     codes = np.array([SPLITS["train"], SPLITS["validation"], SPLITS["test"]], dtype=np.uint8)
     return codes[best[2][groups]], best[1]
 
@@ -346,17 +351,25 @@ def _walk(
 
     Returns
     -------
-    (N, 3, K) fields dealt out; (N, G) uint8, the split of each group.
+    (N, 3, K) fields dealt out; (N, G) uint8, the split of each group in its place in the order.
     """
-    wanted = target.any(axis=1)
-    rows = np.arange(len(orders))
+    unwanted = np.flatnonzero(~target.any(axis=1))
     dealt = np.zeros((len(orders), *target.shape))
+    by_split = dealt.reshape(-1, target.shape[1])
+    first = np.arange(len(orders)) * len(target)
     choice = np.zeros(orders.shape, dtype=np.uint8)
-    for groups in orders.T:
+    # Steps are many and small, so that new arrays would cost as much as the sums.
+    gain, scale = np.empty_like(dealt), total**2
+    summed = np.empty(gain.shape[:2])
+    for step, groups in enumerate(orders.T):
+        fields = members.take(groups, axis=0)
         # Below the share relative to the class.
-        gain = ((target - dealt) * members[groups][:, None] / total**2).sum(axis=2)
-        gain[:, ~wanted] = -np.inf
-        chosen = gain.argmax(axis=1)
-        choice[rows, groups] = chosen
-        dealt[rows, chosen] += members[groups]
+        np.subtract(target, dealt, out=gain)
+        np.multiply(gain, fields[:, None], out=gain)
+        np.divide(gain, scale, out=gain)
+        gain.sum(axis=2, out=summed)
+        summed[:, unwanted] = -np.inf
+        chosen = summed.argmax(axis=1)
+        choice[:, step] = chosen
+        by_split[first + chosen] += fields
     return dealt, choice

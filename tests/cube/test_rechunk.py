@@ -185,6 +185,32 @@ def test_what_the_manifests_count_is_kept(cube: Path, tmp_path: Path):
         assert manifest["valid_fraction"] == pytest.approx(valid[:, rows, cols].mean())
 
 
+@pytest.mark.parametrize("shard", [32, 64, 160], ids=["smaller", "larger", "one"])
+def test_what_was_left_out_is_known_of_each_shard_it_lies_under(
+    cube: Path, tmp_path: Path, shard: int
+):
+    copied, out = tmp_path / "copy.zarr", tmp_path / "new.zarr"
+    shutil.copytree(cube, copied)
+    height, width = open_season(copied).shape_yx
+    lacking: dict[str, np.ndarray] = {}
+    for number, file in enumerate(manifest_paths(copied, SEASON)):
+        manifest, item = read_manifest(file), f"item {number % 3}"
+        file.write_text(json.dumps({**manifest, "left_out": [item]}))
+        rows, cols = (slice(s, s + n) for s, n in (
+            (manifest["window"]["row"], manifest["window"]["height"]),
+            (manifest["window"]["col"], manifest["window"]["width"]),
+        ))  # fmt: skip
+        lacking.setdefault(item, np.zeros((height, width), dtype=bool))[rows, cols] = True
+    assert len(manifest_paths(copied, SEASON)) > 3
+
+    rechunk_cube(copied, out, chunk=32, shard=shard)
+
+    for manifest in map(read_manifest, manifest_paths(out, SEASON)):
+        window = Window(**manifest["window"])
+        here = {item for item, pixels in lacking.items() if pixels[window.rows, window.cols].any()}
+        assert set(manifest["left_out"]) == here
+
+
 @pytest.mark.slow
 def test_append_goes_on_in_the_new_layout(cube: Path, planted_once: Any, tmp_path: Path):
     """Append after rechunk equals rechunk after append; what is unchanged is not read again."""
