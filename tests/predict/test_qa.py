@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rioxarray  # noqa: F401 -- registers the accessor
 import shapely
+import xarray
 from affine import Affine
 from rasterio.warp import transform as transform_points
 
@@ -17,7 +19,7 @@ from stcln_geo.errors import InputError, MissingFileError
 from stcln_geo.grid import Window
 from stcln_geo.predict import Prediction, PredictSpec, predict_region
 from stcln_geo.predict.mask import open_mask
-from stcln_geo.predict.qa import QA_LEGEND, Quality, quality_of
+from stcln_geo.predict.qa import QA_LEGEND, Quality, quality_of, reasons
 
 CPU = {"device": "cpu", "precision": "float32", "seam_audit": 0}
 
@@ -80,6 +82,42 @@ def test_the_first_reason_that_holds_is_given() -> None:
     found = quality_of(inside, kept, counts, min_clear=2)
     assert found.tolist() == [[2, 3, 0, 4, 1]]
     assert quality_of(inside, None, counts, min_clear=2).tolist() == [[2, 3, 0, 0, 1]]
+    assert found.dtype == np.uint8
+
+
+def test_reasons_are_those_that_occur() -> None:
+    assert reasons({0: 5, 1: 0, 3: 2}) == {"mapped": 5, "too few clear dates": 2}
+
+
+def test_more_clear_dates_than_a_byte_holds_are_not_taken_for_none(
+    world: Any, tmp_path: Path
+) -> None:
+    dates = np.array([[0, 1, 253, 254, 255, 256, 300]])  # of 300
+    clear = np.arange(300)[:, None, None] < np.broadcast_to(dates, (6, 7))
+    numbers = np.where(clear, 1500 + np.arange(300, dtype=np.int16)[:, None, None], -32768)
+    dataset = xarray.Dataset(
+        {
+            band: (("time", "y", "x"), numbers.astype(np.int16), {"_FillValue": -32768})
+            for band in world.bands
+        },
+        coords={
+            "time": np.datetime64("2018-09-01", "ns") + np.arange(300) * np.timedelta64(1, "D"),
+            "y": 5_600_300 - 10 * (np.arange(6) + 0.5),
+            "x": 500_200 + 10 * (np.arange(7) + 0.5),
+        },
+    ).rio.write_crs(world.crs)
+    region = shapely.box(500_200, 5_600_240, 500_270, 5_600_300)
+
+    product = predict_region(
+        dataset, world.checkpoint, tmp_path, region=region, spec=PredictSpec(**CPU)
+    )
+
+    seen = read(product, "observations")
+    expected = np.broadcast_to(np.minimum(dates, 254), (6, 7))
+    assert np.array_equal(seen, expected), "255 says that a pixel was not looked at"
+    with rasterio.open(product.out / "observations.tif") as source:
+        assert source.nodata == 255
+    assert np.array_equal(read(product, "qa") == Quality.NO_DATA, expected == 0)
 
 
 @pytest.mark.parametrize("shard_size", [40, 256])
