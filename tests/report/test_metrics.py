@@ -123,6 +123,28 @@ def test_truth_beyond_the_classes_is_left_out_with_any_prediction() -> None:
     assert not confusion_matrix(truth[2:4], prediction[2:4], classes=2).any()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint32])
+def test_figures_are_of_shares_whatever_the_number_of_pixels(dtype: type) -> None:
+    counts = np.array([[6, 1, 1], [3, 5, 0], [0, 1, 3]], dtype=dtype)
+
+    few, many = (metrics_from_confusion(counts.astype(np.int64) * factor) for factor in (1, 10**15))
+
+    assert many.summary() == pytest.approx(few.summary())
+    np.testing.assert_allclose(many.iou, few.iou)
+    small = metrics_from_confusion(counts)
+    assert small.summary() == few.summary()
+    assert small.confusion.dtype == small.support.dtype == np.int64
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_has_no_figure_warns_of_nothing() -> None:
+    nowhere = metrics_from_confusion(np.array([[4, 0, 1], [0, 0, 0], [2, 0, 3]]))
+
+    assert np.isnan(nowhere.iou).tolist() == [False, True, False]
+    assert math.isnan(nowhere.users_accuracy[1])
+    assert math.isnan(metrics_from_confusion(np.zeros((2, 2), dtype=int)).macro_miou)
+
+
 def test_refuses_what_would_flatter_or_mislead() -> None:
     for wrong in (255, 2, -1):
         with pytest.raises(InputError, match=f"prediction {wrong}:"):
@@ -131,7 +153,8 @@ def test_refuses_what_would_flatter_or_mislead() -> None:
         metrics_from_confusion(np.array([[4, -1], [0, 2]]))
     with pytest.raises(InputError, match="one prediction a pixel"):
         confusion_matrix(np.array([0, 1]), np.array([0]), classes=2)
-    with pytest.raises(InputError, match="square"):
-        metrics_from_confusion(np.zeros((2, 3), dtype=np.int64))
+    for shape in ((2, 3), (2, 2, 2), (4,)):
+        with pytest.raises(InputError, match="square"):
+            metrics_from_confusion(np.zeros(shape, dtype=np.int64))
     with pytest.raises(InputError, match="2 classes with 1 names"):
         metrics_from_confusion(np.eye(2, dtype=np.int64)).per_class(("a",))
