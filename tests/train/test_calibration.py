@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
 
 from stcln_geo.cube.contract import SPLITS
 from stcln_geo.cube.store import open_season, write_split
 from stcln_geo.model.checkpoint import read_metadata
-from stcln_geo.report.calibration import Calibration
+from stcln_geo.report import calibration as calibration_module
+from stcln_geo.report import plots
+from stcln_geo.report.calibration import Calibration, plot_reliability
 from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run
 from stcln_geo.train.finetune import finetune
@@ -79,6 +86,13 @@ def test_bounds_and_nothing() -> None:
     assert fit_temperature(logits[:0], right[:0]) is None
 
 
+def test_logits_so_large_that_no_temperature_is_seen_have_one_in_bounds() -> None:
+    """Probabilities of exactly 0 and 1, as a network that diverged gives them."""
+    logits = torch.tensor([[3e5, 0.0], [3e5, 0.0], [0.0, 3e5]])
+
+    assert fit_temperature(logits, torch.tensor([0, 1, 1])) == pytest.approx(LARGEST, rel=1e-5)
+
+
 def test_the_error_is_that_of_torchmetrics() -> None:
     logits, target = make_pixels(2.5, count=3001)
     shares = logits.softmax(1)
@@ -93,6 +107,74 @@ def test_the_error_is_that_of_torchmetrics() -> None:
     assert calibration.error > 0.1
     assert sum(row["pixels"] for row in calibration.to_json()) == 3001
     assert Calibration().error is None
+
+
+def test_bins_too_sure_and_too_doubtful_do_not_cancel() -> None:
+    generator = torch.Generator().manual_seed(6)
+    confidence = torch.rand(3001, generator=generator)
+    # One of two is right however sure: too doubtful below 1/2, too sure above.
+    right = torch.rand(3001, generator=generator) < 0.5
+
+    calibration = Calibration()
+    calibration.add(confidence.numpy(), right.numpy())
+
+    expected = binary_calibration_error(confidence, right.long(), n_bins=15, norm="l1")
+    assert calibration.error == pytest.approx(float(expected), abs=1e-6)
+    assert calibration.error > 0.2 > abs(float((confidence - right.float()).mean()))
+
+
+def test_each_bin_holds_its_upper_edge() -> None:
+    # Edges of eight bins are exact numbers.
+    confidence = np.r_[np.arange(9), np.arange(9), np.random.default_rng(2).random(61) * 8] / 8
+    right = np.arange(79) % 3 == 0
+    place = pandas.cut(confidence, np.arange(9) / 8, include_lowest=True, labels=False)
+
+    calibration = Calibration(bins=8)
+    calibration.add(confidence, right)
+
+    assert calibration.count.tolist() == np.bincount(place, minlength=8).tolist()
+    assert calibration.right.tolist() == np.bincount(place[right], minlength=8).tolist()
+    told = calibration.to_json()
+    for row, one in zip(told, range(8), strict=True):
+        assert row["confidence"] == pytest.approx(confidence[place == one].mean())
+        assert row["right"] == pytest.approx(right[place == one].mean())
+
+
+def test_the_picture_shows_each_bin_at_its_confidence_and_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    @contextlib.contextmanager
+    def kept(*told: Any) -> Iterator[Any]:
+        with plots.figure(*told) as axes:
+            yield axes
+            drawn.append(axes)
+
+    monkeypatch.setattr(calibration_module, "figure", kept)
+    generator = np.random.default_rng(3)
+    some = Calibration()
+    some.add(generator.random(503) ** 0.3, generator.random(503) < 0.8)
+
+    written = plot_reliability({"some": some, "none": Calibration()}, tmp_path / "r.png")
+
+    assert written.stat().st_size > 1000
+    (axes,) = drawn
+    diagonal, line, empty = (np.transpose(one.get_data()) for one in axes.get_lines())
+    assert np.array_equal(diagonal[:, 0], diagonal[:, 1])
+    rows = some.to_json()
+    places = [(row["confidence"], row["right"]) for row in rows]
+    assert line.tolist() == axes.collections[0].get_offsets().tolist() == [[*at] for at in places]
+    assert len(empty) == 0
+    labels = [one.get_label() for one in axes.get_lines()]
+    assert labels == ["calibrated", f"some: error {some.error:.3f}", "none"]
+    # The more pixels, the larger the dot; all lie in the picture.
+    by_pixels = np.argsort([row["pixels"] for row in rows], kind="stable")
+    assert (np.diff(axes.collections[0].get_sizes()[by_pixels]) >= 0).all()
+    assert axes.get_xlim()[0] <= 0 < max(at for at, _ in places) <= 1 <= axes.get_xlim()[1]
+    assert axes.get_ylim()[0] <= 0 < 1 <= axes.get_ylim()[1]
+    assert axes.get_xlabel() == "confidence"
+    assert "right" in axes.get_ylabel()
 
 
 def test_parts_that_were_written_come_together_as_if_counted_at_once() -> None:
