@@ -12,6 +12,7 @@ import torch
 from stcln_geo.errors import InputError
 from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.losses import (
+    ClassWeights,
     LossKind,
     classification_error,
     make_class_weights,
@@ -192,6 +193,28 @@ def test_weights_by_effective_number() -> None:
     assert float(root[0] / root[3]) == pytest.approx(100)
     assert float(root.sum()) == pytest.approx(3)
     assert make_class_weights("none", pixels).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", get_args(ClassWeights))
+@pytest.mark.parametrize("beta", [0, 0.9])
+def test_a_class_of_one_pixel_occurs_and_weighs_most(kind: ClassWeights, beta: float) -> None:
+    found = make_class_weights(kind, [1, 7, 0, 40], beta=beta)
+
+    assert found.dtype == torch.float32
+    assert float(found[[0, 1, 3]].mean()) == pytest.approx(1)
+    assert float(found[0]) == float(found.max()) >= float(found[1]) >= float(found[3]) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_low_precision_are_judged_in_float32(kind: LossKind) -> None:
+    logits, target = make_chips()
+    low = logits.bfloat16()
+
+    found = classification_error(low, target, weights=WEIGHTS, kind=kind)
+
+    assert found.dtype == torch.float32
+    exact = classification_error(low.double().float(), target, weights=WEIGHTS, kind=kind)
+    assert float(found) == pytest.approx(float(exact), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["focal", "dice"])
