@@ -16,6 +16,7 @@ from stcln_geo.model import (
     masked_loss,
     vegetated_dates,
 )
+from stcln_geo.model.masking import hideable
 
 RED, NIR = 1, 2
 
@@ -225,6 +226,20 @@ def test_gate_counts_valid_pixels_only_and_agrees_with_numpy():
     assert found[:, 1].all()
     assert not found[:, 2].any()
     assert not found[0, 4]
+    everywhere = vegetated_dates(red, nir, torch.ones_like(valid))
+    assert torch.equal(vegetated_dates(red, nir, None), everywhere)
+    assert not torch.equal(found, everywhere)
+
+
+def test_a_single_valid_pixel_decides_of_its_date():
+    red, nir = torch.full((2, 1, 2, 3, 5), 0.05).unbind()
+    nir[0, :, 1, 2] = 0.4
+    valid = torch.zeros(1, 2, 3, 5, dtype=torch.bool)
+    valid[:, 0, 1, 2] = True
+    valid[:, 1, 0, 0] = True
+    assert vegetated_dates(red, nir, valid).tolist() == [[True, False]]
+    allowed = hideable(torch.stack([red, nir], 2), valid, red=0, nir=1)
+    assert allowed.nonzero().tolist() == [[0, 0, 1, 2]]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
