@@ -63,6 +63,21 @@ def test_the_order_can_be_entered_anywhere(memory: int) -> None:
         assert places(start, 60 - start) == whole[start:]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_fits_in_memory_is_one_group_and_a_byte_more_is_not(world: int) -> None:
+    sizes = [10 * count for count in CHIPS]
+    for memory, one in ((sum(sizes), True), (sum(sizes) - 1, False)):
+        orders = [
+            SampleOrder(CHIPS, sizes, memory=memory, seed=3, rank=rank, world_size=world)
+            for rank in range(world)
+        ]
+        assert all(order.resident == one for order in orders)
+        groups = [order.epoch(0) for order in orders]
+        assert all(len(own) == 1 for own in groups) == one
+        held = [sum(sizes[unit] for unit in group.units) for own in groups for group in own]
+        assert one or max(held) <= memory / 2
+
+
 def test_a_unit_too_big_for_the_memory_is_a_group_of_its_own() -> None:
     order = SampleOrder([2, 2], [1000, 1000], memory=10, seed=0)
 
@@ -95,6 +110,7 @@ def test_ranks_partition_every_epoch_and_share_it_evenly(world: int, memory: int
             assert {unit for unit, _ in own} == {
                 unit for group in order.epoch(epoch) for unit in group.units
             }
+            assert all(group.units for group in order.epoch(epoch))
         assert sorted(seen) == every
         assert sorted(places) == list(range(len(every)))
         assert len(reads) <= len(CHIPS) + world - 1
