@@ -54,6 +54,46 @@ def test_the_groups_are_as_tight_as_those_of_scipy() -> None:
     assert ours < 1.1 * theirs
 
 
+@pytest.mark.filterwarnings("ignore:One of the clusters is empty")
+def test_of_several_beginnings_the_tightest_is_kept() -> None:
+    """Kinds so near each other that most single tries join two: as the best of five of scipy."""
+    ours = theirs = 0.0
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        kind = np.repeat(np.arange(12), rng.integers(5, 40, 12))
+        profiles = rng.normal(size=(12, 9))[kind] + rng.normal(0, 0.3, (len(kind), 9))
+        found = choose_parcels(profiles, 12, seed=seed)
+        means = np.array([profiles[found.group == one].mean(axis=0) for one in range(12)])
+        ours += (cdist(profiles, means).min(axis=1) ** 2).sum()
+        tries = [kmeans2(profiles, 12, iter=50, minit="++", seed=one)[0] for one in range(5)]
+        theirs += min((cdist(profiles, each).min(axis=1) ** 2).sum() for each in tries)
+    assert ours < 1.05 * theirs
+
+
+@pytest.mark.parametrize("known", [0.0, 0.2])
+def test_the_scale_of_the_profiles_has_no_say(known: float) -> None:
+    rng = np.random.default_rng(12)
+    profiles, visited = rng.normal(size=(61, 4)), rng.random(61) < known
+    found = choose_parcels(profiles, 9, visited=visited)
+    for scale in (2.0**-12, 2.0**9):  # powers of two, so that nothing is rounded otherwise
+        again = choose_parcels(scale * profiles, 9, visited=visited)
+        np.testing.assert_array_equal(again.chosen, found.chosen)
+        np.testing.assert_array_equal(again.group, found.group)
+
+
+def test_parcels_with_the_season_of_a_visited_one_are_stood_for() -> None:
+    profiles, kind = clumps([8, 5, 3])
+    profiles = np.round(profiles)  # all of a kind alike
+    visited = np.zeros(len(kind), dtype=bool)
+    visited[np.flatnonzero(kind == 0)[3]] = True
+    for count in range(1, 8):
+        found = choose_parcels(profiles, count, visited=visited)
+        others = np.setdiff1d(np.flatnonzero(kind == 0), found.chosen)
+        assert (found.group[others] == -1).all()
+        if count >= 2:
+            assert set(kind[found.chosen]) >= {1, 2}, "where none was, first"
+
+
 def test_where_one_was_visited_none_is() -> None:
     sizes = [31, 4, 17, 3, 9]
     profiles, kind = clumps(sizes)
