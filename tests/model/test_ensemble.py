@@ -93,9 +93,11 @@ def test_softmax_of_its_answer_is_the_mean_of_the_members_probabilities(
         height, width = batch.images.shape[-2:]
         embedded = network.embed(batch.images, batch.days, batch.valid)
         assert embedded.shape == (2, height * width, 3 * network.config.dim)
+        assert embedded.shape[-1] == network.embedding_dim
         assert torch.equal(network.classify(embedded, (height, width)), found)
     expected = mean_probability(saved, batch)
     np.testing.assert_allclose(found.softmax(dim=1).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(found.exp().numpy(), expected, atol=1e-6)  # logarithms of it
     assert len(np.unique(expected.argmax(axis=1))) > 1
 
 
@@ -107,6 +109,17 @@ def test_a_class_that_no_member_thinks_possible_has_a_finite_answer(make_network
     images, days = torch.rand(1, 3, 4, 5, 6), torch.arange(3)[None]
     with torch.no_grad():
         assert Ensemble([one.eval() for one in networks]).eval()(images, days).isfinite().all()
+
+
+@pytest.mark.parametrize("unlike", [0, 1, 2])
+def test_networks_that_are_not_alike_do_not_answer_together(unlike: int, make_network: Any) -> None:
+    networks = [make_network() for _ in range(3)]
+    assert Ensemble(networks).config == networks[0].config
+    networks[unlike] = make_network(classes=4)
+    with pytest.raises(InputError, match="Cannot join 3 networks"):
+        Ensemble(networks)
+    with pytest.raises(InputError, match="Cannot join 1 networks"):
+        Ensemble(networks[:1])
 
 
 def test_the_file_tells_what_its_members_are(
