@@ -253,6 +253,36 @@ def test_parcels_weigh_by_their_area(product, tmp_path):
     assert buffered.used == 2
 
 
+def test_of_parcels_a_map_has_no_known_number(product, tmp_path):
+    """However many pixels its strata have, two parcels of each are a sample of many."""
+    places = [(20, 2), (30, 9), (20, 40), (33, 44), (45, 65), (52, 73)]
+    sides = [(6, 7), (3, 5), (5, 5), (4, 9), (5, 7), (7, 4)]
+    shapes = [
+        shapely.box(col, row, col + width, row + height)
+        for (row, col), (height, width) in zip(places, sides, strict=True)
+    ]
+    shapes = shapely.transform(shapes, lambda at: np.column_stack(TRANSFORM @ at.T))
+    truth = np.array([0, 1, 1, 2, 2, 2])
+    path = tmp_path / "p.gpkg"
+    frame = {"crop": [LEGEND.names[code] for code in truth]}
+    geopandas.GeoDataFrame(frame, geometry=shapes, crs="EPSG:32631").to_file(path)
+
+    found = evaluate_map(product, path, column="crop", spec=AccuracySpec(strata="map"))
+
+    strata = np.repeat(np.arange(3), 2)
+    expected = estimate_accuracy(
+        truth, strata, classes=3, strata=strata, stratum_areas=found.mapped_areas,
+        sizes=100.0 * np.prod(sides, axis=1),
+    )  # fmt: skip
+    for ours, theirs in (
+        (found.estimates.overall_accuracy, expected.overall_accuracy),
+        *zip(found.estimates.area_share, expected.area_share, strict=True),
+    ):
+        assert ours.value == pytest.approx(theirs.value)
+        assert ours.standard_error == pytest.approx(theirs.standard_error)
+    assert expected.overall_accuracy.standard_error > 0.1
+
+
 def test_parcels_whose_outlines_cross_themselves_or_have_no_area(product, tmp_path):
     x, y = TRANSFORM.c, TRANSFORM.f
     bow = shapely.Polygon([(x, y - 400), (x + 200, y - 200), (x + 200, y - 400), (x, y - 200)])
@@ -503,6 +533,19 @@ def test_half_intervals_are_told_before_they_are_cut(product, tmp_path):
     assert f"{area.value / 1e4:,.1f} \N{PLUS-MINUS SIGN} {half:,.1f}" in next(
         line for line in told if line.startswith("Grass")
     )
+
+
+def test_what_has_no_figure_is_told_by_a_dash(product, tmp_path):
+    """One unit a class: none has a standard error; and one class that nothing is known of."""
+    path = tmp_path / "points.gpkg"
+    points([5, 5], [5, 40], ["Wheat", "Maize & sorghum"]).to_file(path)
+    found = evaluate_map(product, path, column="crop")
+    assert math.isnan(found.estimates.overall_accuracy.standard_error)
+    lines = found.lines()
+    assert not [line for line in lines if "nan" in line]
+    table = lines[next(row for row, line in enumerate(lines) if line.startswith("class ")) + 1 :]
+    assert table[0].split() == ["Wheat", "100.0", "100.0", "100.0", "27.4", "27.4"]
+    assert table[2].split() == ["Grass", "-", "-", "-", "5.7", "0.0"]
 
 
 def test_an_interval_without_length_is_not_passed_off_as_certainty(product, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import geopandas
@@ -302,7 +303,23 @@ def test_a_map_made_later_is_scored_with_the_strata_of_the_first(codes, tmp_path
     ):  # fmt: skip
         notes = evaluate_map(scored, out, spec=AccuracySpec(strata=strata)).notes
         assert any("unequal chances" in note for note in notes) == warned, (scored, strata)
+    # Passed over, they have no say: by hand, from what the second map holds at the points.
+    mapped, right = second_codes[rows, cols], (second_codes == truth)[rows, cols]
+    shares = [(second_codes == code).sum() / labelled.sum() for code in range(3)]
+    by_map = sum(share * right[mapped == code].mean() for code, share in enumerate(shares))
+    assert len({round(float(one), 5) for one in (overall.value, by_map, right.mean())}) == 3
+    for strata, expected in (("map", by_map), ("none", right.mean())):
+        passed = evaluate_map(second, out, spec=AccuracySpec(strata=strata))
+        assert passed.estimates.overall_accuracy.value == pytest.approx(expected)
+        with pytest.raises(InputError, match=r"Leave one of them out"):
+            evaluate_map(second, out, spec=AccuracySpec(strata=strata, design=design_path(out)))
     points.drop(columns="stratum").to_parquet(tmp_path / "bare.parquet")
+    shutil.copy(design_path(out), design_path(tmp_path / "bare.parquet"))
+    bare = evaluate_map(second, tmp_path / "bare.parquet", spec=AccuracySpec(strata="map"))
+    assert bare.estimates.overall_accuracy.value == pytest.approx(by_map)
+    points.assign(stratum="Barley").to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(InputError, match=r"holds the strata Barley, and the design has .*0"):
+        evaluate_map(second, tmp_path / "other.parquet", spec=AccuracySpec(design=design_path(out)))
     with pytest.raises(InputError, match="--strata-column"):
         evaluate_map(second, tmp_path / "bare.parquet", spec=AccuracySpec(design=design_path(out)))
 
