@@ -196,6 +196,38 @@ def test_what_is_not_of_one_recipe_is_not_joined(
     assert not out.exists()
 
 
+def test_the_file_keeps_all_that_its_members_have_in_common(
+    tmp_path: Path, make_network: Any
+) -> None:
+    left_out = LEGEND.replace("crop", "weed")
+    cubes = (
+        {"fingerprint": "a", "season": "2018-09-01"},
+        {"season": "2018-09-01", "fingerprint": "a"},
+    )
+    paths = [
+        save(
+            tmp_path / f"{seed}.safetensors", stirred(make_network(), seed), ignored=left_out,
+            silent=["d", "new"], trained_days=None if seed == 0 else (12, 301), chip=48, halo=5,
+            provenance={"seed": seed, "cubes": [cubes[seed % 2]]} if seed else {},
+        )
+        for seed in range(3)
+    ]  # fmt: skip
+    one = read_metadata(paths[0])
+    info = join_checkpoints(paths, tmp_path / "all.safetensors")
+    for name in ("legend", "ignored", "silent", "season_start", "chip", "halo"):
+        assert getattr(info, name) == getattr(one, name) not in (None, ()), name
+    assert info.trained_days == (12, 301), "those of the members that tell theirs"
+    assert len(info.provenance["cubes"]) == 1, "the same cube, whatever the order of its keys"
+    untold = [
+        save(tmp_path / f"u{seed}.safetensors", stirred(make_network(), seed), trained_days=None)
+        for seed in range(2)
+    ]
+    assert join_checkpoints(untold, tmp_path / "u.safetensors").trained_days is None
+    nameless = save(tmp_path / "n.safetensors", make_network(), legend=None)
+    with pytest.raises(CheckpointError, match="single classifiers with a legend"):
+        join_checkpoints([nameless, paths[0]], tmp_path / "no.safetensors")
+
+
 def test_a_network_starts_from_one_and_not_from_all(
     saved: list[Path], tmp_path: Path, make_network: Any
 ) -> None:
