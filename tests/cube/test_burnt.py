@@ -17,6 +17,7 @@ SHAPE = (101, 83)
 GRIDS = {
     "metres": Affine(10, 0, 573_000, 0, -10, 5_625_000),
     "degrees": Affine(0.0001, 0, 3.1234, 0, -0.0001, 51.2),
+    "south first": Affine(0.0001, 0, 3.1234, 0, 0.0001, 51.2),
 }
 
 
@@ -69,6 +70,8 @@ def test_strips_are_the_whole_raster(grid, erode, strip):
     found = burnt.through(codes)
     assert (found.shape, found.dtype) == (SHAPE, np.uint8)
     assert np.array_equal(found[:], codes[whole])
+    assert found[3:5].dtype == np.uint8
+    assert found[9:9].shape == found[40:9].shape == found[500:].shape == (0, 83)
 
 
 def test_touched_pixels_are_those_of_the_whole_raster():
