@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import rasterio.features
 import shapely
@@ -15,9 +16,10 @@ from stcln_geo.cli.main import invoke
 from stcln_geo.cube.stack import open_stack
 from stcln_geo.cube.store import open_season
 from stcln_geo.data import profiles
-from stcln_geo.data.profiles import field_profiles, parcel_profiles
+from stcln_geo.data.profiles import FieldProfiles, field_profiles, parcel_profiles
 from stcln_geo.data.source import open_source
 from stcln_geo.errors import CubeError
+from stcln_geo.legend import Legend
 
 from ..labelled_stacks import cut_stack
 
@@ -90,6 +92,63 @@ def test_quartiles_are_over_fields(cube: Path) -> None:
     # The greenest time of the classes goes from early to late, as the cube was made.
     peaks = [found.of_class(code).peak or 0 for code in range(len(found.legend))]
     assert peaks == sorted(peaks)
+
+
+def test_quartiles_need_three_fields_and_a_median_one() -> None:
+    rng = np.random.default_rng(5)
+    ndvi = rng.random((23, 9)).astype(np.float32)
+    ndvi[rng.random(ndvi.shape) < 0.7] = np.nan
+    code = (np.arange(23) % 4).astype(np.uint8)
+    ndvi[code == 2, 1:] = np.nan
+    ndvi[code == 3] = np.nan
+    first = np.datetime64("2018-09-01") + 10 * np.arange(9)
+    legend = Legend.from_values(list("abcd"))
+    found = FieldProfiles(season="2018-09-01", legend=legend, first=first, code=code, ndvi=ndvi)
+
+    for each in range(4):
+        own, table = found.of_class(each), pandas.DataFrame(ndvi[code == each])
+        seen = table.count()
+        assert own.fields == (table.count(axis=1) > 0).sum()
+        np.testing.assert_allclose(own.median, table.median(), rtol=1e-6)
+        for ours, share in ((own.lower, 0.25), (own.upper, 0.75)):
+            np.testing.assert_allclose(ours, table.quantile(share).where(seen > 2), rtol=1e-6)
+        assert own.peak == (table.median().idxmax() if seen.any() else None)
+
+
+def test_dark_pixels_and_a_season_that_is_seen_late_count_as_they_should(
+    new_cube: Callable[..., Path],
+) -> None:
+    """NDVI is cut at -1 and 1 where a band is below zero, and is none where both add up to that."""
+    path = new_cube(dates=4, seed=0)
+    season = open_season(path, mode="r+")
+    assert season.fields is not None
+    rng = np.random.default_rng(1)
+    numbers = season.reflectance[:]
+    dark = rng.random(numbers[:, :1].shape) < 0.2
+    season.reflectance[:] = np.where(dark, rng.integers(-300, 900, numbers.shape), numbers)
+    season = open_season(path)
+    red, nir = (season.reflectance[:, season.bands.index(band)] * 1e-4 for band in ("red", "nir"))
+    valid = season.valid[:] & (nir + red > 1e-9)
+    ndvi = np.clip((nir - red) / np.where(valid, nir + red, 1), -1, 1)
+    assert {-1, 1} < set(ndvi[valid])
+    late = season.days - season.days.min()
+    assert season.days.min() > 60
+
+    fields = field_profiles(open_source(path), most=10_000)
+    parcels = parcel_profiles(season, np.array([season.aoi]))
+
+    for found, step, where in (
+        (fields, 10, [season.parcels[:] == number for number in season.fields.number]),
+        (parcels, 30, [np.ones(season.shape_yx, dtype=bool)]),
+    ):
+        assert str(found.first[0]) == str(season.time[0])[:10]
+        assert found.ndvi.shape == (len(where), late.max() // step + 1)
+        for row, inside in enumerate(where):
+            for column in range(found.ndvi.shape[1]):
+                at = late // step == column
+                seen = valid[at] & inside
+                expected = ndvi[at][seen].mean() if seen.any() else np.nan
+                assert found.ndvi[row, column] == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
 def test_fewer_fields_are_a_choice_of_each_class(cube: Path) -> None:
