@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from stcln_geo.train.pretrain_task import PretrainTask
 from stcln_geo.train.ranks import Ranks, find_ranks, join, sum_over_ranks
 from stcln_geo.train.run_lock import run_lock
 from stcln_geo.train.task import TrainingTask
-from stcln_geo.train.temperature import fit_temperature
+from stcln_geo.train.temperature import fitted_on
 
 CHIPS = 6
 KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -143,7 +144,8 @@ def main(cube: Path, folder: Path) -> None:
         logits = 3 * torch.randn(40, 3, generator=generator)
         target = torch.randint(0, 3, (40,), generator=generator)
         mine = slice(ranks.rank * 17, None if ranks.rank == ranks.size - 1 else 17)
-        found["temperature"] = fit_temperature(logits[mine], target[mine])
+        fitted = fitted_on(logits[mine], target[mine])
+        found["fitted"] = fitted if isinstance(fitted, str) else asdict(fitted)
         stream = TrainingStream(
             dataset, batch_size=2, seed=3, memory=10**9, rank=ranks.rank, world_size=ranks.size
         )

@@ -26,7 +26,7 @@ from stcln_geo.report.calibration import Calibration, plot_reliability
 from stcln_geo.train.config import FinetuneConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run
 from stcln_geo.train.finetune import finetune
-from stcln_geo.train.temperature import LARGEST, SMALLEST, fit_temperature
+from stcln_geo.train.temperature import LARGEST, SMALLEST, fit_temperature, stride_for
 
 SMALL: dict[str, Any] = {
     "model.preset": "tiny",
@@ -84,6 +84,14 @@ def test_bounds_and_nothing() -> None:
     assert fit_temperature(logits, right, add_up=lambda sums: sums + 1) is not None
     assert fit_temperature(logits, wrong) == pytest.approx(LARGEST, rel=1e-5)
     assert fit_temperature(logits[:0], right[:0]) is None
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 2_000_000, 2_000_001, 4_000_000, 123_456_789])
+def test_as_many_pixels_are_fitted_on_as_two_million_allow(pixels: int) -> None:
+    stride = stride_for(pixels)
+
+    assert len(range(0, pixels, stride)) <= 2_000_000
+    assert stride == 1 or len(range(0, pixels, stride - 1)) > 2_000_000
 
 
 def test_logits_so_large_that_no_temperature_is_seen_have_one_in_bounds() -> None:

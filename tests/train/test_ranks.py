@@ -101,10 +101,12 @@ def test_the_same_chips_are_drawn_over_all_ranks(found: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_ranks_fit_one_temperature(found: dict[str, Any]) -> None:
-    one = found["0-of-1"]["temperature"]
-    assert 1 < one < 20
-    assert found["0-of-2"]["temperature"] == pytest.approx(one, rel=1e-6)
-    assert found["1-of-2"]["temperature"] == found["0-of-2"]["temperature"]
+    one = found["0-of-1"]["fitted"]
+    assert 1 < one["temperature"] < 20
+    assert one["pixels"] == 40
+    assert 0.1 < one["error_before"] != one["error_after"]
+    assert found["0-of-2"]["fitted"] == pytest.approx(one, rel=1e-6)
+    assert found["1-of-2"]["fitted"] == found["0-of-2"]["fitted"]
 
 
 @pytest.mark.slow
