@@ -335,14 +335,14 @@ def _form_of(array: Any) -> _Form | None:
     """Return how an array is laid out, or None where `ShardReader` cannot read it."""
     if not isinstance(array, zarr.Array):
         return None
-    told = array.metadata.to_dict()
+    told: Any = array.metadata.to_dict()
     if told.get("zarr_format") != 3 or told.get("storage_transformers"):
         return None
     keys = told.get("chunk_key_encoding", {})
     if keys.get("name") != "default" or (keys.get("configuration") or {}).get("separator") != "/":
         return None
     codecs = told["codecs"]
-    if len(codecs) != 1 or codecs[0]["name"] != "sharding_indexed":
+    if array.shards is None or len(codecs) != 1 or codecs[0]["name"] != "sharding_indexed":
         return None
     inner = codecs[0]["configuration"]
     names = [codec["name"] for codec in inner["codecs"]]
