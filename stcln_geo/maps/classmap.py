@@ -27,6 +27,7 @@ WINDOW = 2048
 """Side of the windows a map is read by (pixels), unless a caller chooses."""
 
 _STRIP_PIXELS = 1 << 25
+_CACHE_BYTES = 64_000_000
 _CLASSES = ("classes.tif", "classes.vrt")
 """A product of one CRS, and the mosaic of one of several."""
 
@@ -56,7 +57,7 @@ class ClassMap:
         """Open the map for reading; the reader belongs to one thread."""
         import rasterio
 
-        with rasterio.open(self.path) as source:
+        with rasterio.open(self.path) as source, _bounded_cache(_cache_bytes(source)):
             yield _Reader(self, source)
 
     def windows(self, size: int = WINDOW) -> list[Window]:
@@ -204,6 +205,31 @@ class ClassAreas:
     nodata_pixels: int
     note: str
     """How areas are measured."""
+
+
+@contextmanager
+def _bounded_cache(most: int) -> Iterator[None]:
+    """Let GDAL keep no more bytes of what this process reads; an ``Env`` within another stays."""
+    from rasterio.env import get_gdal_config, set_gdal_config
+
+    before = get_gdal_config("GDAL_CACHEMAX")
+    set_gdal_config("GDAL_CACHEMAX", most)
+    try:
+        yield
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)
+
+
+def _cache_bytes(source: Any) -> int:
+    """Return what GDAL may keep of a map: its own bound is a share of the machine's memory.
+
+    Blocks as wide as the map lie under all windows of a row, and with them those of a file beside.
+    """
+    rows, cols = source.block_shapes[0]
+    if cols < source.width:
+        return _CACHE_BYTES
+    row = (WINDOW + 2 * rows) * cols * np.dtype(source.dtypes[0]).itemsize
+    return max(2 * row, _CACHE_BYTES)
 
 
 class _Reader:

@@ -190,10 +190,12 @@ class _Sweep:
         if right == self.shape_yx[1]:
             del lines["east"]
 
-        found = shapes(
-            codes, mask=codes != CLASS_NODATA, connectivity=4,
-            transform=Affine.translation(square.col, square.row),
-        )  # fmt: skip
+        labelled, found = codes != CLASS_NODATA, iter(())
+        if labelled.any():
+            found = shapes(
+                codes, mask=labelled, connectivity=4,
+                transform=Affine.translation(square.col, square.row),
+            )  # fmt: skip
         for batch in _outlines(found):
             runs = {name: batch.runs(axis, at) for name, (axis, at) in lines.items()}
             held = {
