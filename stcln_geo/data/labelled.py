@@ -11,9 +11,9 @@ from ..cube.stack import Stack
 from ..grid import Lattice, Window
 from .plan import ChipUnit
 from .source import Source, source_of
-from .targets import ChipChoice, Targets
+from .targets import ChipChoice, SquareGrid, Targets, mark_squares
 
-__all__ = ["plan_labelled_chips", "plan_windows", "repeat_units"]
+__all__ = ["plan_labelled_chips", "plan_training", "plan_windows", "repeat_units"]
 
 
 def plan_labelled_chips(
@@ -34,8 +34,47 @@ def plan_labelled_chips(
     within
         Only pixels of these chips count; None for all.
     """
+    targets = Targets(season, wanted, within=within)
+    return _chip_units(targets.source, targets.squares(side=chip), chip=chip, index=index)
+
+
+def plan_training(
+    season: Season | Stack | Source,
+    *,
+    trained: np.ndarray,
+    judged: np.ndarray,
+    chip: int,
+    lattice: Lattice,
+    within: ChipChoice | None = None,
+) -> tuple[list[ChipUnit], list[ChipUnit]]:
+    """List the chips to train on and the windows to judge on, with one sweep over the labels.
+
+    Parameters
+    ----------
+    trained, judged : (F,) bool over the season's fields.
+    within
+        Only pixels of these chips count; None for all.
+
+    Returns
+    -------
+    What `plan_labelled_chips` gives of the one, and `plan_windows` of the other.
+    """
     source = source_of(season)
-    hits = Targets(source, wanted, within=within).squares(side=chip)
+    cores = _core_grid(source, lattice)
+    chips, windows = mark_squares(
+        [
+            (Targets(source, trained, within=within), SquareGrid(chip)),
+            (Targets(source, judged, within=within), cores),
+        ]
+    )
+    return (
+        _chip_units(source, chips, chip=chip, index=0),
+        _window_units(windows, cores, lattice, index=0),
+    )
+
+
+def _chip_units(source: Source, hits: np.ndarray, *, chip: int, index: int) -> list[ChipUnit]:
+    """Return the chips that were marked, those of a storage chunk together."""
     chunk, seen = source.chunk, source.clear.pixels > 0
     side = chunk if chunk % chip == 0 else chip
     # The chips of a unit lie in one storage chunk.
@@ -72,19 +111,27 @@ def plan_windows(
     within
         Only pixels of these chips count; None for all.
     """
-    source = source_of(season)
-    cores = lattice.cores(source.window)
-    if not cores:
-        return []
-    origin = cores[0].relative_to(source.window)
-    hits = Targets(source, wanted, within=within).squares(
-        side=lattice.stride, offset_yx=(-origin.row, -origin.col)
-    )
+    targets = Targets(season, wanted, within=within)
+    grid = _core_grid(targets.source, lattice)
+    hits = targets.squares(side=grid.side, offset_yx=grid.offset_yx)
+    return _window_units(hits, grid, lattice, index=index)
+
+
+def _core_grid(source: Source, lattice: Lattice) -> SquareGrid:
+    """Return the cores of a lattice over a source."""
+    first = source.window
+    return SquareGrid(lattice.stride, (first.row % lattice.stride, first.col % lattice.stride))
+
+
+def _window_units(
+    hits: np.ndarray, grid: SquareGrid, lattice: Lattice, *, index: int
+) -> list[ChipUnit]:
+    """Return the windows of the cores that were marked."""
     units = []
     for site, down, right in np.argwhere(hits).tolist():
         core = Window(
-            origin.row + down * lattice.stride, origin.col + right * lattice.stride,
-            lattice.stride, lattice.stride,
+            down * grid.side - grid.offset_yx[0], right * grid.side - grid.offset_yx[1],
+            grid.side, grid.side,
         )  # fmt: skip
         window = lattice.window_of(core)
         units.append(ChipUnit(season=index, window=window, chips=(window,), site=site))

@@ -21,7 +21,7 @@ from ..legend import UNLABELLED
 from .source import LabelReader, LabelTile, Source, source_of
 from .split import check_labelled
 
-__all__ = ["ChipChoice", "Targets", "fields_within"]
+__all__ = ["ChipChoice", "SquareGrid", "Targets", "fields_within", "mark_squares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,43 @@ class ChipChoice:
         for down, right in self.chips:
             held |= (row == down)[:, None] & (col == right)
         return held
+
+
+@dataclass(frozen=True, slots=True)
+class SquareGrid:
+    """Squares that tile each site.
+
+    Parameters
+    ----------
+    side
+        Side of a square (pixels).
+    offset_yx
+        Rows and columns by which the first square begins before a site's first pixel.
+    """
+
+    side: int
+    offset_yx: tuple[int, int] = (0, 0)
+
+    def shape(self, shape_yx: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of the squares over a site."""
+        (height, width), (down, right) = shape_yx, self.offset_yx
+        return -(-(height + down) // self.side), -(-(width + right) // self.side)
+
+    def mark(self, hits: np.ndarray, carried: np.ndarray, tile: LabelTile) -> None:
+        """Mark the squares that hold one of a tile's marked pixels; others stay as they are."""
+        row, col = (
+            (np.arange(size) + start + offset) // self.side
+            for size, start, offset in (
+                (tile.window.height, tile.window.row, self.offset_yx[0]),
+                (tile.window.width, tile.window.col, self.offset_yx[1]),
+            )
+        )
+        first_row, first_col = (np.flatnonzero(np.diff(n, prepend=-1)) for n in (row, col))
+        marked = np.logical_or.reduceat(carried, first_row, axis=1)
+        marked = np.logical_or.reduceat(marked, first_col, axis=2)
+        sites = np.arange(tile.sites.start, tile.sites.stop)
+        # A square may reach into several tiles.
+        hits[np.ix_(sites, row[first_row], col[first_col])] |= marked
 
 
 class Targets:
@@ -120,41 +157,23 @@ class Targets:
         tile = LabelTile(
             sites=slice(site, site + 1), window=window, labels=labels[None], parcels=parcels[None]
         )
-        return np.where(self._carried(tile)[0], labels, UNLABELLED).astype(np.uint8)
+        return np.where(self.carried(tile)[0], labels, UNLABELLED).astype(np.uint8)
 
     def squares(self, *, side: int, offset_yx: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Mark the squares of a grid over each site that hold a pixel with a target.
 
         Parameters
         ----------
-        side
-            Side of a square (pixels).
-        offset_yx
-            Rows and columns by which the first square begins before a site's first pixel.
+        side, offset_yx
+            As of `SquareGrid`.
 
         Returns
         -------
         (S, rows, columns) bool.
         """
-        height, width = self.source.shape_yx
-        down, right = offset_yx
-        shape = (-(-(height + down) // side), -(-(width + right) // side))
-        hits = np.zeros((self.source.sites, *shape), dtype=bool)
-        for tile in self.source.label_tiles():
-            marked = self._carried(tile)
-            rows = (np.arange(tile.window.height) + tile.window.row + down) // side
-            cols = (np.arange(tile.window.width) + tile.window.col + right) // side
-            first_row, first_col = (np.flatnonzero(np.diff(n, prepend=-1)) for n in (rows, cols))
-            marked = np.logical_or.reduceat(marked, first_row, axis=1)
-            marked = np.logical_or.reduceat(marked, first_col, axis=2)
-            place = np.ix_(
-                np.arange(self.source.sites)[tile.sites], rows[first_row], cols[first_col]
-            )
-            # A square may reach into several tiles.
-            hits[place] |= marked
-        return hits
+        return mark_squares([(self, SquareGrid(side, offset_yx))])[0]
 
-    def _carried(self, tile: LabelTile) -> np.ndarray:
+    def carried(self, tile: LabelTile) -> np.ndarray:
         """Return which pixels of a tile carry a target: (N, H, W) bool."""
         place = np.arange(tile.sites.start, tile.sites.stop)[:, None, None]
         number = np.clip(tile.parcels, 0, len(self._by_number) - 1)
@@ -165,6 +184,30 @@ class Targets:
         if self.within is not None:
             carried &= self.within.holds(tile.window)
         return carried
+
+
+def mark_squares(wanted: Sequence[tuple[Targets, SquareGrid]]) -> list[np.ndarray]:
+    """Mark the squares that hold a pixel with a target, in one sweep over the labels of a source.
+
+    Parameters
+    ----------
+    wanted
+        Targets of one source, each with a grid of its own.
+
+    Returns
+    -------
+    (S, rows, columns) bool of each.
+    """
+    source = wanted[0][0].source
+    hits = [
+        np.zeros((source.sites, *grid.shape(source.shape_yx)), dtype=bool) for _, grid in wanted
+    ]
+    for tile in source.label_tiles():
+        if (tile.labels == UNLABELLED).all():
+            continue
+        for found, (targets, grid) in zip(hits, wanted, strict=True):
+            grid.mark(found, targets.carried(tile), tile)
+    return hits
 
 
 def fields_within(source: Source, within: ChipChoice) -> FieldTable:

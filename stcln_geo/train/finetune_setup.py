@@ -10,9 +10,9 @@ import torch
 
 from ..cube.contract import SPLITS
 from ..cube.store import FieldTable
-from ..data.chips import ChipDataset, plan_labelled_chips, plan_windows
+from ..data.chips import ChipDataset
 from ..data.dates import DateChoice
-from ..data.labelled import repeat_units
+from ..data.labelled import plan_training, repeat_units
 from ..data.source import Source, open_source
 from ..data.split import check_labelled, few_label_fields
 from ..data.stream import OrderedStream, TrainingStream
@@ -142,8 +142,9 @@ def prepare_finetune(
         check_sizes(init, network)
     judged = (fields.split == SPLITS["validation"]) & classes.used(fields)
     lattice = Lattice(window=config.data.chip, halo=config.data.halo)
-    trained = plan_labelled_chips(source, chosen, chip=config.data.chip, within=within)
-    held_out = plan_windows(source, judged, lattice=lattice, within=within)
+    trained, held_out = plan_training(
+        source, trained=chosen, judged=judged, chip=config.data.chip, lattice=lattice, within=within
+    )
     trained, held_out = repeat_units(trained, source), repeat_units(held_out, source)
     if not trained:
         raise LabelError(

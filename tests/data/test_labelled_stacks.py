@@ -18,8 +18,9 @@ from stcln_geo.cube.stack_contract import stack_dataset, validate_stack
 from stcln_geo.cube.stack_fields import label_stack, write_stack_split
 from stcln_geo.cube.stack_store import finish_stack, take_back_stack
 from stcln_geo.cube.store import open_season
+from stcln_geo.data import blocks
 from stcln_geo.data.chips import ChipDataset, plan_labelled_chips, plan_windows
-from stcln_geo.data.labelled import repeat_units
+from stcln_geo.data.labelled import plan_training, repeat_units
 from stcln_geo.data.site_split import (
     SiteLists,
     read_site_lists,
@@ -521,3 +522,35 @@ def test_targets_of_chips_are_read_past_zarr(
         part = chip.source.window
         expected = padded[source.site_of(chip.source), part.rows, part.cols]
         np.testing.assert_array_equal(chip.target, expected)
+
+
+@pytest.mark.parametrize("kind", ["cube", "stack"])
+def test_a_run_is_planned_with_one_sweep_over_the_labels(
+    kind: str, cube: Path, own: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(cube if kind == "cube" else own(background=True))
+    trained = np.arange(len(source.fields)) % 3 > 0
+    lattice = Lattice(window=16, halo=3)
+    chips = plan_labelled_chips(source, trained, chip=16)
+    windows = plan_windows(source, ~trained, lattice=lattice)
+    assert chips
+    assert windows
+    reads: list[Path] = []
+    read = blocks._read_range
+
+    def counted(file: Path, offset: int, length: int) -> bytes:
+        reads.append(file)
+        return read(file, offset, length)
+
+    monkeypatch.setattr(blocks, "_read_range", counted)
+    list(source.label_tiles())
+    sweep = sorted(reads)
+    assert {file.relative_to(source.folder).parts[0] for file in sweep} == {"labels", "parcels"}
+    reads.clear()
+
+    found = plan_training(
+        source, trained=trained, judged=~trained, chip=16, lattice=lattice
+    )  # fmt: skip
+
+    assert found == (chips, windows)
+    assert sorted(reads) == sweep
