@@ -18,7 +18,13 @@ import pytest
 
 from stcln_geo import bucket as bucket_module
 from stcln_geo import lock as lock_module
-from stcln_geo.errors import InputError, StclnGeoError, StclnGeoWarning, StorageError
+from stcln_geo.errors import (
+    InputError,
+    MissingFileError,
+    StclnGeoError,
+    StclnGeoWarning,
+    StorageError,
+)
 from stcln_geo.lock import lock_path
 from stcln_geo.model.checkpoint import find_checkpoint
 from stcln_geo.saves import SAVE_FILE, STAGE, fetch_save, local_copy, read_save
@@ -233,6 +239,84 @@ def test_a_save_that_leads_out_of_the_run_is_refused(s3: str, tmp_path: Path) ->
     with pytest.raises(StorageError, match=r"'../outside', which lies outside"):
         fetch_save(where, tmp_path / "two" / "x")
     assert not (tmp_path / "two" / "outside").exists()
+
+
+def test_who_reads_while_a_save_comes_gets_the_new_one_whole(s3: str, tmp_path: Path) -> None:
+    """The writer comes between the list of the files and the files themselves."""
+    where = address(s3)
+    send(where, tmp_path / "zero", FIRST)
+    told: list[str] = []
+
+    def meanwhile(name: str) -> bool:
+        if not told:
+            send(where, tmp_path / "one", SECOND)
+        told.append(name)
+        return True
+
+    save = fetch_save(where, tmp_path / "got", wanted=meanwhile)
+
+    assert save is not None
+    assert save == read_save(where)
+    got = held(tmp_path / "got")
+    assert {name: got[name] for name in SECOND} == SECOND
+    assert set(told) == {*FIRST, *SECOND}
+
+
+def test_a_run_that_is_removed_while_it_is_read_is_none(s3: str, tmp_path: Path) -> None:
+    where = address(s3)
+    assert fetch_save(where, tmp_path / "got") is None
+    send(where, tmp_path / "zero", FIRST)
+
+    def meanwhile(_: str) -> bool:
+        for name in list_files(where):
+            (where / name).unlink()
+        return True
+
+    assert fetch_save(where, tmp_path / "got", wanted=meanwhile) is None
+
+
+def test_who_never_finds_a_save_at_rest_is_told_so(s3: str, tmp_path: Path) -> None:
+    where = address(s3)
+    send(where, tmp_path / "zero", FIRST)
+    saves = 0
+
+    def meanwhile(name: str) -> bool:
+        nonlocal saves
+        if name == "run.json":
+            saves += 1
+            content = f"{saves}\n".encode() * saves
+            send(where, tmp_path / "one", dict.fromkeys(FIRST, content))
+        return True
+
+    with pytest.raises(StorageError, match=r"saved anew each of 5 times.*Try again"):
+        fetch_save(where, tmp_path / "got", wanted=meanwhile)
+    assert saves == 5
+
+
+@pytest.mark.parametrize("beside", ["a save", "nothing"])
+def test_a_copy_of_any_object_lies_here_and_errors_name_the_object(
+    s3: str, tmp_path: Path, beside: str
+) -> None:
+    where = address(s3)
+    if beside == "a save":
+        send(where, tmp_path / "one", FIRST)
+    lone = where / "checkpoints" / "other.safetensors"
+    with pytest.raises(MissingFileError, match=f"Cannot read {lone}: there is no such object"):
+        local_copy(lone).__enter__()
+    write_file(lone, b"other")
+    with local_copy(lone) as file:
+        assert file.read_bytes() == b"other"
+    assert not file.exists()
+    with pytest.raises(InputError) as caught, local_copy(lone) as file:
+        raise InputError(f"Cannot use {file}: so it is.")
+    assert str(caught.value) == f"Cannot use {lone}: so it is."
+    mine = InputError("Cannot use another: so it is.")
+    with pytest.raises(InputError) as caught, local_copy(lone):
+        raise mine
+    assert caught.value is mine
+    here = tmp_path / "here.bin"
+    with local_copy(here) as file:
+        assert file is here
 
 
 def test_two_writers_never_mix(s3: str, tmp_path: Path) -> None:
