@@ -169,6 +169,10 @@ def fetch_save(
             now = read_save(run)
             if now is not None and now.version == save.version:
                 raise
+            # What was brought of the save before may be no part of the next one.
+            for name in names:
+                if _lies_in(folder, name):
+                    (folder / name).unlink(missing_ok=True)
             save = now
     raise StorageError(
         f"Cannot read the run {run}: it was saved anew each of {_TRIES} times. It must rest while "
@@ -179,8 +183,7 @@ def fetch_save(
 def _bring(run: S3Path, save: Save, name: str, folder: Path) -> None:
     """Copy a file of a save into a folder; raise StorageError unless it is what was saved."""
     file = save.files[name]
-    target = (folder / name).resolve()
-    if not target.is_relative_to(folder.resolve()):
+    if not _lies_in(folder, name):
         raise StorageError(
             f"Cannot read the run {run}: its {SAVE_FILE} names {name!r}, which lies outside of the "
             "run. No command of ours writes that. Choose another address."
@@ -200,7 +203,11 @@ def _bring(run: S3Path, save: Save, name: str, folder: Path) -> None:
             f"bytes, and {SAVE_FILE} lists {name} with {file.bytes} bytes of another SHA-256. "
             "Restore the object, or begin anew with --overwrite."
         )
-    write_file(target, content)
+    write_file(folder / name, content)
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    return (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 @contextlib.contextmanager
