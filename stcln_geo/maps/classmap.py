@@ -229,7 +229,7 @@ def _cache_bytes(source: Any) -> int:
     if cols < source.width:
         return _CACHE_BYTES
     row = (WINDOW + 2 * rows) * cols * np.dtype(source.dtypes[0]).itemsize
-    return max(2 * row, _CACHE_BYTES)
+    return max(2 * int(row), _CACHE_BYTES)
 
 
 class _Reader:
