@@ -40,6 +40,7 @@ from stcln_geo.predict import run as run_module
 from stcln_geo.predict import shard as shard_module
 from stcln_geo.predict import windows as windows_module
 from stcln_geo.predict.folder import folder_lock
+from stcln_geo.predict.smooth import Smoothing, smooth
 from stcln_geo.report.accuracy import evaluate_map, write_accuracy
 from stcln_geo.storage import list_files, location, write_file
 
@@ -61,8 +62,13 @@ def layers(product: Prediction) -> np.ndarray:
     return np.stack([read(product.classes), read(product.confidence)])
 
 
-def label_by_hand(world: Any, *, min_clear: int = 1) -> np.ndarray:
-    """Run the network window by window over the region; classes and confidence, (2, H, W)."""
+def label_by_hand(
+    world: Any, *, min_clear: int = 1, smoothing: Smoothing | None = None, heard: int = 1
+) -> np.ndarray:
+    """Run the network window by window over the region; classes and confidence, (2, H, W).
+
+    With smoothing, pixels of so many dates are heard.
+    """
     season, lattice, extent = world.season, world.lattice, world.extent
     module = load_model(world.checkpoint)
     bands = [season.bands.index(band) for band in module.config.bands]
@@ -86,7 +92,11 @@ def label_by_hand(world: Any, *, min_clear: int = 1) -> np.ndarray:
                 torch.from_numpy(season.days[dates])[None],
                 torch.from_numpy(usable[dates])[None],
             )[0]
-        probability = torch.softmax(logits, 0).max(0).values.numpy()
+        shares = torch.softmax(logits, 0)
+        if smoothing is not None:
+            have_a_say = torch.from_numpy(usable.sum(0) >= heard)
+            shares = smooth(shares[None], have_a_say[None], smoothing)[0]
+        probability, best = shares.max(0).values.numpy(), shares.argmax(0).numpy()
         for row in range(lattice.stride):
             for col in range(lattice.stride):
                 y, x = core.row + row - extent.row, core.col + col - extent.col
@@ -96,7 +106,7 @@ def label_by_hand(world: Any, *, min_clear: int = 1) -> np.ndarray:
                 inside = row + lattice.halo, col + lattice.halo
                 seen = usable[:, inside[0], inside[1]].sum()
                 if seen >= min_clear and season.aoi.intersects(centre):
-                    found[0, y, x] = int(logits[:, inside[0], inside[1]].argmax())
+                    found[0, y, x] = int(best[inside])
                     found[1, y, x] = int(np.floor(probability[inside] * 100 + 0.5))
     torch.set_num_threads(threads)
     return found
@@ -229,6 +239,18 @@ def test_pixels_without_enough_dates_or_outside_the_region_are_nodata(
     found = layers(product)
     assert (found[:, 70:75, 50:] == 255).all()
     assert np.array_equal(found, label_by_hand(world, min_clear=2))
+
+
+def test_pixels_without_enough_dates_have_no_say_in_their_neighbours(
+    world: Any, tmp_path: Path
+) -> None:
+    smoothing = Smoothing(method="majority")
+    expected = label_by_hand(world, min_clear=4, smoothing=smoothing, heard=4)
+    all_heard = label_by_hand(world, min_clear=4, smoothing=smoothing, heard=1)
+    assert (expected[0] != all_heard[0]).sum() > 10
+    spec = PredictSpec(**{**CPU, "min_clear": 4, "smooth": "majority"})
+    product = predict_region(world.cube, world.checkpoint, tmp_path, spec=spec)
+    assert np.array_equal(layers(product), expected)
 
 
 def test_the_product_is_whole_and_says_what_it_is(world: Any, product: Prediction) -> None:
