@@ -31,7 +31,7 @@ from stcln_geo.saves import SAVE_FILE, STAGE, fetch_save, local_copy, read_save
 from stcln_geo.storage import S3Path, list_files, location, write_file
 from stcln_geo.train import run_keeping
 from stcln_geo.train.ranks import Ranks
-from stcln_geo.train.run_copy import run_copy
+from stcln_geo.train.run_copy import run_copy, written_to
 from stcln_geo.train.run_directory import RunDirectory
 from stcln_geo.train.run_keeping import RunMirror, kept_run, work_folder
 
@@ -411,6 +411,65 @@ def test_evaluating_disturbs_no_training(s3: str, tmp_path: Path) -> None:
         write_file(run.path / "model_card.md", b"half")
         raise ZeroDivisionError
     assert (where / "model_card.md").read_bytes() == b"card"
+
+
+@pytest.mark.parametrize("kept", ["a save", "other means"])
+def test_a_copy_holds_what_is_read_and_brings_what_is_made_of_it(
+    s3: str, tmp_path: Path, kept: str
+) -> None:
+    where = address(s3)
+    derived = {"evaluation-test/metrics.json": b"old", "model_card.md": b"card"}
+    if kept == "a save":
+        send(where, tmp_path / "one", SECOND)
+    for name, content in (derived if kept == "a save" else {**SECOND, **derived}).items():
+        write_file(where / name, content)
+    # Resuming and the progress of training are no part of it.
+    needed = {"run.json", "steps.jsonl", "checkpoints/best.safetensors"}
+
+    with run_copy(where) as run:
+        assert run.where == where
+        own = {name: SECOND[name] for name in needed}
+        found = held(run.path)
+        assert {n: found[n] for n in found if n != SAVE_FILE} == {**own, **derived}
+        write_file(run.path / "evaluation-test" / "metrics.json", b"new")
+        write_file(run.path / "evaluation-test" / "confusion.csv", b"more")
+        write_file(run.path / "steps.jsonl", b"no part of it\n")
+        # Another command that judges the run meanwhile.
+        write_file(where / "model_card.md", b"of another")
+
+    assert not run.path.exists()
+    expected = {
+        **SECOND, "evaluation-test/metrics.json": b"new", "evaluation-test/confusion.csv": b"more",
+        "model_card.md": b"of another",
+    }  # fmt: skip
+    found = {name: (where / name).read_bytes() for name in list_files(where)}
+    found.pop(SAVE_FILE, None)
+    assert found == expected
+
+    def judge_and_die() -> None:
+        with run_copy(where) as run:
+            write_file(run.path / "model_card.md", b"half")
+            raise Killed
+
+    with pytest.raises(Killed):
+        judge_and_die()
+    assert (where / "model_card.md").read_bytes() == b"of another"
+
+
+def test_a_folder_is_its_own_copy_and_what_is_written_to_a_bucket_lies_there(
+    s3: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "run", FIRST)
+    with run_copy(tmp_path / "run") as run:
+        assert run.path == run.where == tmp_path / "run"
+    with written_to(tmp_path) as folder:
+        assert folder is tmp_path
+    assert held(tmp_path / "run") == FIRST
+    where = address(s3)
+    with written_to(where) as folder:
+        put(folder, SECOND)
+    assert not folder.exists()
+    assert {name: (where / name).read_bytes() for name in list_files(where)} == SECOND
 
 
 def test_a_server_that_is_away_is_waited_for(
