@@ -317,6 +317,11 @@ def test_a_map_made_later_is_scored_with_the_strata_of_the_first(codes, tmp_path
     shutil.copy(design_path(out), design_path(tmp_path / "bare.parquet"))
     bare = evaluate_map(second, tmp_path / "bare.parquet", spec=AccuracySpec(strata="map"))
     assert bare.estimates.overall_accuracy.value == pytest.approx(by_map)
+    renamed = points.rename(columns={"stratum": "drawn from"})
+    renamed.to_parquet(tmp_path / "renamed.parquet")
+    named = AccuracySpec(design=design_path(out), strata_column="drawn from")
+    same = evaluate_map(open_class_map(second), tmp_path / "renamed.parquet", spec=named)
+    assert same.estimates.overall_accuracy == overall
     points.assign(stratum="Barley").to_parquet(tmp_path / "other.parquet")
     with pytest.raises(InputError, match=r"holds the strata Barley, and the design has .*0"):
         evaluate_map(second, tmp_path / "other.parquet", spec=AccuracySpec(design=design_path(out)))
