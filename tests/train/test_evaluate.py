@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from stcln_geo.errors import CheckpointError, InputError, LabelError
 from stcln_geo.grid import Lattice
 from stcln_geo.legend import Legend
 from stcln_geo.model import join_checkpoints
-from stcln_geo.model.checkpoint import load_model, read_metadata
+from stcln_geo.model.checkpoint import (
+    load_model,
+    read_metadata,
+    save_checkpoint,
+    set_temperature,
+)
+from stcln_geo.model.stcln import Stcln
 from stcln_geo.predict import PredictSpec
 from stcln_geo.report.metrics import confusion_matrix
+from stcln_geo.storage import location, write_file
 from stcln_geo.train.config import FinetuneConfig, PretrainConfig, load_config
 from stcln_geo.train.evaluate import evaluate_run, plan_evaluation
 from stcln_geo.train.finetune import finetune
@@ -100,6 +108,56 @@ def test_equals_the_map_on_the_fields_of_the_split(small_cube: Path, run: Path, 
     assert evaluation.unseen_pixels == ((truth != 255) & ~seen).sum()
     counts = np.bincount(season.fields.code[season.fields.split == SPLITS[split]], minlength=3)
     assert evaluation.fields.tolist() == counts.tolist()
+
+
+def test_calibrating_a_copy_fits_what_the_run_has_fitted_whatever_the_file_says(
+    small_cube: Path, run: Path, tmp_path: Path
+) -> None:
+    best = run / "checkpoints" / "best.safetensors"
+    copy = Path(shutil.copy(best, tmp_path / "copy.safetensors"))
+    told = json.loads((run / "run.json").read_text())["calibration"]
+    for before in (None, 7.0):
+        if before is not None:
+            set_temperature(copy, before)
+        fitted = calibrate_checkpoint(copy, small_cube, device="cpu")
+        assert asdict(fitted) == pytest.approx(told, rel=1e-3)
+        assert read_metadata(copy).temperature == fitted.temperature
+    for own in (run, best):
+        with pytest.raises(InputError, match="belongs to a run"):
+            calibrate_checkpoint(own, small_cube)
+    # Files in a folder of that name, but of no run, and in another folder of a run.
+    (tmp_path / "run" / "exports").mkdir(parents=True)
+    shutil.copy(run / "run.json", tmp_path / "run")
+    (tmp_path / "checkpoints").mkdir()
+    for folder in (tmp_path / "checkpoints", tmp_path / "run" / "exports"):
+        free = shutil.copy(copy, folder / "free.safetensors")
+        assert calibrate_checkpoint(free, small_cube, device="cpu").pixels == told["pixels"]
+
+
+def test_what_cannot_be_calibrated_is_left_as_it_is(
+    new_cube: Callable[..., Path], run: Path, tmp_path: Path, s3: str
+) -> None:
+    network = load_model(run)
+    assert isinstance(network, Stcln)
+    with torch.no_grad():
+        network.classifier.bias[0] += 1e4
+    info = read_metadata(run)
+    sure = save_checkpoint(
+        tmp_path / "sure.safetensors", network, legend=info.legend, chip=info.chip, halo=info.halo
+    )
+    cube = new_cube()
+    season = open_season(cube, mode="r+")
+    assert season.fields is not None
+    judged = np.where(season.fields.code == 0, SPLITS["validation"], SPLITS["train"])
+    write_split(season, judged.astype(np.uint8))
+    before = sure.read_bytes()
+    with pytest.raises(LabelError, match=r"Cannot calibrate .*all \d+ pixels .* are right"):
+        calibrate_checkpoint(sure, cube, device="cpu")
+    assert sure.read_bytes() == before
+    away = location(f"{s3}/models/sure.safetensors")
+    write_file(away, before)
+    with pytest.raises(InputError, match=r"must be on this machine.*checkpoint export"):
+        calibrate_checkpoint(away, cube)
 
 
 @pytest.mark.slow
