@@ -27,7 +27,7 @@ from stcln_geo.errors import (
 )
 from stcln_geo.lock import lock_path
 from stcln_geo.model.checkpoint import find_checkpoint
-from stcln_geo.saves import SAVE_FILE, STAGE, fetch_save, local_copy, read_save
+from stcln_geo.saves import SAVE_FILE, STAGE, fetch_save, is_saved, local_copy, read_save
 from stcln_geo.storage import S3Path, list_files, location, write_file
 from stcln_geo.train import run_keeping
 from stcln_geo.train.ranks import Ranks
@@ -181,6 +181,9 @@ def test_weights_are_found_before_they_have_their_name(
             send(where, tmp_path / "one", FIRST)
     assert not best.exists()
     assert find_checkpoint(where) == best
+    assert [is_saved(where, name) for name in ("steps.jsonl", "other.jsonl")] == [True, False]
+    assert not is_saved(address(s3, "none"), "steps.jsonl")
+    assert not is_saved(tmp_path / "one" / "x", "steps.jsonl")
     with local_copy(best) as file:
         assert file.read_bytes() == FIRST["checkpoints/best.safetensors"]
     send(where, tmp_path / "two", FIRST)
