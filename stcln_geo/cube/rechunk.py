@@ -9,6 +9,7 @@ go on in the new layout.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -334,6 +335,8 @@ def _copy_shard(task: _CopyTask) -> None:
         for name, array in old.arrays():
             if tuple(array.metadata.dimension_names or ())[-2:] != ("y", "x"):
                 continue
+            if not _is_written(array, location(task.source) / task.season / name, window):
+                continue
             pixels = array[..., window.rows, window.cols]
             new[name][..., window.rows, window.cols] = pixels
             if name == "valid" and "coverage" in new:
@@ -342,6 +345,21 @@ def _copy_shard(task: _CopyTask) -> None:
             small = (..., *_cells(window, 16))
             new["overview"][small] = old["overview"][small]
         write_file(out / _MARKS / task.season / _mark_name(window), b"")
+
+
+def _is_written(array: Any, place: Location, window: Window) -> bool:
+    """Return True where a file of an array lies under a window; all else is its fill value."""
+    extent = array.shards or array.chunks
+    ends = (window.row + window.height, window.col + window.width)
+    starts = (*(0 for _ in array.shape[:-2]), window.row, window.col)
+    parts = [
+        range(start // side, -(-end // side))
+        for start, end, side in zip(starts, (*array.shape[:-2], *ends), extent, strict=True)
+    ]
+    return any(
+        (place / array.metadata.encode_chunk_key(key)).is_file()
+        for key in itertools.product(*parts)
+    )
 
 
 def _cells(window: Window, step: int) -> tuple[slice, slice]:

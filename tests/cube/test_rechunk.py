@@ -185,6 +185,52 @@ def test_what_the_manifests_count_is_kept(cube: Path, tmp_path: Path):
         assert manifest["valid_fraction"] == pytest.approx(valid[:, rows, cols].mean())
 
 
+@pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
+def test_where_nothing_was_written_nothing_is_read(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    path, out = tmp_path / "sparse.zarr", tmp_path / "new.zarr"
+    geobox = geobox_from_window(Window(0, 0, 330, 415), crs="EPSG:32631", resolution=10)
+    season = create_season(
+        path, SEASON, geobox=geobox, time=np.array(["2018-10-03", "2018-10-08"], "datetime64[s]"),
+        bands=("red", "nir"), layout=OLD, aoi=box(*geobox.boundingbox.bbox),
+    )  # fmt: skip
+    rng = np.random.default_rng(8)
+    filled = np.zeros((330, 415), dtype=bool)
+    for shard in shards_of(season):
+        if (shard.row, shard.col) in ((0, 48), (288, 384)):
+            values = rng.integers(1, 9000, (2, 2, *shard.shape_yx)).astype(np.int16)
+            valid = rng.random((2, *shard.shape_yx)) < 0.7
+            write_shard(season, shard, reflectance=values, valid=valid)
+            filled[shard.rows, shard.cols] = True
+    finish_season(path, SEASON)
+    read: list[Window] = []
+    get = zarr.Array.__getitem__
+
+    def seen(array: Any, place: Any) -> Any:
+        if array.basename in {"reflectance", "valid"}:
+            rows, cols = place[-2:]
+            read.append(Window(rows.start, cols.start, rows.stop - rows.start,
+                               cols.stop - cols.start))  # fmt: skip
+        return get(array, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__getitem__", seen)
+        rechunk_cube(path, out, **options)
+
+    before, after = arrays_of(path), arrays_of(out)
+    for name in set(before) - {"coverage"}:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    assert read
+    for window in read:
+        near = window.expand(OLD.shard).intersection(Window(0, 0, 330, 415))
+        assert filled[near.rows, near.cols].any()
+    assert len(set(read)) < len(shards_of(open_season(out)))
+    np.testing.assert_array_equal(
+        open_season(out).coverage[:].sum(axis=(1, 2)), open_season(path).valid[:].sum(axis=(1, 2))
+    )
+
+
 @pytest.mark.parametrize("shard", [32, 64, 160], ids=["smaller", "larger", "one"])
 def test_what_was_left_out_is_known_of_each_shard_it_lies_under(
     cube: Path, tmp_path: Path, shard: int
