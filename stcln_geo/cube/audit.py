@@ -8,7 +8,6 @@ neither blocks nor interruptions change the verdict. No pixel is changed.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ..storage import Location
 from .fuse import ScenePixels
 from .planned import Scene, SeasonPlan
 from .store import Season
-from .stored import manifest_paths
+from .stored import read_manifests
 from .zarr_store import zarr_store
 
 __all__ = [
@@ -152,8 +151,7 @@ def suspect_scenes(
     path: Location, season: SeasonPlan, *, replacing: bool = False
 ) -> list[set[str]]:
     """Return, per date of a season whose shards are written, the items that are suspect."""
-    files = manifest_paths(path, season.name, replacing=replacing)
-    audits = merge_audits(json.loads(file.read_text(encoding="utf-8")) for file in files)
+    audits = merge_audits(read_manifests(path, season.name, replacing=replacing))
     return [
         {
             scene.item

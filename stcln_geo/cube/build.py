@@ -21,7 +21,7 @@ from ..errors import TaskError
 from ..execution import Execution, ProgressHook, run_tasks
 from ..grid import tiles
 from ..progress import duration_text
-from ..storage import Location, location, writing
+from ..storage import Location, location, read_files, writing
 from .audit import SUSPECT, suspect_scenes
 from .begin import open_or_create, prepare_folder
 from .block import BlockResult, BlockTask, build_block
@@ -33,7 +33,7 @@ from .replace import current_seasons, finish_replacement, recover_swaps
 from .scratch import check_scratch
 from .sky import prepare_sky
 from .store import finish_season, list_seasons, open_building, write_date_flags
-from .stored import LEDGER_FILE, PLAN_FILE, manifest_folder, read_manifest, read_plan_file
+from .stored import LEDGER_FILE, PLAN_FILE, manifest_paths, parse_manifest, read_plan_file
 
 __all__ = ["BuildReport", "build_cube", "carry_out", "unfinished_plan"]
 
@@ -266,8 +266,9 @@ def _too_many_left_out(
     if share is None:
         return None
     lacking: dict[Location, list[str]] = {}
-    for manifest in manifest_folder(path, season.name, replacing=replacing).glob("*.json"):
-        left_out = read_manifest(manifest).get("left_out")
+    files = manifest_paths(path, season.name, replacing=replacing)
+    for manifest, text in zip(files, read_files(files), strict=True):
+        left_out = parse_manifest(text).get("left_out")
         if left_out:
             lacking[manifest] = left_out
     failed = sorted({item for items in lacking.values() for item in items})

@@ -19,6 +19,7 @@ __all__ = [
     "manifest_folder",
     "manifest_path",
     "manifest_paths",
+    "parse_manifest",
     "read_manifest",
     "read_manifests",
     "read_plan_file",
@@ -131,12 +132,21 @@ def manifest_paths(path: Location, season: str, *, replacing: bool = False) -> l
 def read_manifest(manifest: Location) -> dict[str, Any]:
     """Return a shard's manifest; empty where there is none that is whole."""
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_manifest(manifest.read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    """Return the content of a shard's manifest; empty where it is damaged."""
+    try:
+        content = json.loads(text)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def read_manifests(path: Location, season: str) -> list[dict[str, Any]]:
+def read_manifests(path: Location, season: str, *, replacing: bool = False) -> list[dict[str, Any]]:
     """Return the manifests of a season's finished shards, in the order of `manifest_paths`."""
-    return [json.loads(content) for content in read_files(manifest_paths(path, season))]
+    files = manifest_paths(path, season, replacing=replacing)
+    return [json.loads(content) for content in read_files(files)]
