@@ -12,8 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,15 +22,13 @@ from numcodecs import blosc
 
 from ..errors import ChunkError, StorageError
 from ..storage import Location, S3Path, clear_errors
+from .shard_index import IndexCache, ShardIndex
 
 __all__ = ["BlockReader", "ShardReader", "ZarrReader", "open_reader"]
 
 _ABSENT = np.uint64(2**64 - 1)
 _INDEX_BYTES = 256_000_000
 """Memory for the indices of shards, of all arrays together: an archive has very many."""
-
-_INDEX_OVERHEAD = 512
-"""What the objects around an index take (bytes); most indices have a kilobyte."""
 
 _RUN_BYTES = 4_000_000
 """Most bytes that are read at once for several chunks, such as those of labels, which are small."""
@@ -114,58 +110,7 @@ class _Form:
         return math.prod(self.chunk) * int(self.dtype.itemsize)
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Where the chunks of a shard lie in its file."""
-
-    size: int
-    """Of the file (bytes)."""
-    table: np.ndarray
-    """(..., 2) uint64: offset and length of each chunk."""
-
-
-class _Indices:
-    """The indices that were asked for last, of all readers of the process together.
-
-    Parameters
-    ----------
-    most
-        Bytes that they may take.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
-        self._kept: OrderedDict[tuple[int, tuple[int, ...]], _Index | None] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[int, tuple[int, ...]]) -> tuple[bool, _Index | None]:
-        """Return whether an index is kept, and the index: None where a shard has no file."""
-        with self._lock:
-            if key not in self._kept:
-                return False, None
-            self._kept.move_to_end(key)
-            return True, self._kept[key]
-
-    def put(self, key: tuple[int, tuple[int, ...]], index: _Index | None) -> None:
-        """Keep an index, in place of those that were not asked for of late."""
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = index
-            self.held += self._bytes(index)
-            while self.held > self.most:
-                self.held -= self._bytes(self._kept.popitem(last=False)[1])
-
-    def forget(self) -> None:
-        """Begin anew in a forked process, where the lock may be held for ever."""
-        self.__init__(self.most)  # type: ignore[misc]
-
-    @staticmethod
-    def _bytes(index: _Index | None) -> int:
-        return _INDEX_OVERHEAD + (0 if index is None else index.table.nbytes)
-
-
-_indices = _Indices(_INDEX_BYTES)
+_indices = IndexCache(_INDEX_BYTES)
 _readers = itertools.count()
 os.register_at_fork(after_in_child=_indices.forget)
 
@@ -233,7 +178,7 @@ class ShardReader:
                 yield chunk, self._decode(chunk, stored)
 
     def _stored(
-        self, shard: tuple[int, ...], index: _Index, chunks: Iterable[tuple[int, ...]]
+        self, shard: tuple[int, ...], index: ShardIndex, chunks: Iterable[tuple[int, ...]]
     ) -> Iterator[tuple[tuple[int, ...], memoryview]]:
         """Yield the bytes of some chunks of a shard; those that lie together are read at once."""
         form = self._form
@@ -271,7 +216,7 @@ class ShardReader:
             raise _damaged(self._place, chunk, str(error)) from error
         return decoded
 
-    def _index(self, shard: tuple[int, ...], chunk: tuple[int, ...]) -> _Index | None:
+    def _index(self, shard: tuple[int, ...], chunk: tuple[int, ...]) -> ShardIndex | None:
         """Return a shard's index, or None where there is no file."""
         key = (self._number, shard)
         kept, found = _indices.get(key)
@@ -280,7 +225,7 @@ class ShardReader:
             _indices.put(key, found)
         return found
 
-    def _read_index(self, shard: tuple[int, ...], chunk: tuple[int, ...]) -> _Index | None:
+    def _read_index(self, shard: tuple[int, ...], chunk: tuple[int, ...]) -> ShardIndex | None:
         from google_crc32c import value as crc32c
 
         form = self._form
@@ -291,7 +236,7 @@ class ShardReader:
         if len(end) != form.index_bytes or crc32c(end[:-4]) != int.from_bytes(end[-4:], "little"):
             raise _damaged(self._place, chunk, "the index of its file does not fit its checksum")
         table = np.frombuffer(end[:-4], dtype="<u8").reshape(*form.per_shard, 2)
-        return _Index(size, table)
+        return ShardIndex(size, table)
 
     def _file(self, shard: tuple[int, ...]) -> Location:
         return self._place / "/".join(["c", *map(str, shard)])

@@ -17,6 +17,7 @@ from stcln_geo.cube.store import open_season
 from stcln_geo.data import blocks
 from stcln_geo.data.blocks import ShardReader, ZarrReader, open_reader
 from stcln_geo.data.chips import ChipDataset, plan_chips
+from stcln_geo.data.shard_index import OVERHEAD, IndexCache
 from stcln_geo.data.source import open_source
 from stcln_geo.data.stream import OrderedStream, ProblemLog, TrainingStream
 from stcln_geo.errors import ChunkError, InputError
@@ -127,7 +128,7 @@ def test_the_indices_of_all_arrays_have_one_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     index = 9 * 16 + 4
-    kept = blocks._Indices(5 * (9 * 16 + blocks._INDEX_OVERHEAD))
+    kept = IndexCache(5 * (9 * 16 + OVERHEAD))
     monkeypatch.setattr(blocks, "_indices", kept)
     readers = [open_reader(holed, tmp_path / "holed") for _ in range(3)]
     corners = [(slice(row, row + 1), slice(0, 1)) for row in (0, 40, 80)]
